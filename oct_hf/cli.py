@@ -1,0 +1,251 @@
+"""`oct-hf VERB`: parses, calls one function, prints.
+
+Exit codes: 0 done, 2 what was given is wrong (one line says what), 128 + signal when stopped. Verbs import what they
+need when they run, so that `--help` answers at once.
+"""
+
+import sys
+from importlib.util import find_spec
+
+if find_spec("typer") is None or find_spec("rich") is None:
+    sys.exit('the command line needs typer and rich: pip install "oct-hf[cli]"')
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from oct_hf import __version__
+from oct_hf.errors import OCTError
+
+app = typer.Typer(
+    name="oct-hf",
+    help="Fine-tune, measure and use retinal OCT classifiers. For research, not for diagnosis.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+Data = Annotated[Path | None, typer.Option("--data", "-d", help="Folder or zip with the images.")]
+
+
+@app.command()
+def finetune(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (demo, neh_2018, oct2017, folder) or a .yaml file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME where not given.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without the files that can't be used.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
+) -> None:
+    """Fine-tune, measure and write a model repository.
+
+    Example: oct-hf finetune oct2017 --data OCT2017/ train.epochs=8
+    """
+    from oct_hf.training.recipe import load_recipe
+
+    given = [*(overrides or [])]
+    if data is not None:
+        given.append(f"data.path={json.dumps(str(data))}")
+    if skip_bad:
+        given.append("data.skip_bad=true")
+    chosen = load_recipe(recipe, given)
+    folder = out or Path("runs") / chosen.name
+
+    from oct_hf.runs import run as runs
+
+    was_done = not overwrite and (folder / "model").is_dir()
+    try:
+        run = runs.finetune(chosen, folder, overwrite=overwrite)
+    except runs.Stopped as stopped:
+        _say(str(stopped))
+        raise typer.Exit(stopped.exit_code) from None
+    if was_done:
+        _say(f"{folder} was already finished; --overwrite trains it again")
+    _print_result(run["results"]["test"], f"{run['name']} on the test side", run["data"]["grouped_by"])
+    if run["data"]["left_out"]:
+        _say(f"left out: {run['data']['left_out']} files that can't be used or repeat others")
+    _print_places(folder)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A run, a model folder or a Hub id.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[data.KEY=VALUE]...")] = None,
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option(help="Write the predictions to this .parquet file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all metrics as JSON.")] = False,
+) -> None:
+    """Measure a model on labelled images, or again from its own predictions.
+
+    Example: oct-hf evaluate runs/demo --data clinic/ data.csv=patients.csv
+    """
+    from oct_hf.training.recipe import load_recipe
+
+    given = None
+    if data is not None or overrides:
+        chosen = ["data.name=folder", *(overrides or [])]
+        if data is not None:
+            chosen.append(f"data.path={json.dumps(str(data))}")
+        given = load_recipe("folder", chosen).data
+
+    from oct_hf.runs import run as runs
+
+    result = runs.evaluate_model(model, given, out)
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        _print_result(result, f"{model} on {data or 'its own test predictions'}")
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="A run, a model folder or a Hub id.")],
+    out: Annotated[Path | None, typer.Option(help="Write a .csv, .parquet or .json file instead of a table.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+) -> None:
+    """Classify B-scans: one row a file, with a probability for each label.
+
+    Example: oct-hf predict scans/ --model runs/demo --out answers.csv
+    """
+    from oct_hf.inference import table
+
+    if out is not None:
+        table.check_format(out)
+    from oct_hf.inference.predictor import Predictor, find_images, quiet_transformers
+
+    quiet_transformers()
+    files = find_images(images)
+    folder = Path(model) / "model"
+    predictor = Predictor(folder if folder.is_dir() else model, batch_size=batch_size)
+    rows = [table.row(answer, predictor.labels) for answer in _progress(predictor.predict(files), len(files))]
+    failed = [row for row in rows if row["error"]]
+    if out is None:
+        _print_predictions(rows, predictor.labels)
+    else:
+        table.write(rows, table.columns(predictor.labels), out)
+        _say(f"{len(rows) - len(failed)} of {len(rows)} files classified: {out}")
+    if failed:
+        _say(f"{len(failed)} file(s) couldn't be read; see the column error")
+    if len(failed) == len(rows):
+        raise typer.Exit(2)
+
+
+@app.command()
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Versions, devices, recipes, caches, and what each extra lacks."""
+    from oct_hf.about import about
+
+    facts = about()
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    for title, content in facts.items():
+        table = _table(title, "", "")
+        for key, value in content.items():
+            table.add_row(key, str(value))
+        _console().print(table)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"oct-hf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point: an OCTError is one line and exit code 2; anything else is a defect and keeps its traceback."""
+    try:
+        app()
+    except OCTError as error:
+        _say(f"error: {error}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _say("stopped; the same command goes on where it was")
+        sys.exit(130)
+
+
+def _console(stderr: bool = False):
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _table(title: str, *columns: str):
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE, title_justify="left", show_header=any(columns))
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 or not column else "right", overflow="fold")
+    return table
+
+
+def _score(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"
+
+
+def _print_result(result: dict, title: str, unit: str = "patient") -> None:
+    console = _console()
+    names = list(result["per_class"])
+    table = _table(
+        f"{title}: {result['n']} B-scans, {result['groups']} {unit}s",
+        "true",
+        *(f"→ {name}" for name in names),
+        "sensitivity",
+        "specificity",
+        "AUROC",
+    )
+    for name, counts in zip(names, result["confusion_matrix"], strict=True):
+        row = result["per_class"][name]
+        table.add_row(name, *map(str, counts), *(_score(row[k]) for k in ("recall", "specificity", "auroc")))
+    console.print(table)
+    keys = ("balanced_accuracy", "accuracy", "auroc", "f1", "mcc", "log_loss", "ece")
+    console.print("  ".join(f"{key.replace('_', ' ')} {_score(result[key])}" for key in keys), soft_wrap=True)
+
+
+def _print_predictions(rows: list[dict], labels: tuple[str, ...]) -> None:
+    from rich.text import Text
+
+    table = _table("predictions", "file", "predicted", *labels)
+    for row in rows:
+        if row["error"]:
+            table.add_row(Text(row["file"]), Text(row["error"], style="red"), *("" for _ in labels))
+        else:
+            table.add_row(Text(row["file"]), row["predicted"], *(f"{row[f'p_{name}']:.3f}" for name in labels))
+    _console().print(table)
+
+
+def _print_places(folder: Path) -> None:
+    table = _table("where it lies", "", "")
+    table.add_row(f"{folder / 'model'}", "the repository: weights, card, predictions, split")
+    table.add_row(f"{folder / 'model' / 'README.md'}", "the model card")
+    table.add_row(f"{folder / 'run.json'}", "facts and all metrics")
+    table.add_row(f"{folder / 'log'}", "epochs and augmentation")
+    _console().print(table)
+
+
+def _progress(items, total: int):
+    if not sys.stderr.isatty() or total < 32:
+        return items
+    from rich.progress import track
+
+    return track(items, total=total, description="predicting", console=_console(stderr=True))
+
+
+if __name__ == "__main__":
+    main()

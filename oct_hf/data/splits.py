@@ -1,0 +1,210 @@
+"""Which B-scan is for training, validation and test: stratified by class, and no patient on two sides.
+
+A patient is placed whole, largest first, where class counts then fit best; several seeded orders are tried and the best
+kept. scikit-learn's StratifiedGroupKFold needs as many patients a class as folds, which small clinics don't have.
+"""
+
+import csv
+import hashlib
+import hmac
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from oct_hf.errors import DataError
+
+SIDES = ("train", "validation", "test")
+UNUSED = "unused"  # guards, and patients that a published test side also has
+COLUMNS = ("content_hash", "patient_id", "label", "side")
+_ORDERS = 4  # seeded orders that are tried
+_PASSES = 20  # over all patients, each moved where it then fits best, until none moves
+
+
+def split_by_patient(
+    labels: Sequence[str],
+    patients: Sequence[str],
+    fractions: dict[str, float] | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """Sides of `n` images, disjoint by patient and stratified by class.
+
+    The result depends on the patients' ids, labels and `seed` alone, not on the order of the images.
+
+    Args:
+        labels: `n` labels.
+        patients: `n` patient ids; one patient may have several labels.
+        fractions: share of the images of each side, summing to 1; 0.7, 0.15 and 0.15 where not given.
+        seed: another seed gives another split.
+
+    Returns:
+        `n` strings out of the keys of `fractions`.
+
+    Raises:
+        DataError: an image without a patient, or a class with too few patients for every side to have one.
+    """
+    fractions = fractions or {"train": 0.7, "validation": 0.15, "test": 0.15}
+    sides = list(fractions)
+    _require_patients(patients)
+    classes = sorted(set(labels))
+    ids = sorted(set(patients))
+    row, column = {p: i for i, p in enumerate(ids)}, {c: i for i, c in enumerate(classes)}
+    counts = np.zeros((len(ids), len(classes)))
+    for patient, label in zip(patients, labels, strict=True):
+        counts[row[patient], column[label]] += 1
+    for c, name in enumerate(classes):
+        having = int((counts[:, c] > 0).sum())
+        if having < len(sides):
+            raise DataError(
+                f"class {name} has {having} patient(s); each of {', '.join(sides)} needs at least one, "
+                f"and a patient can't be on two sides"
+            )
+    # Images and patients count alike, so that one patient with many images doesn't stand for a class alone.
+    wanted = np.concatenate([counts / counts.sum(0), (counts > 0) / (counts > 0).sum(0)], axis=1)
+    share = np.array([fractions[s] for s in sides])
+    best, best_miss = None, np.inf
+    for order_seed in np.random.SeedSequence(seed).spawn(_ORDERS):
+        placed, miss = _place(wanted, share, np.random.default_rng(order_seed))
+        if miss < best_miss and all((counts[placed == s] > 0).any(0).all() for s in range(len(sides))):
+            best, best_miss = placed, miss
+    if best is None:
+        raise DataError(
+            f"no split into {', '.join(sides)} gives each side every class: "
+            f"too few patients, or too many of them with several classes"
+        )
+    return np.array([sides[best[row[p]]] for p in patients])
+
+
+def _place(wanted: np.ndarray, share: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    """Side of each patient and the squared miss of the targets. `wanted`: patients x shares of each class."""
+    order = rng.permutation(len(wanted))
+    order = order[np.argsort(-wanted[order].max(1), kind="stable")]
+    room = np.repeat(share[:, None], wanted.shape[1], axis=1)
+    has = (wanted[:, : wanted.shape[1] // 2] > 0).astype(int)  # patients x classes
+    have = np.zeros((len(share), has.shape[1]), int)  # patients of each class on each side
+    placed = np.full(len(wanted), -1)
+    for _ in range(_PASSES):
+        before = placed.copy()
+        for patient in order:
+            if placed[patient] >= 0:
+                room[placed[patient]] += wanted[patient]
+                have[placed[patient]] -= has[patient]
+            # Placing w where r is free changes the squared miss by w² - 2rw; a class that a side lacks comes first.
+            cost = (wanted[patient] ** 2 - 2 * room * wanted[patient]).sum(1) - 10 * ((have == 0) @ has[patient])
+            side = placed[patient] = int(np.argmin(cost))
+            room[side] -= wanted[patient]
+            have[side] += has[patient]
+        if np.array_equal(before, placed):
+            break
+    return placed, float((room**2).sum())
+
+
+def split_by_fold(
+    labels: Sequence[str],
+    patients: Sequence[str],
+    folds: Sequence[str],
+    test: str,
+    validation: float | str = 0.15,
+    seed: int = 0,
+) -> np.ndarray:
+    """Sides where the data set itself says what is held out: a fold of its CSV, or its published test side.
+
+    Images of fold "guard" are on no side. Nor are images that would put a patient of the held-out fold into training.
+
+    Args:
+        labels, patients, folds: `n` strings each.
+        test: the fold that is held out.
+        validation: another fold, or the share of the remaining images to take, by patient.
+        seed: for that share.
+
+    Returns:
+        `n` strings: train, validation, test or unused.
+
+    Raises:
+        DataError: no such fold, or too few patients.
+    """
+    _require_patients(patients)
+    labels, patients, folds = np.array(labels), np.array(patients), np.array(folds)
+    known = sorted(set(folds) - {"guard", ""})
+    for fold in [test, *([validation] if isinstance(validation, str) else [])]:
+        if fold not in known:
+            raise DataError(f'no fold "{fold}"; the data set has {", ".join(known) or "none"}')
+    sides = np.full(len(labels), UNUSED, dtype="<U10")
+    sides[folds == test] = "test"
+    rest = (folds != test) & (folds != "guard") & ~np.isin(patients, patients[folds == test])
+    if isinstance(validation, str):
+        sides[folds == validation] = "validation"
+        sides[np.isin(patients, patients[folds == test]) & (sides == "validation")] = UNUSED
+        sides[rest & (sides == UNUSED) & ~np.isin(patients, patients[folds == validation])] = "train"
+    else:
+        fractions = {"train": 1 - validation, "validation": validation}
+        sides[rest] = split_by_patient(labels[rest].tolist(), patients[rest].tolist(), fractions, seed)
+    for side in SIDES:
+        missing = sorted(set(labels) - set(labels[sides == side]))
+        if missing:
+            raise DataError(f"with fold {test} held out, {side} has no image of {', '.join(missing)}")
+    return sides
+
+
+def check_disjoint(patients: Sequence[str], sides: Sequence[str], hashes: Sequence[str]) -> None:
+    """Raises DataError where a patient or the same file is on two sides. Called on every split before it is used."""
+    for kind, values in (("patient", patients), ("file", hashes)):
+        seen: dict[str, str] = {}
+        for value, side in zip(values, sides, strict=True):
+            if side != UNUSED and seen.setdefault(value, side) != side:
+                raise DataError(f"{kind} {value} is on two sides, {seen[value]} and {side}")
+
+
+def write_split(path: Path, hashes: Sequence[str], patients: Sequence[str], labels: Sequence[str], sides) -> None:
+    """Writes split.csv, sorted by content hash: the exact split, for whoever has the same files."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(sorted(zip(hashes, patients, labels, sides, strict=True)))
+
+
+def read_split(path: str | Path, hashes: Sequence[str]) -> np.ndarray:
+    """Sides of the images with these content hashes, as a split.csv has them; images it doesn't know are unused.
+
+    Raises:
+        DataError: it isn't such a file, or knows none of the images.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        known = {row["content_hash"]: row["side"] for row in rows}
+    except (OSError, KeyError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a split.csv with the columns {', '.join(COLUMNS)} ({error!r})") from None
+    strange = sorted(set(known.values()) - {*SIDES, UNUSED})
+    if strange:
+        raise DataError(f"{path}: side {strange[0]!r}; known: {', '.join((*SIDES, UNUSED))}")
+    sides = np.array([known.get(h, UNUSED) for h in hashes])
+    for side in SIDES:
+        if not (sides == side).any():
+            raise DataError(f"{path}: of the {len(sides)} images given, none is on its {side} side; other files?")
+    return sides
+
+
+def pseudonyms(patients: Sequence[str], key_file: Path) -> list[str]:
+    """Ids that may be published: HMAC-SHA256 of each patient id with a key that stays on this machine.
+
+    Args:
+        patients: ids as the data set has them.
+        key_file: read, or made with 32 random bytes and for this user alone.
+
+    Returns:
+        16 hexadecimal digits for each id; equal ids stay equal.
+    """
+    if not key_file.exists():
+        key_file.parent.mkdir(parents=True, exist_ok=True)
+        key_file.touch(mode=0o600)
+        key_file.write_bytes(secrets.token_bytes(32))
+    key = key_file.read_bytes()
+    return [hmac.new(key, patient.encode(), hashlib.sha256).hexdigest()[:16] for patient in patients]
+
+
+def _require_patients(patients: Sequence[str]) -> None:
+    unknown = sum(not p for p in patients)
+    if unknown:
+        raise DataError(f"{unknown} image(s) have no patient id, so no split can keep patients apart")

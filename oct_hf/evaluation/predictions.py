@@ -1,0 +1,82 @@
+"""predictions.parquet: the file that every published number is computed from.
+
+One row a B-scan: content hash, group (patient, or pseudonym), true label, side, and one probability a class. No path
+and no picture, so it can be published.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from oct_hf.errors import DataError
+from oct_hf.evaluation.oct_metrics import OCTMetrics
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model answered on B-scans whose label is known.
+
+    Attributes:
+        names: the `k` labels, in the order of the model's outputs.
+        hashes, groups, labels, sides: `n` strings each.
+        probabilities: float32 `(n, k)`.
+    """
+
+    names: tuple[str, ...]
+    hashes: np.ndarray
+    groups: np.ndarray
+    labels: np.ndarray
+    sides: np.ndarray
+    probabilities: np.ndarray
+
+    def of(self, side: str) -> "Predictions":
+        """The rows of one side."""
+        rows = self.sides == side
+        columns = (getattr(self, c)[rows] for c in ("hashes", "groups", "labels", "sides", "probabilities"))
+        return Predictions(self.names, *columns)
+
+    def indices(self) -> np.ndarray:
+        """True labels as int `(n,)`.
+
+        Raises:
+            DataError: a true label that the model doesn't know.
+        """
+        index = {name: i for i, name in enumerate(self.names)}
+        unknown = sorted(set(self.labels) - set(index))
+        if unknown:
+            raise DataError(f"true label(s) {', '.join(unknown)} are none of {', '.join(self.names)}")
+        return np.array([index[label] for label in self.labels], int)
+
+    def measure(self) -> dict:
+        """Every metric of `OCTMetrics` on these rows, and how many groups (patients) they come from."""
+        result = OCTMetrics(keep_in_memory=True).compute(
+            predictions=self.probabilities.astype(np.float64), references=self.indices(), label_names=list(self.names)
+        )
+        return {"groups": len(set(self.groups)), **result}
+
+    def write(self, path: Path) -> None:
+        """Writes the Parquet file."""
+        columns = {"content_hash": self.hashes, "group": self.groups, "label": self.labels, "side": self.sides}
+        table = {key: pa.array(value.tolist(), pa.string()) for key, value in columns.items()}
+        for i, name in enumerate(self.names):
+            table[f"p_{name}"] = pa.array(self.probabilities[:, i].astype(np.float32))
+        parquet.write_table(pa.table(table), path)
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Predictions":
+        """Reads what `write` wrote.
+
+        Raises:
+            DataError: it isn't such a file.
+        """
+        try:
+            table = parquet.read_table(path)
+            text = (np.array(table[c].to_pylist(), dtype=object) for c in ("content_hash", "group", "label", "side"))
+            names = tuple(c.removeprefix("p_") for c in table.column_names if c.startswith("p_"))
+            values = np.stack([table[f"p_{name}"].to_numpy() for name in names], axis=1)
+            return cls(names, *text, values)
+        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+            raise DataError(f"{path}: not a predictions.parquet ({' '.join(str(error).split())})") from None

@@ -1,0 +1,131 @@
+"""The model card: a Jinja template filled from a run's measured facts.
+
+What was not measured is absent. The card's numbers come from `run.json`, whose results were computed from the
+`predictions.parquet` that lies beside the card.
+"""
+
+import jinja2
+from huggingface_hub import EvalResult, ModelCardData
+
+from oct_hf.labels import describe
+from oct_hf.packaged import packaged
+
+# From the least to the most demanding; a model's licence is the most demanding of its base weights' and its data's.
+_LICENCES = (
+    "cc0-1.0",
+    "mit",
+    "bsd-3-clause",
+    "apache-2.0",
+    "cc-by-4.0",
+    "cc-by-sa-4.0",
+    "cc-by-nc-4.0",
+    "cc-by-nc-sa-4.0",
+)
+_SCORES = {
+    "accuracy": ("accuracy", "Accuracy"),
+    "balanced_accuracy": ("balanced_accuracy", "Balanced accuracy"),
+    "auroc": ("roc_auc", "AUROC (macro, one-vs-rest)"),
+    "auprc": ("average_precision", "AUPRC (macro, one-vs-rest)"),
+    "f1": ("f1", "F1 (macro)"),
+    "cohen_kappa": ("cohen_kappa", "Cohen's kappa"),
+    "mcc": ("matthews_correlation", "Matthews correlation coefficient"),
+    "log_loss": ("log_loss", "Log loss"),
+    "ece": ("ece", "Expected calibration error"),
+}
+
+
+def model_licence(run: dict) -> str | None:
+    """The weights' licence: the recipe's own word, else the most demanding of base and data; None where one is unknown.
+
+    Training from random weights adds no base licence, and this package's own (Apache-2.0) is the least there is.
+    """
+    if run["recipe"]["card"]["license"]:
+        return run["recipe"]["card"]["license"]
+    parts = ["apache-2.0", run["data"]["license"]]
+    if run["model"]["weights"] != "random":
+        parts.append(run["model"]["license"])
+    if any(part not in _LICENCES for part in parts):
+        return None
+    return max(parts, key=_LICENCES.index)
+
+
+def card_metadata(run: dict, examples: list[str]) -> ModelCardData:
+    """The YAML block that the Hub reads.
+
+    Args:
+        run: the content of run.json.
+        examples: paths, inside the repository, of pictures for the widget.
+    """
+    results = run["results"]["test"]
+    data, model = run["data"], run["model"]
+    scores = [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Image Classification",
+            dataset_type=data["name"],
+            dataset_name=data["title"],
+            dataset_split="test",
+            metric_type=kind,
+            metric_name=name,
+            metric_value=round(results[key], 4),
+        )
+        for key, (kind, name) in _SCORES.items()
+        if results[key] is not None
+    ]
+    extra = {}
+    if model["weights"] == "hub" and model["hub_id"]:
+        extra["base_model"] = model["hub_id"]
+    if run["recipe"]["card"]["hub_datasets"]:
+        extra["datasets"] = list(run["recipe"]["card"]["hub_datasets"])
+    licence = model_licence(run)
+    if licence:
+        extra["license"] = licence
+    return ModelCardData(
+        language="en",
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=["timm", "oct", "optical-coherence-tomography", "ophthalmology", "retina", "medical", "oct-hf"],
+        metrics=[_SCORES[key][0] for key in _SCORES if results[key] is not None],
+        model_name=run["name"],
+        eval_results=scores,
+        widget=[{"src": path, "example_title": _title(path)} for path in examples],
+        **extra,
+    )
+
+
+def render_card(run: dict, examples: list[str], figures: list[str]) -> str:
+    """README.md of the repository.
+
+    Args:
+        run: the content of run.json.
+        examples, figures: paths, inside the repository, of the pictures that exist.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(packaged("model_card")),
+        undefined=jinja2.StrictUndefined,  # a fact that is missing is an error here, not a blank on the card
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["score"] = lambda value: "n/a" if value is None else f"{value:.3f}"
+    environment.filters["describe"] = describe
+    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+    return environment.get_template("model.md.jinja").render(
+        metadata=card_metadata(run, examples).to_yaml(),
+        run=run,
+        data=run["data"],
+        unit=run["data"]["grouped_by"],
+        model=run["model"],
+        training=run["training"],
+        split=run["split"],
+        test=run["results"]["test"],
+        validation=run["results"]["validation"],
+        scores={key: name for key, (_, name) in _SCORES.items()},
+        licence=model_licence(run),
+        examples=examples,
+        figures=figures,
+    )
+
+
+def _title(path: str) -> str:
+    return f"Phantom: {path.split('/')[-1].split('.')[0]}"

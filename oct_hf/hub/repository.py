@@ -1,0 +1,104 @@
+"""write_repository(): the one place that decides what a published folder contains.
+
+The folder is written beside its final place and renamed when it is whole, so a reader never sees half of one.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from PIL import Image
+
+from oct_hf.data import phantom
+from oct_hf.data.splits import write_split
+from oct_hf.errors import RunError
+from oct_hf.evaluation.predictions import Predictions
+from oct_hf.evaluation.report import confusion_matrix_figure, training_figure
+from oct_hf.hub.card import render_card
+from oct_hf.images import Preprocessing
+from oct_hf.labels import COARSER
+
+# What may be published on `main`: nothing that executes when it is read, no pickle.
+ALLOWED = (".safetensors", ".json", ".yaml", ".md", ".png", ".csv", ".parquet", ".onnx", ".xml", ".bin")
+
+
+def write_repository(
+    target: Path,
+    model,
+    preprocessing: Preprocessing,
+    predictions: Predictions,
+    split: dict,
+    run: dict,
+    recipe_yaml: str,
+    epochs: list[dict],
+) -> Path:
+    """Writes a model repository as the Hub will hold it.
+
+    Args:
+        target: the folder; an older one there is replaced once the new one is whole.
+        model: an `OCTForImageClassification`.
+        preprocessing: of its input.
+        predictions: on the validation and test sides.
+        split: `hashes`, `patients`, `labels` and `sides` of all images, as they may be published.
+        run: the facts for run.json and the card; its results must have been computed from `predictions`.
+        recipe_yaml: the recipe, without paths of this machine.
+        epochs: rows for the training figure.
+
+    Returns:
+        `target`.
+
+    Raises:
+        RunError: something that may not be published got into the folder.
+    """
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "figures").mkdir(parents=True)
+    try:
+        model.save_pretrained(partial)
+        (partial / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict(), indent=2) + "\n")
+        predictions.write(partial / "predictions.parquet")
+        write_split(partial / "split.csv", **split)
+        (partial / "recipe.yaml").write_text(recipe_yaml, encoding="utf-8")
+        (partial / "run.json").write_text(json.dumps(run, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        test = run["results"]["test"]
+        title = f"{run['name']}: {test['n']} test B-scans of {test['groups']} {run['data']['grouped_by']}s"
+        confusion_matrix_figure(
+            test["confusion_matrix"], run["labels"], partial / "figures/confusion_matrix.png", title
+        )
+        if len(epochs) > 1:
+            training_figure(epochs, run["training"]["best_epoch"], partial / "figures/training.png")
+        examples = write_examples(partial, run["labels"])
+        figures = sorted(p.relative_to(partial).as_posix() for p in (partial / "figures").glob("*.png"))
+        (partial / "README.md").write_text(render_card(run, examples, figures), encoding="utf-8")
+        check_allowed(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    return target
+
+
+def write_examples(folder: Path, labels: list[str]) -> list[str]:
+    """Phantoms for the Hub's widget, one a label that has one: nobody's eye, so they may be published.
+
+    Returns:
+        their paths inside the folder.
+    """
+    drawn = {COARSER.get(name, name): name for name in phantom.LABELS} | {name: name for name in phantom.LABELS}
+    paths = []
+    for label in labels:
+        if label in drawn:
+            (folder / "examples").mkdir(exist_ok=True)
+            paths.append(f"examples/{label}.png")
+            # A seed that no training set of phantoms uses.
+            Image.fromarray(phantom.draw(drawn[label], seed=2**31).image).save(folder / paths[-1], optimize=True)
+    return paths
+
+
+def check_allowed(folder: Path) -> None:
+    """Raises RunError where the folder holds a kind of file that is not on the list."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or (path.is_file() and path.suffix not in ALLOWED):
+            name = path.relative_to(folder).as_posix()
+            raise RunError(f"{name} may not be published; only {', '.join(ALLOWED)} files may")

@@ -1,0 +1,187 @@
+"""From the bytes of a file to the model's pixels, with numpy and pillow alone.
+
+Training, evaluation, prediction and serving all come through here, so they see the same pixels. The arithmetic is that
+of transformers' image processor on its pillow backend, to the last bit, without importing transformers.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from oct_hf.errors import BadImageError, ModelError
+
+EXTENSIONS = (".jpeg", ".jpg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
+MIN_SIDE = 16  # pixels; below this nothing of a retina is left
+_FULL_SCALES = (255.0, 4095.0, 65535.0)
+MAX_PIXELS = 100_000_000  # a B-scan has under 3 million; more is a mistake or a decompression bomb
+
+
+def read_image(source: bytes | str | Path, name: str | None = None) -> np.ndarray:
+    """Decodes one B-scan whole, so that a truncated or corrupt file is found here and not later.
+
+    16-bit gray is scaled to 8 bits by the smallest full scale that holds its values (255, 4095 or 65535: devices store
+    8 or 12 bits in 16-bit files); floating point by its largest value. Transparency is dropped and EXIF rotation
+    applied, as transformers' own loader does.
+
+    Args:
+        source: the encoded file, or its path.
+        name: what to call it in an error.
+
+    Returns:
+        uint8, `(height, width)` where the picture is gray, `(height, width, 3)` where it is truly coloured.
+
+    Raises:
+        BadImageError: it can't be read, holds several frames, or has a side under 16 pixels or over 100 megapixels.
+    """
+    name = name or (str(source) if not isinstance(source, bytes) else "image")
+    if not isinstance(source, bytes):
+        try:
+            source = Path(source).read_bytes()
+        except OSError as error:
+            raise BadImageError(name, f"can't be opened ({error.strerror or error})") from None
+    if not source:
+        raise BadImageError(name, "is empty (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(source)) as image:
+                _check_shape(image, name)
+                return _gray_where_gray(_eight_bits(ImageOps.exif_transpose(image)))
+    except Image.UnidentifiedImageError:
+        raise BadImageError(name, f"is not an image (it begins with {source[:12]!r})") from None
+    except Image.DecompressionBombError:
+        raise BadImageError(name, f"has more than {MAX_PIXELS // 10**6} megapixels") from None
+    except BadImageError:
+        raise
+    except Exception as error:  # pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
+        raise BadImageError(name, f"can't be decoded ({error})") from None
+
+
+def _check_shape(image: Image.Image, name: str) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise BadImageError(name, f"has {width}x{height} pixels, more than {MAX_PIXELS // 10**6} megapixels")
+    if min(width, height) < MIN_SIDE:
+        raise BadImageError(name, f"has {width}x{height} pixels; a B-scan needs at least {MIN_SIDE}x{MIN_SIDE}")
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise BadImageError(name, f"holds {frames} frames; save each B-scan as a file of its own")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    if image.mode in ("L", "RGB"):
+        image.load()
+        return image
+    if image.mode == "LA":
+        return image.getchannel("L")
+    if image.mode[0] in "IF":
+        values = np.asarray(image).astype(np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError("it holds values that are not finite")
+        largest = values.max()
+        full_scale = largest or 1.0 if image.mode == "F" else next((t for t in _FULL_SCALES if largest <= t), largest)
+        return Image.fromarray(np.clip(np.rint(values * (255.0 / full_scale)), 0, 255).astype(np.uint8))
+    return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _gray_where_gray(image: Image.Image) -> np.ndarray:
+    pixels = np.asarray(image)
+    if pixels.ndim == 3:
+        first = pixels[..., 0]
+        if np.array_equal(first, pixels[..., 1]) and np.array_equal(first, pixels[..., 2]):
+            return np.ascontiguousarray(first)
+    return pixels
+
+
+def to_gray(image: np.ndarray) -> np.ndarray:
+    """Gray `(height, width)` uint8 of a gray or coloured image (ITU-R 601 luma, as pillow has it)."""
+    return image if image.ndim == 2 else np.asarray(Image.fromarray(image).convert("L"))
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What turns a decoded image into a model's input: resize to the whole input (squash), scale to 0..1, normalise.
+
+    Attributes:
+        height, width: input size in pixels.
+        interpolation: "bicubic" or "bilinear" (antialiased).
+        mean, std: per channel, of the values scaled to 0..1.
+    """
+
+    height: int = 224
+    width: int = 224
+    interpolation: str = "bicubic"
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    @classmethod
+    def from_pretrained_cfg(cls, cfg: dict) -> "Preprocessing":
+        """Reads timm's `pretrained_cfg` (`input_size`, `interpolation`, `mean`, `std`)."""
+        _, height, width = cfg["input_size"]
+        kind = cfg.get("interpolation", "bicubic")
+        return cls(
+            height, width, kind if kind in _RESAMPLE else "bicubic", tuple(cfg["mean"][:3]), tuple(cfg["std"][:3])
+        )
+
+    @classmethod
+    def from_dict(cls, config: dict) -> "Preprocessing":
+        """Reads a `preprocessor_config.json`.
+
+        Raises:
+            ModelError: it asks for a step that this package doesn't do.
+        """
+        try:
+            kind = {int(number): name for name, number in _RESAMPLE.items()}[config.get("resample", 2)]
+            size, mean, std = config["size"], config["image_mean"], config["image_std"]
+            return cls(size["height"], size["width"], kind, tuple(mean[:3]), tuple(std[:3]))
+        except (KeyError, TypeError) as error:
+            raise ModelError(
+                f"its preprocessing can't be followed here: {error!r} in preprocessor_config.json"
+            ) from None
+
+    def to_dict(self) -> dict:
+        """`preprocessor_config.json` as transformers' readers from 4.51 on understand it."""
+        return {
+            "image_processor_type": "ViTImageProcessor",
+            "feature_extractor_type": "ViTFeatureExtractor",  # what 4.51 looks for
+            "do_resize": True,
+            "size": {"height": self.height, "width": self.width},
+            "resample": int(_RESAMPLE[self.interpolation]),
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+            "do_convert_rgb": True,
+        }
+
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """uint8 `(height, width[, 3])`, antialiased, of an image of any size."""
+        if image.shape[:2] == (self.height, self.width):
+            return image
+        resized = Image.fromarray(image).resize((self.width, self.height), _RESAMPLE[self.interpolation])
+        return np.asarray(resized)
+
+    def normalise(self, image: np.ndarray) -> np.ndarray:
+        """float32 `(3, height, width)` of a uint8 image of the input size; gray is repeated on three channels."""
+        table = self._table()
+        if image.ndim == 2:
+            return np.stack([table[c][image] for c in range(3)])
+        return np.stack([table[c][image[..., c]] for c in range(3)])
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """The model's input, float32 `(3, height, width)`, of a decoded uint8 image of any size."""
+        return self.normalise(self.resize(image))
+
+    def _table(self) -> np.ndarray:
+        # The processor scales in float64, rounds to float32, then normalises in float32. 256 values say it all.
+        scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        return ((scaled[:, None] - mean) / std).T
+
+
+_RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}

@@ -1,0 +1,139 @@
+"""B-scans in, probabilities out: the pixels of `images`, the network of a saved or published model.
+
+Files are decoded on threads beside the network, in order, a few at a time, so that a folder of any size fits in memory.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForImageClassification
+from transformers.utils import cached_file, logging
+
+from oct_hf.errors import BadImageError, ModelError
+from oct_hf.images import EXTENSIONS, Preprocessing, read_image
+from oct_hf.model.modeling_oct import OCTForImageClassification
+from oct_hf.threads import in_order
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one file: probabilities by label, or why there is none."""
+
+    file: str
+    probabilities: dict[str, float] | None = None
+    error: str | None = None
+
+    @property
+    def predicted(self) -> str | None:
+        """The most probable label."""
+        return max(self.probabilities, key=self.probabilities.get) if self.probabilities else None
+
+
+class Predictor:
+    """A model ready to predict.
+
+    Args:
+        model: folder or Hub id of a model that this package or transformers wrote, or the model itself.
+        preprocessing: only with a model object; a folder or repository brings its own.
+        batch_size: images a forward pass.
+        device: such as "cuda"; the best there is where not given.
+
+    Raises:
+        ModelError: it can't be loaded.
+    """
+
+    def __init__(self, model, preprocessing: Preprocessing | None = None, batch_size: int = 16, device=None):
+        if isinstance(model, str | Path):
+            model, preprocessing = _load(str(model))
+        self.model = model.to(device or best_device()).eval()
+        self.preprocessing = preprocessing
+        self.batch_size = batch_size
+        self.labels = tuple(self.model.config.id2label[i] for i in range(self.model.config.num_labels))
+
+    @torch.inference_mode()
+    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
+        """float32 `(n, labels)` of preprocessed pixels, float32 `(n, 3, height, width)`."""
+        batch = torch.from_numpy(pixels).to(self.model.device)
+        return self.model(pixel_values=batch).logits.float().softmax(-1).cpu().numpy()
+
+    def predict(self, sources: Iterable[str | Path | bytes | np.ndarray]) -> Iterator[Prediction]:
+        """One `Prediction` a source, in order; a file that can't be read gives one with `error` and the rest go on.
+
+        Args:
+            sources: paths, encoded images, or uint8 arrays `(height, width[, 3])`.
+        """
+
+        def read(source) -> np.ndarray | BadImageError:
+            try:
+                return self.preprocessing(source if isinstance(source, np.ndarray) else read_image(source))
+            except BadImageError as error:
+                return error
+
+        for group in _groups(in_order(read, sources), self.batch_size):
+            images = [result for _, result in group if not isinstance(result, BadImageError)]
+            rows = iter(self.probabilities(np.stack(images)) if images else ())
+            for source, result in group:
+                name = str(source) if isinstance(source, str | Path) else "image"
+                if isinstance(result, BadImageError):
+                    yield Prediction(name, error=result.reason)
+                else:
+                    yield Prediction(name, dict(zip(self.labels, map(float, next(rows)), strict=True)))
+
+
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """The files named, and all the images below the folders named, sorted within each folder.
+
+    Raises:
+        BadImageError: a path that doesn't exist, or a folder without images.
+    """
+    found = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+            if not inside:
+                raise BadImageError(str(path), f"no image in this folder ({', '.join(EXTENSIONS)})")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise BadImageError(str(path), "no such file or folder")
+    return found
+
+
+def quiet_transformers() -> None:
+    """Keeps transformers' advice and loading bars off the screen; errors still come through."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def best_device() -> str:
+    """The fastest device torch can use here."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _load(name: str):
+    if Path(name).exists() and not (Path(name) / "config.json").is_file():
+        hint = " (did you mean its folder model/?)" if (Path(name) / "model" / "config.json").is_file() else ""
+        raise ModelError(f"{name}: no config.json, so this is no model folder{hint}")
+    try:
+        kind = AutoConfig.from_pretrained(name).model_type
+        loader = OCTForImageClassification if kind == "timm_wrapper" else AutoModelForImageClassification
+        model = loader.from_pretrained(name)
+        config = json.loads(Path(cached_file(name, "preprocessor_config.json")).read_text())
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"{name}: no model that can be loaded ({str(error).strip().splitlines()[0]})") from None
+    return model, Preprocessing.from_dict(config)
+
+
+def _groups(items: Iterable, size: int) -> Iterator[list]:
+    # itertools.batched is of Python 3.12
+    items = iter(items)
+    while group := list(islice(items, size)):
+        yield group

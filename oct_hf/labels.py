@@ -1,0 +1,72 @@
+"""Label sets of the public data sets, what each label means, and the maps between sets.
+
+All of it is data: a new label or map adds one entry, and the code below only reads them.
+"""
+
+from collections.abc import Sequence
+
+from oct_hf.errors import DataError
+
+DESCRIPTIONS = {
+    "AMD": "age-related macular degeneration",
+    "CNV": "choroidal neovascularisation (neovascular AMD)",
+    "DME": "diabetic macular oedema",
+    "DRUSEN": "drusen (early or intermediate AMD)",
+    "NORMAL": "no sign of disease",
+    "SRF": "subretinal fluid",
+    "NoSRF": "no subretinal fluid",
+    "ERM": "epiretinal membrane",
+    "NO": "normal",
+    "RAO": "retinal artery occlusion",
+    "RVO": "retinal vein occlusion",
+    "VID": "vitreomacular interface disease",
+    "CSR": "central serous retinopathy",
+    "DR": "diabetic retinopathy",
+    "MH": "macular hole",
+}
+
+LABEL_SETS = {
+    "oct2017": ("CNV", "DME", "DRUSEN", "NORMAL"),
+    "neh_2018": ("AMD", "DME", "NORMAL"),
+    "neh_ut_2021": ("CNV", "DRUSEN", "NORMAL"),
+    "srinivasan2014": ("AMD", "DME", "NORMAL"),
+    "octdl": ("AMD", "DME", "ERM", "NO", "RAO", "RVO", "VID"),
+    "octid": ("NORMAL", "AMD", "CSR", "DR", "MH"),
+}
+
+# A finer label may be read as a coarser one, never the other way round.
+COARSER = {"CNV": "AMD", "DRUSEN": "AMD", "NO": "NORMAL"}
+
+
+def describe(label: str) -> str:
+    """What `label` means in words; the label itself where no description is known."""
+    return DESCRIPTIONS.get(label, label)
+
+
+def label_map(source: Sequence[str], target: Sequence[str]) -> dict[str, str]:
+    """Reads labels of one set as labels of another (`CNV`, `DRUSEN` -> `AMD`).
+
+    Args:
+        source: the labels that images carry.
+        target: the labels that a model knows.
+
+    Returns:
+        One target label for each source label.
+
+    Raises:
+        DataError: a source label has no counterpart in `target`.
+    """
+    mapped, lost = {}, []
+    for label in source:
+        if label in target:
+            mapped[label] = label
+        elif COARSER.get(label) in target:
+            mapped[label] = COARSER[label]
+        else:
+            lost.append(label)
+    if lost:
+        raise DataError(
+            f"label(s) {', '.join(lost)} have no counterpart among {', '.join(target)}; "
+            "leave these images out or use a model that knows the label"
+        )
+    return mapped

@@ -1,0 +1,160 @@
+"""OCTForImageClassification: any timm classifier as a transformers model.
+
+Built on transformers' TimmWrapper, so that the same weights also load without this class. A folder that
+`save_pretrained` writes holds timm's own keys, which transformers' native loader and timm read alike.
+"""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError
+from transformers import TimmWrapperForImageClassification
+
+from .configuration_oct import OCTConfig
+
+PREFIX = "timm_model."
+
+
+class OCTForImageClassification(TimmWrapperForImageClassification):
+    """Classifies B-scans: float32 `(N, 3, height, width)`, normalised, to logits `(N, labels)`.
+
+    `OCTForImageClassification.from_timm(...)` makes a new one; `from_pretrained` loads a saved or published one.
+    """
+
+    config_class = OCTConfig
+
+    @classmethod
+    def from_timm(
+        cls,
+        architecture: str,
+        labels: Sequence[str],
+        *,
+        pretrained: bool = False,
+        weights: str | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        descriptions: dict[str, str] | None = None,
+        **model_args,
+    ) -> "OCTForImageClassification":
+        """A new classifier on a timm network.
+
+        Args:
+            architecture: a timm name, such as `tf_efficientnetv2_b0` or `tf_efficientnetv2_b0.in1k`; or, with a slash
+                in it, a folder or Hub repository that timm can read, such as one this package wrote.
+            labels: the classes, in the order of the outputs.
+            pretrained: start from the weights that timm names for this architecture (downloads from the Hub).
+            weights: start from a local safetensors file with timm's keys instead.
+            image_size: input height and width in pixels; that of the base weights where not given.
+            descriptions: what each label means, for timm's widget.
+            model_args: further arguments of the network, such as `drop_path_rate`.
+
+        Raises:
+            ValueError: the architecture is unknown to timm or is no classifier, or the weights don't fit it.
+            OSError: the weights can't be read or downloaded.
+        """
+        # Weights come after construction: post_init() re-initialises whatever was loaded before it.
+        base = _timm_network(architecture, len(labels), pretrained, weights, model_args)
+        config = _config_of(base, architecture, labels, image_size, descriptions, model_args)
+        model = cls(config)
+        model.timm_model.load_state_dict(base.state_dict())
+        return model
+
+    def save_pretrained(self, save_directory, state_dict=None, **kwargs) -> None:
+        """Writes config.json and model.safetensors with timm's keys, whether the model was built or loaded."""
+        state_dict = self.state_dict() if state_dict is None else state_dict
+        bare = {key.removeprefix(PREFIX): value for key, value in state_dict.items()}
+        super().save_pretrained(save_directory, state_dict=bare, **kwargs, **_as_given())
+
+
+def _timm_network(architecture: str, labels: int, pretrained: bool, weights: str | None, model_args: dict):
+    """The timm network with a new head for `labels` classes, on random, local or downloaded weights."""
+    if weights and not Path(weights).is_file():
+        raise OSError(f"no weights file {weights}")
+    if "/" in architecture or Path(architecture).is_dir():
+        name = f"local-dir:{architecture}" if Path(architecture).is_dir() else f"hf-hub:{architecture}"
+        pretrained = True
+    else:
+        name = architecture
+        if not timm.is_model(name.split(".")[0]):
+            near = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.3)
+            raise ValueError(f"timm knows no model {name}" + (f' (did you mean "{near[0]}"?)' if near else ""))
+    try:
+        network = timm.create_model(
+            name,
+            pretrained=pretrained or weights is not None,
+            pretrained_cfg_overlay={"file": str(weights)} if weights else None,
+            num_classes=labels,
+            **model_args,
+        )
+        classifier = network.get_classifier()
+        is_classifier = isinstance(classifier, torch.nn.Module) and any(True for _ in classifier.parameters())
+    except AttributeError:
+        is_classifier = False
+    except (RuntimeError, TypeError, SafetensorError) as error:
+        given = f"the weights {weights} don't fit it" if weights else "timm can't build it"
+        raise ValueError(f"{architecture}: {given} ({str(error).strip().splitlines()[0]})") from error
+    if not is_classifier:
+        raise ValueError(f"{architecture} is not a classifier: it has no classification head")
+    return network
+
+
+def _config_of(base, architecture, labels, image_size, descriptions, model_args) -> OCTConfig:
+    cfg = dict(base.pretrained_cfg)
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    cfg["input_size"] = [3, *(size or cfg["input_size"][1:])]
+    # The whole B-scan is the input: a crop would cut the macula's edge off.
+    cfg.update(crop_pct=1.0, crop_mode="squash")
+    if cfg.get("interpolation") not in ("bilinear", "bicubic"):
+        cfg["interpolation"] = "bicubic"
+    # Where the weights came from is no longer true of the fine-tuned ones.
+    for key in (
+        "url",
+        "file",
+        "hf_hub_id",
+        "hf_hub_filename",
+        "state_dict",
+        "source",
+        "custom_load",
+        "tag",
+        "num_classes",
+    ):
+        cfg.pop(key, None)
+    cfg.pop("test_input_size", None)
+    return OCTConfig(
+        architecture=cfg.get("architecture") or architecture.split(".")[0],
+        id2label=dict(enumerate(labels)),
+        label2id={name: i for i, name in enumerate(labels)},
+        label_descriptions={name: (descriptions or {}).get(name, name) for name in labels},
+        num_features=base.num_features,
+        image_processor_type="ViTImageProcessor",  # a folder with pretrained_cfg is asked for it here
+        pretrained_cfg={key: value for key, value in cfg.items() if value is not None},
+        **({"model_args": model_args} if model_args else {}),
+    )
+
+
+def _as_given() -> dict:
+    """Keeps transformers 5 from renaming keys on save; 4.x knows no renaming."""
+    try:
+        from transformers.core_model_loading import PrefixChange  # noqa: F401
+    except ImportError:
+        return {}
+    return {"save_original_format": False}
+
+
+def _register_key_conversion() -> None:
+    """Lets transformers 5 put the prefix on timm's keys for this class as it does for its own TimmWrapper.
+
+    The interface is private to transformers; nothing else here touches it. 4.x needs nothing of the kind.
+    """
+    try:
+        from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+        from transformers.core_model_loading import PrefixChange
+    except ImportError:
+        return
+    mapping = [PrefixChange(prefix_to_add=PREFIX.removesuffix("."))]
+    register_checkpoint_conversion_mapping("OCTForImageClassification", mapping, overwrite=True)
+
+
+_register_key_conversion()

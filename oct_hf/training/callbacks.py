@@ -1,0 +1,108 @@
+"""What watches a training: one line an epoch, a record of them, and a clean stop when asked."""
+
+import csv
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+
+class EpochLines(TrainerCallback):
+    """A progress bar on a terminal, one line an epoch anywhere, and `epochs.csv` for whoever plots it.
+
+    Args:
+        file: the CSV; it is rewritten from the Trainer's own history after each epoch.
+    """
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.bar = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started, self.first_step = time.monotonic(), state.global_step
+        if sys.stderr.isatty() and state.is_world_process_zero:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="fine-tuning", unit="step")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        if not state.is_world_process_zero or not metrics:
+            return
+        rows = epoch_rows(state.log_history)
+        with open(self.file, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[-1]), extrasaction="ignore", restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        row = rows[-1]
+        spent = time.monotonic() - self.started
+        left = spent / max(1, state.global_step - self.first_step) * (state.max_steps - state.global_step)
+        line = f"epoch {round(row['epoch'])}/{round(state.num_train_epochs)}"
+        line += f"  loss {row['loss']:.3f}" if row.get("loss") is not None else ""
+        line += f"  validation: balanced accuracy {row['balanced_accuracy']:.3f}, log loss {row['log_loss']:.3f}"
+        tqdm.write(f"{line}  ({spent:.0f} s, {left:.0f} s left)", file=sys.stderr)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.close()
+
+
+class MovingAverage(TrainerCallback):
+    """Takes the weights of each step into an exponential moving average (timm's ModelEmaV3)."""
+
+    def __init__(self, ema):
+        self.ema = ema
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.ema.update(model, step=state.global_step)
+
+
+class StopOnSignal(TrainerCallback):
+    """Ctrl-C or SIGTERM ends the running step, saves a checkpoint and stops; a second one stops at once.
+
+    Attributes:
+        stopped: the signal's number, or None.
+    """
+
+    def __init__(self):
+        self.stopped: int | None = None
+        self._before: dict = {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if threading.current_thread() is not threading.main_thread():
+            return  # only the main thread may set signal handlers
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._heard)
+
+    def _heard(self, number, frame):
+        self.stopped = number
+        signal.signal(number, self._before[number])
+        print("stopping after this step …", file=sys.stderr)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.stopped is not None:
+            control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.stopped is not None:
+            # The Trainer would measure half an epoch and save again, after random numbers that a whole run never drew.
+            control.should_evaluate = control.should_save = control.should_log = False
+
+    def on_train_end(self, args, state, control, **kwargs):
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+
+def epoch_rows(history: list[dict]) -> list[dict]:
+    """One row an epoch out of the Trainer's log: loss, learning rate and the validation metrics, without prefixes."""
+    rows: dict[float, dict] = {}
+    for entry in history:
+        if "eval_loss" in entry or "loss" in entry:
+            row = rows.setdefault(entry["epoch"], {"epoch": entry["epoch"], "loss": None, "learning_rate": None})
+            row.update({key.removeprefix("eval_"): v for key, v in entry.items() if key != "eval_loss"})
+    return [row for _, row in sorted(rows.items()) if "balanced_accuracy" in row]

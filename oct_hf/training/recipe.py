@@ -1,0 +1,241 @@
+"""The recipe: a frozen dataclass that a YAML file fills, and all that a rerun needs to read.
+
+Types are checked by pydantic (albumentations brings it); a key or value that can't be right is an error that names it
+and the nearest valid one, because a misspelt `lerning_rate` silently ignored costs a day.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import field
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked
+
+from oct_hf.errors import RecipeError, did_you_mean
+from oct_hf.packaged import packaged
+
+_STRICT = ConfigDict(extra="forbid")
+Share = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Fold = Annotated[str, BeforeValidator(str)]  # YAML reads a fold's name 4 as a number
+
+
+@checked(frozen=True, config=_STRICT)
+class DataRecipe:
+    """What to train on; `name`, `labels`, `csv`, `columns`, `pattern` and the phantoms' sizes are the builder's."""
+
+    name: str = "phantom"
+    path: str | None = None  # folder or zip; --data gives it on the command line
+    title: str | None = None  # the data set's public name, for the card
+    homepage: str | None = None
+    license: str | None = None  # of the data, as the Hub names licences
+    citation: str | None = None
+    grouped_by: str = "patient"  # what the patient column really tells apart, for the card: "patient", "eye", "volume"
+    public: bool = False  # public patient ids are published as they are; all others as pseudonyms
+    labels: tuple[str, ...] | None = None
+    csv: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    pattern: str | None = None
+    skip_bad: bool = False
+    patients: Count = 100
+    scans: Count = 4
+    seed: int = 0
+    height: Annotated[int, Field(ge=64)] = 496
+    width: Annotated[int, Field(ge=64)] = 512
+
+
+@checked(frozen=True, config=_STRICT)
+class SplitRecipe:
+    """Which patients are held out: a share of them, a fold of the CSV or the published test side, or as a file says."""
+
+    by: Literal["patient", "fold", "file"] = "patient"
+    test: Share = 0.15  # share of the images
+    validation: Share = 0.15
+    test_fold: Fold | None = None  # for `by: fold`; "test" is the published test side
+    validation_fold: Fold | None = None  # the share `validation` of the rest, by patient, where not given
+    path: str | None = None  # a split.csv, for `by: file`
+    seed: int = 0
+
+
+@checked(frozen=True, config=_STRICT)
+class ModelRecipe:
+    """The network and what it starts from."""
+
+    base: str = "tf_efficientnetv2_b0"  # a timm name, a Hub repository, or a model folder
+    weights: str = "hub"  # "hub" (what timm names for the base), "random", or a local safetensors file
+    image_size: Annotated[int, Field(ge=32)] = 224  # pixels, height and width
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # stochastic depth
+
+
+@checked(frozen=True, config=_STRICT)
+class TrainRecipe:
+    """The fine-tuning. The first `freeze_epochs` train the head alone; learning rates fall by `layer_decay` a layer."""
+
+    epochs: Count = 12
+    batch_size: Count = 32
+    learning_rate: Positive = 1e-3
+    weight_decay: NotNegative = 0.05
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.08  # share of the steps
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    freeze_epochs: Annotated[int, Field(ge=0)] = 0
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    class_weights: Literal["auto"] | dict[str, float] | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the averaged weights a step; 0 is off
+    patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better validation before stopping; 0 never stops
+    max_grad_norm: Positive = 1.0
+    bf16: Literal["auto"] | bool = "auto"
+    workers: Annotated[int, Field(ge=0)] = 1
+    seed: int = 0
+
+
+@checked(frozen=True, config=_STRICT)
+class CardRecipe:
+    """What a person must say because no measurement can."""
+
+    license: str | None = None  # of the weights, as the Hub names licences; derived where base and data allow it
+    authors: str | None = None
+    hub_datasets: tuple[str, ...] = ()  # ids of data sets on the Hub
+
+
+@checked(frozen=True, config=_STRICT)
+class Recipe:
+    """A whole fine-tuning run, as one YAML file describes it."""
+
+    name: str = "recipe"
+    description: str = ""
+    data: DataRecipe = field(default_factory=DataRecipe)
+    split: SplitRecipe = field(default_factory=SplitRecipe)
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    augment: str | tuple[str | dict[str, Any], ...] = "standard"
+    train: TrainRecipe = field(default_factory=TrainRecipe)
+    card: CardRecipe = field(default_factory=CardRecipe)
+
+    def to_dict(self) -> dict:
+        """Plain types only, every field written out."""
+        return TypeAdapter(Recipe).dump_python(self, mode="json")
+
+    def to_yaml(self) -> str:
+        """The YAML that reads back as this recipe."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe.
+
+    Args:
+        source: a YAML file, or the name of a recipe that comes with the package (`demo`).
+        overrides: `key=value` strings; the key is dotted (`train.epochs=3`) or, where only one section has it, bare.
+
+    Raises:
+        RecipeError: no such recipe, broken YAML, an unknown key or an ill-typed value.
+    """
+    path = _find(str(source))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: can't be read ({error.strerror})") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys, found {type(content).__name__}")
+    content.setdefault("name", path.stem)
+    for override in overrides:
+        _override(content, override)
+    return make_recipe(content, str(path))
+
+
+def make_recipe(content: dict, where: str = "recipe") -> Recipe:
+    """The recipe that a mapping describes.
+
+    Raises:
+        RecipeError: all its faults in one line.
+    """
+    try:
+        return TypeAdapter(Recipe).validate_python(content)
+    except ValidationError as error:
+        faults = dict.fromkeys(_fault(item) for item in error.errors())
+        raise RecipeError(f"{where}: " + "; ".join(faults)) from None
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(path.stem for path in packaged("recipes").glob("*.yaml"))
+
+
+def _find(source: str) -> Path:
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.exists():
+            raise RecipeError(f"{path}: no such recipe file")
+        return path
+    built_in = packaged("recipes") / f"{source}.yaml"
+    if not built_in.exists():
+        names = recipe_names()
+        raise RecipeError(
+            f'no recipe "{source}"{did_you_mean(source, names)}; there are {", ".join(names)}, or give a .yaml file'
+        )
+    return built_in
+
+
+@cache
+def _keys() -> dict[str, tuple[str, ...]]:
+    """Every dotted key, and where each bare one may stand."""
+    keys: dict[str, tuple[str, ...]] = {}
+    for top in dataclasses.fields(Recipe):
+        section = top.default_factory if dataclasses.is_dataclass(top.default_factory) else None
+        inner = [f"{top.name}.{f.name}" for f in dataclasses.fields(section)] if section else [top.name]
+        for dotted in inner:
+            keys[dotted] = (dotted,)
+            bare = dotted.split(".")[-1]
+            if bare != dotted:
+                keys[bare] = (*keys.get(bare, ()), dotted)
+    return keys
+
+
+def _override(content: dict, text: str) -> None:
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals:
+        raise RecipeError(f'"{text}" is not key=value')
+    head = ".".join(key.split(".")[:2])
+    places = _keys().get(head if head.startswith("data.columns") else key)
+    if not places:
+        raise RecipeError(f'no recipe key "{key}"{did_you_mean(key, _keys())}')
+    if len(places) > 1 and key not in places:
+        raise RecipeError(f'"{key}" may mean {" or ".join(places)}; write the whole key')
+    parts = (key if key.startswith("data.columns.") else places[0] if key not in places else key).split(".")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        parsed = value
+    for part in parts[:-1]:
+        content = content.setdefault(part, {})
+        if not isinstance(content, dict):
+            raise RecipeError(f"{'.'.join(parts)}: {part} is no section")
+    content[parts[-1]] = parsed
+
+
+def _is_type_name(part: str) -> bool:
+    # pydantic names the branch of a union that failed, beside the keys
+    return part in ("bool", "str", "int", "float") or part.startswith(("function-", "literal[", "dict[", "tuple["))
+
+
+def _fault(item: dict) -> str:
+    place = [str(part) for part in item["loc"] if not _is_type_name(str(part))]
+    key = ".".join(place) or "recipe"
+    if item["type"] == "unexpected_keyword_argument":
+        section = ".".join(place[:-1])
+        known = [k.split(".")[-1] for k in _keys() if k.startswith(section + ".") and section] or [
+            f.name for f in dataclasses.fields(Recipe)
+        ]
+        return f'unknown key "{key}"{did_you_mean(place[-1], known)}'
+    found = item.get("input")
+    return f"{key}: {item['msg'][0].lower()}{item['msg'][1:]}, found {found!r}"

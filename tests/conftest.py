@@ -1,0 +1,92 @@
+"""What several tests share: real B-scans where the machine has them, and one small finished run."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network; a forgotten one then fails at once
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_home(tmp_path_factory):
+    """Prepared data and the pseudonym key of tests stay out of the user's home."""
+    import datasets
+
+    from oct_hf.runs import labelled
+
+    home = tmp_path_factory.mktemp("home")
+    datasets.config.HF_DATASETS_CACHE = home / "datasets"
+    labelled.KEY_FILE = home / "patient.key"
+
+
+@pytest.fixture(scope="session")
+def samples() -> Path:
+    """The folder with real B-scans that the environment variable OCT_SAMPLES names."""
+    folder = os.environ.get("OCT_SAMPLES")
+    if folder and Path(folder).is_dir():
+        return Path(folder).resolve()
+    if os.environ.get("CI"):
+        pytest.fail("OCT_SAMPLES must name the real B-scans in CI")
+    pytest.skip("no real B-scans here: OCT_SAMPLES names their folder")
+
+
+@pytest.fixture(scope="session")
+def real_files(samples) -> list[Path]:
+    """Ten real B-scans of several sizes, some with the white wedges of an export."""
+    return sorted((samples / "oct2017_sample/test").rglob("*.jpeg"))[::2][:10]
+
+
+TINY = {
+    "name": "tiny",
+    "data": {"name": "phantom", "patients": 6, "scans": 2, "height": 96, "width": 96, "public": True},
+    "split": {"validation": 0.2, "test": 0.3},
+    "model": {"base": "test_efficientnet", "weights": "random", "image_size": 64, "dropout": 0.1},
+    "augment": "light",
+    "train": {"epochs": 3, "batch_size": 8, "learning_rate": 3e-3, "ema": 0.8, "freeze_epochs": 1, "workers": 0},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A recipe that trains in seconds."""
+    from oct_hf.training.recipe import make_recipe
+
+    return make_recipe(TINY)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny, tmp_path_factory) -> Path:
+    """The folder of a finished run of the tiny recipe."""
+    from oct_hf import finetune
+
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    finetune(tiny, folder)
+    return folder
+
+
+@pytest.fixture
+def clinic(tmp_path) -> Path:
+    """A folder of phantoms as a clinic may have it: CLASS/PATIENT/image.png, two classes, six patients each."""
+    from oct_hf.data.phantom import draw
+
+    folder = tmp_path / "clinic"
+    for label in ("DME", "NORMAL"):
+        for patient in range(6):
+            place = folder / label / f"{label[0]}{patient}"
+            place.mkdir(parents=True)
+            for scan in range(2):
+                image = draw(label, 1, patient + 100 * (label == "DME"), scan, 96, 96).image
+                Image.fromarray(image).save(place / f"{scan}.png")
+    return folder
+
+
+@pytest.fixture
+def bscan() -> np.ndarray:
+    """A phantom B-scan, uint8 `(248, 256)`."""
+    from oct_hf.data.phantom import draw
+
+    return draw("DRUSEN", 3, height=248, width=256).image
