@@ -1,0 +1,120 @@
+"""What a run records of itself for run.json and the card: counts, fingerprint, versions, machine; no paths."""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+
+from oct_hf import __version__
+from oct_hf.data.splits import SIDES, UNUSED
+from oct_hf.runs.labelled import LabelledSet, fingerprint
+from oct_hf.training.recipe import Recipe
+
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "datasets",
+    "timm",
+    "evaluate",
+    "huggingface-hub",
+    "albumentations",
+    "scikit-learn",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "pillow",
+)
+def run_facts(recipe: Recipe, data: LabelledSet, skipped: list[dict], model) -> dict:
+    counts = {}
+    for side in (*SIDES, UNUSED):
+        rows = data.sides == side
+        if rows.any():
+            labels = np.array(data.labels)[rows]
+            counts[side] = {
+                "images": int(rows.sum()),
+                "groups": len(set(np.array(data.patients)[rows])),
+                "classes": {name: int((labels == name).sum()) for name in data.names},
+            }
+    weights = recipe.model.weights
+    cfg = model.config.pretrained_cfg
+    tag = recipe.model.base if "." in recipe.model.base else f"{recipe.model.base}.{_default_tag(recipe.model.base)}"
+    return {
+        "format": 1,
+        "status": "training",
+        "name": recipe.name,
+        "package": __version__,
+        "labels": data.names,
+        "recipe": public_recipe(recipe).to_dict(),
+        "data": {
+            "name": recipe.data.name,
+            "title": recipe.data.title or recipe.data.name,
+            "homepage": recipe.data.homepage,
+            "license": recipe.data.license,
+            "citation": recipe.data.citation,
+            "public": recipe.data.public,
+            "grouped_by": recipe.data.grouped_by,
+            "images": len(data.labels),
+            "groups": len(set(data.patients)),
+            "left_out": len(skipped),
+            "fingerprint": fingerprint(data),
+        },
+        "split": {
+            "by": recipe.split.by,
+            "test_fold": recipe.split.test_fold,
+            "seed": recipe.split.seed,
+            "sides": counts,
+        },
+        "model": {
+            "architecture": model.config.architecture,
+            "base": _name_only(recipe.model.base),
+            "hub_id": f"timm/{tag}" if weights == "hub" and "/" not in recipe.model.base else None,
+            "weights": _name_only(weights),
+            "weights_sha256": None if weights in ("hub", "random") else _sha256(Path(weights).expanduser()),
+            "license": cfg.get("license"),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "image_size": recipe.model.image_size,
+        },
+        "versions": {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in LIBRARIES}},
+        "hardware": hardware(),
+    }
+
+
+def hardware() -> dict:
+    """What this machine computes with."""
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": cpu, "cores": os.cpu_count(), "gpu": gpu, "system": platform.system()}
+
+
+def _default_tag(base: str) -> str | None:
+    return timm.get_pretrained_cfg(base).tag if timm.is_model(base) else None
+
+
+def _name_only(text: str) -> str:
+    return Path(text).name if Path(text).expanduser().exists() and text not in ("hub", "random") else text
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def public_recipe(recipe: Recipe) -> Recipe:
+    """The recipe without this machine's paths; a weights file keeps its name."""
+    weights = recipe.model.weights
+    return dataclasses.replace(
+        recipe,
+        data=dataclasses.replace(recipe.data, path=None),
+        split=dataclasses.replace(recipe.split, path=None),
+        model=dataclasses.replace(recipe.model, base=_name_only(recipe.model.base), weights=_name_only(weights)),
+    )

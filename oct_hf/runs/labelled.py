@@ -1,0 +1,98 @@
+"""The labelled B-scans of a run: loaded as a recipe names them, split, and with patient ids that may be published."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+
+from oct_hf.data.oct import prepare
+from oct_hf.data.splits import check_disjoint, pseudonyms, read_split, split_by_fold, split_by_patient
+from oct_hf.errors import DataError
+from oct_hf.evaluation.predictions import Predictions
+from oct_hf.inference.predictor import Predictor
+from oct_hf.training.recipe import DataRecipe, Recipe
+
+KEY_FILE = Path(os.environ.get("OCT_HF_HOME", Path.home() / ".config" / "oct-hf")) / "patient.key"
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """All images of one data set, each with its label, publishable patient id and side.
+
+    Attributes:
+        dataset: `n` rows with the builder's columns; its `patient_id` is the raw one and stays at home.
+        labels, patients: `n` strings; patients as they may be published.
+        names: the classes.
+        sides: `n` strings: train, validation, test or unused.
+    """
+
+    dataset: datasets.Dataset
+    labels: list[str]
+    names: list[str]
+    patients: list[str]
+    sides: np.ndarray
+
+
+def load_data(data: DataRecipe, cache_dir: str | None = None) -> tuple[datasets.Dataset, list[dict]]:
+    """The B-scans that a recipe names, and the files left out."""
+    options = {"skip_bad": data.skip_bad}
+    if data.labels:
+        options["labels"] = data.labels
+    if data.name == "phantom":
+        options |= {key: getattr(data, key) for key in ("patients", "scans", "seed", "height", "width")}
+    if data.name == "folder":
+        options |= {"csv": data.csv, "columns": dict(data.columns), "pattern": data.pattern}
+    return prepare(data.name, data.path, cache_dir, **options)
+
+
+def assign_sides(dataset: datasets.Dataset, recipe: Recipe) -> LabelledSet:
+    """Splits as the recipe says, checks that the split is clean, and makes the patient ids publishable."""
+    names = dataset.features["label"].names
+    labels = [names[i] for i in dataset["label"][:]]
+    patients, hashes = dataset["patient_id"][:], dataset["content_hash"][:]
+    split = recipe.split
+    if split.by == "file":
+        if not split.path:
+            raise DataError("split.by is file, but split.path names none")
+        sides = read_split(split.path, hashes)
+    elif split.by == "fold":
+        if split.test_fold is None:
+            raise DataError("split.by is fold, but split.test_fold names none")
+        validation = split.validation_fold or split.validation
+        sides = split_by_fold(labels, patients, dataset["fold"][:], split.test_fold, validation, split.seed)
+    else:
+        shares = {"train": 1 - split.validation - split.test, "validation": split.validation, "test": split.test}
+        if shares["train"] <= 0:
+            raise DataError(f"split: validation {split.validation} and test {split.test} leave nothing to train on")
+        sides = split_by_patient(labels, patients, shares, split.seed)
+    check_disjoint(patients, sides, hashes)
+    return LabelledSet(dataset, labels, names, public_ids(patients, recipe.data), sides)
+
+
+def predict_sides(predictor: Predictor, data: LabelledSet) -> Predictions:
+    """Predicts the validation and test sides from their files' bytes, as a user of the published model would."""
+    rows = np.flatnonzero(np.isin(data.sides, ("validation", "test")))
+    encoded = data.dataset.cast_column("image", datasets.Image(decode=False))
+    answers = list(predictor.predict(encoded[int(i)]["image"]["bytes"] for i in rows))
+    return Predictions(
+        names=predictor.labels,
+        hashes=np.array(data.dataset["content_hash"][:], dtype=object)[rows],
+        groups=np.array(data.patients, dtype=object)[rows],
+        labels=np.array(data.labels, dtype=object)[rows],
+        sides=data.sides[rows].astype(object),
+        probabilities=np.array([list(a.probabilities.values()) for a in answers], dtype=np.float32),
+    )
+
+
+def fingerprint(data: LabelledSet) -> str:
+    """SHA-256 over every image's content hash, patient (as published) and label, in sorted order."""
+    rows = sorted(zip(data.dataset["content_hash"][:], data.patients, data.labels, strict=True))
+    return hashlib.sha256("\n".join("\t".join(row) for row in rows).encode()).hexdigest()
+
+
+def public_ids(patients: list[str], data: DataRecipe) -> list[str]:
+    """Published ids stay where the data set is public, or strangers couldn't verify; all others become pseudonyms."""
+    return patients if data.public or data.name == "phantom" else pseudonyms(patients, KEY_FILE)

@@ -1,0 +1,219 @@
+"""A run: data, split, fine-tuning, measurement and repository joined, and the folder that holds them.
+
+`runs/NAME/` has `model/` (the repository as it will be published), `checkpoints/`, `log/` and `run.json`. The folder
+appears only when data, split and network are known to be good; a run that was stopped goes on when started again.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+import transformers
+
+from oct_hf.data.pixels import Pixels
+from oct_hf.data.transforms import Augmentation
+from oct_hf.errors import DataError, ModelError
+from oct_hf.evaluation.oct_metrics import measure
+from oct_hf.evaluation.predictions import Predictions
+from oct_hf.hub.repository import write_repository
+from oct_hf.images import Preprocessing
+from oct_hf.inference.predictor import Predictor, quiet_transformers
+from oct_hf.labels import describe, label_map
+from oct_hf.model.modeling_oct import OCTForImageClassification
+from oct_hf.runs.facts import public_recipe, run_facts
+from oct_hf.runs.folder import check_free, open_folder, plain_errors, read_run, write_json
+from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data, predict_sides, public_ids
+from oct_hf.training.callbacks import EpochLines, StopOnSignal, epoch_rows
+from oct_hf.training.recipe import DataRecipe, Recipe
+from oct_hf.training.trainer import OCTTrainer, last_checkpoint
+
+
+class Stopped(Exception):
+    """A run was asked to stop by a signal; its checkpoint is saved."""
+
+    def __init__(self, signal_number: int, folder: Path):
+        super().__init__(f"stopped; the same command goes on from the checkpoint in {folder}")
+        self.exit_code = 128 + signal_number
+
+
+def finetune(recipe: Recipe, out: str | Path, overwrite: bool = False, cache_dir: str | None = None) -> dict:
+    """Runs a recipe to a repository folder; a run that was stopped goes on where it was.
+
+    Args:
+        recipe: what to do.
+        out: the run's folder.
+        overwrite: replace another run there.
+        cache_dir: for the prepared data; the `datasets` library's own cache by default.
+
+    Returns:
+        the content of `run.json`.
+
+    Raises:
+        OCTError: something a user can mend; nothing is left half-written.
+        Stopped: Ctrl-C or SIGTERM; a checkpoint is saved.
+    """
+    folder = Path(out)
+    quiet_libraries()
+    with plain_errors(folder):
+        check_free(folder, recipe, overwrite)
+        # The global generators decide a random network's start.
+        transformers.set_seed(recipe.train.seed)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        started = time.monotonic()
+        dataset, skipped = load_data(recipe.data, cache_dir)
+        data = assign_sides(dataset, recipe)
+        augmentation = Augmentation(recipe.augment, recipe.train.seed)
+        model = build_model(recipe, data.names)
+        facts = run_facts(recipe, data, skipped, model)
+        if not open_folder(folder, recipe, facts, overwrite):
+            return json.loads((folder / "run.json").read_text())
+        write_json(folder / "log" / "augmentation.json", augmentation.to_dict())
+        preprocessing = Preprocessing.from_pretrained_cfg(model.config.pretrained_cfg)
+        facts["seconds"] = {"data": round(time.monotonic() - started, 1)}
+        trainer = _train(recipe, folder, data, model, preprocessing, augmentation, facts)
+        # Unwrapped: the Trainer's autocast would make the published model's own probabilities unreachable.
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        model = model.to(memory_format=torch.contiguous_format)
+        began = time.monotonic()
+        predictions = predict_sides(Predictor(model, preprocessing), data)
+        facts["results"] = {side: predictions.of(side).measure() for side in ("validation", "test")}
+        facts["seconds"]["evaluation"] = round(time.monotonic() - began, 1)
+        facts["seconds"]["total"] = round(time.monotonic() - started, 1)
+        write_repository(
+            folder / "model",
+            model.to("cpu"),
+            preprocessing,
+            predictions,
+            {
+                "hashes": data.dataset["content_hash"][:],
+                "patients": data.patients,
+                "labels": data.labels,
+                "sides": data.sides.tolist(),
+            },
+            {key: value for key, value in facts.items() if key != "status"},
+            public_recipe(recipe).to_yaml(),
+            epoch_rows(trainer.state.log_history),
+        )
+        facts["status"] = "done"
+        write_json(folder / "run.json", facts)
+        return facts
+
+
+def evaluate_model(model: str | Path, data: DataRecipe | None = None, out: str | Path | None = None) -> dict:
+    """Measures a model on labelled B-scans, or again from a repository's own predictions.
+
+    Args:
+        model: a run, a model folder or a Hub id.
+        data: the labelled set; without it, the `predictions.parquet` of the repository is measured.
+        out: a Parquet file for the predictions.
+
+    Returns:
+        the metrics, as `OCTMetrics` gives them.
+
+    Raises:
+        OCTError: the model or data can't be read, or the data's labels are unknown to the model.
+    """
+    quiet_libraries()
+    folder = Path(model)
+    folder = folder / "model" if (folder / "model").is_dir() else folder
+    if data is None:
+        if not (folder / "predictions.parquet").exists():
+            raise DataError(f"{model}: no predictions.parquet in it; give --data to predict anew")
+        return Predictions.read(folder / "predictions.parquet").of("test").measure()
+    predictor = Predictor(folder if folder.exists() else str(model))
+    dataset, _ = load_data(data)
+    names = dataset.features["label"].names
+    mapped = label_map(names, predictor.labels)
+    labels = [mapped[names[i]] for i in dataset["label"][:]]
+    patients = public_ids(dataset["patient_id"][:], data)
+    everything = LabelledSet(dataset, labels, list(predictor.labels), patients, np.full(len(dataset), "test", dtype="<U10"))
+    predictions = predict_sides(predictor, everything)
+    if out:
+        predictions.write(Path(out))
+    return predictions.measure()
+
+
+def build_model(recipe: Recipe, labels: list[str]) -> OCTForImageClassification:
+    """The recipe's network on its base weights.
+
+    Raises:
+        ModelError: no such network, no classifier, or weights that can't be had.
+    """
+    wanted, weights = recipe.model, recipe.model.weights
+    options = {"drop_rate": wanted.dropout} if wanted.dropout else {}
+    if wanted.drop_path:
+        options["drop_path_rate"] = wanted.drop_path
+    try:
+        return OCTForImageClassification.from_timm(
+            wanted.base,
+            labels,
+            pretrained=weights == "hub",
+            weights=None if weights in ("hub", "random") else str(Path(weights).expanduser()),
+            image_size=wanted.image_size,
+            descriptions={name: describe(name) for name in labels},
+            **options,
+        )
+    except ValueError as error:
+        raise ModelError(f"model.base: {error}") from None
+    except OSError as error:
+        if weights not in ("hub", "random"):
+            raise ModelError(f"model.weights: {error}") from None
+        raise ModelError(
+            f"model.base: the weights of {wanted.base} can't be downloaded "
+            f"({str(error).strip().splitlines()[0]}); give a local file (model.weights=FILE.safetensors) "
+            f"or start from nothing (model.weights=random)"
+        ) from None
+
+
+def quiet_libraries() -> None:
+    """Keeps the libraries' advice off the screen, and their bars where nobody watches; errors still come through."""
+    quiet_transformers()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def _train(recipe, folder, data, model, preprocessing, augmentation, facts) -> OCTTrainer:
+    began = time.monotonic()
+    train, validation = (
+        Pixels.from_dataset(data.dataset.select(np.flatnonzero(data.sides == side)), preprocessing, augmentation)
+        for side in ("train", "validation")
+    )
+    stop = StopOnSignal()
+
+    def score(probabilities: np.ndarray, labels: np.ndarray) -> dict:
+        measured = measure(probabilities, labels, data.names)
+        return {key: measured[key] for key in ("balanced_accuracy", "accuracy", "auroc", "log_loss")}
+
+    checkpoints = folder / "checkpoints"
+    callbacks = [EpochLines(folder / "log" / "epochs.csv"), stop]
+    trainer = OCTTrainer(model, recipe.train, preprocessing, train, validation, checkpoints, score, callbacks)
+    facts["seconds"]["decoding"] = round(time.monotonic() - began, 1)
+    known, checkpoint = read_run(folder), last_checkpoint(checkpoints)
+    if known["status"] == "trained" and checkpoint:
+        trainer.restore_best(checkpoint)
+        facts["training"] = known["training"]
+        return trainer
+    began = time.monotonic()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if stop.stopped is not None:
+        raise Stopped(stop.stopped, folder)
+    state = trainer.state
+    steps_an_epoch = state.max_steps / state.num_train_epochs
+    facts["training"] = {
+        "epochs": round(state.global_step / steps_an_epoch),
+        "best_epoch": round(state.best_global_step / steps_an_epoch),
+        "steps": state.global_step,
+        "images": len(train),
+        "seconds": round(time.monotonic() - began, 1),
+        "resumed": checkpoint is not None,
+        "bf16": trainer.args.bf16,
+    }
+    write_json(folder / "run.json", facts | {"status": "trained"})
+    return trainer
