@@ -206,8 +206,8 @@ def _print_result(result: dict, title: str, unit: str = "patient") -> None:
         f"{title}: {result['n']} B-scans, {result['groups']} {unit}s",
         "true",
         *(f"→ {name}" for name in names),
-        "sensitivity",
-        "specificity",
+        "sens.",
+        "spec.",
         "AUROC",
     )
     for name, counts in zip(names, result["confusion_matrix"], strict=True):
@@ -231,12 +231,13 @@ def _print_predictions(rows: list[dict], labels: tuple[str, ...]) -> None:
 
 
 def _print_places(folder: Path) -> None:
-    table = _table("where it lies", "", "")
-    table.add_row(f"{folder / 'model'}", "the repository: weights, card, predictions, split")
-    table.add_row(f"{folder / 'model' / 'README.md'}", "the model card")
-    table.add_row(f"{folder / 'run.json'}", "facts and all metrics")
-    table.add_row(f"{folder / 'log'}", "epochs and augmentation")
-    _console().print(table)
+    for path, what in (
+        (folder / "model", "the repository: weights, card, predictions, split"),
+        (folder / "model" / "README.md", "the model card"),
+        (folder / "run.json", "facts and all metrics"),
+        (folder / "log", "epochs and augmentation"),
+    ):
+        print(f"{path!s:<{len(str(folder)) + 18}}{what}")
 
 
 def _progress(items, total: int):

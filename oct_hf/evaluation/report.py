@@ -1,10 +1,17 @@
-"""The pictures of a run, each drawn from numbers that are published beside it."""
+"""The pictures of a run, each drawn from numbers that are published beside it.
 
+matplotlib is an extra: where it is missing, `can_draw()` says so and a card goes without pictures.
+"""
+
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
-from oct_hf.errors import OCTError
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
 
 
 def confusion_matrix_figure(confusion: list[list[int]], names: list[str], path: Path, title: str) -> None:
@@ -63,10 +70,8 @@ def training_figure(epochs: list[dict], best_epoch: int, path: Path) -> None:
 
 
 def _figure(width: float, height: float):
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise OCTError('pictures need matplotlib: pip install "oct-hf[figures]"') from None
+    from matplotlib.figure import Figure
+
     # Not pyplot: it keeps global state and may look for a display.
     figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
     return figure, figure.subplots()

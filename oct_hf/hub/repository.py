@@ -13,7 +13,7 @@ from oct_hf.data import phantom
 from oct_hf.data.splits import write_split
 from oct_hf.errors import RunError
 from oct_hf.evaluation.predictions import Predictions
-from oct_hf.evaluation.report import confusion_matrix_figure, training_figure
+from oct_hf.evaluation.report import can_draw, confusion_matrix_figure, training_figure
 from oct_hf.hub.card import render_card
 from oct_hf.images import Preprocessing
 from oct_hf.labels import COARSER
@@ -60,13 +60,8 @@ def write_repository(
         write_split(partial / "split.csv", **split)
         (partial / "recipe.yaml").write_text(recipe_yaml, encoding="utf-8")
         (partial / "run.json").write_text(json.dumps(run, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        test = run["results"]["test"]
-        title = f"{run['name']}: {test['n']} test B-scans of {test['groups']} {run['data']['grouped_by']}s"
-        confusion_matrix_figure(
-            test["confusion_matrix"], run["labels"], partial / "figures/confusion_matrix.png", title
-        )
-        if len(epochs) > 1:
-            training_figure(epochs, run["training"]["best_epoch"], partial / "figures/training.png")
+        if can_draw():
+            _draw_figures(partial / "figures", run, epochs)
         examples = write_examples(partial, run["labels"])
         figures = sorted(p.relative_to(partial).as_posix() for p in (partial / "figures").glob("*.png"))
         (partial / "README.md").write_text(render_card(run, examples, figures), encoding="utf-8")
@@ -77,6 +72,14 @@ def write_repository(
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     return target
+
+
+def _draw_figures(folder: Path, run: dict, epochs: list[dict]) -> None:
+    test = run["results"]["test"]
+    title = f"{run['name']}: {test['n']} test B-scans of {test['groups']} {run['data']['grouped_by']}s"
+    confusion_matrix_figure(test["confusion_matrix"], run["labels"], folder / "confusion_matrix.png", title)
+    if len(epochs) > 1:
+        training_figure(epochs, run["training"]["best_epoch"], folder / "training.png")
 
 
 def write_examples(folder: Path, labels: list[str]) -> list[str]:

@@ -97,7 +97,19 @@ def _timm_network(architecture: str, labels: int, pretrained: bool, weights: str
         raise ValueError(f"{architecture}: {given} ({str(error).strip().splitlines()[0]})") from error
     if not is_classifier:
         raise ValueError(f"{architecture} is not a classifier: it has no classification head")
+    trained_head = pretrained and network.pretrained_cfg.get("num_classes") == labels
+    if not trained_head:
+        _calm(classifier)
     return network
+
+
+def _calm(classifier: torch.nn.Module) -> None:
+    """Starts a new head near zero; timm's own start leaves some networks' logits so far apart that it costs epochs."""
+    for layer in classifier.modules():
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+            torch.nn.init.normal_(layer.weight, std=0.01)
+            if layer.bias is not None:
+                torch.nn.init.zeros_(layer.bias)
 
 
 def _config_of(base, architecture, labels, image_size, descriptions, model_args) -> OCTConfig:

@@ -31,6 +31,8 @@ LIBRARIES = (
     "numpy",
     "pillow",
 )
+
+
 def run_facts(recipe: Recipe, data: LabelledSet, skipped: list[dict], model) -> dict:
     counts = {}
     for side in (*SIDES, UNUSED):

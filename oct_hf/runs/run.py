@@ -130,7 +130,9 @@ def evaluate_model(model: str | Path, data: DataRecipe | None = None, out: str |
     mapped = label_map(names, predictor.labels)
     labels = [mapped[names[i]] for i in dataset["label"][:]]
     patients = public_ids(dataset["patient_id"][:], data)
-    everything = LabelledSet(dataset, labels, list(predictor.labels), patients, np.full(len(dataset), "test", dtype="<U10"))
+    everything = LabelledSet(
+        dataset, labels, list(predictor.labels), patients, np.full(len(dataset), "test", dtype="<U10")
+    )
     predictions = predict_sides(predictor, everything)
     if out:
         predictions.write(Path(out))

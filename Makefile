@@ -1,0 +1,39 @@
+# Two commands do everything on a machine with Python 3.11, pip, make and git: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-all lint benchmark wheel clean
+
+demo: $(READY)
+	@# A finished demo is made anew; one that was stopped goes on.
+	@if grep -qs '"status": "done"' runs/demo/run.json; then rm -rf runs/demo; fi
+	$(BIN)/oct-hf finetune demo --out runs/demo
+	$(BIN)/python scripts/load_anywhere.py runs/demo/model
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: lint
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+benchmark: $(READY)
+	$(BIN)/python scripts/benchmark.py
+
+wheel: $(READY)
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache
+
+# Installed once; again only when what is wanted has changed.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "oct-hf needs Python 3.11 or newer: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[all,test]"
+	@touch $@
