@@ -128,9 +128,9 @@ def test_folder_takes_patient_eye_and_fold_from_a_csv(clinic, tmp_path):
     with pytest.raises(DataError, match=r"DME/none.png \(listed in patients.csv but not there"):
         prepare("folder", clinic, tmp_path / "c", csv="patients.csv", columns=columns)
     write_csv(clinic, [*rows, {**rows[0], "pid": "other"}])
-    with pytest.raises(DataError, match="line 26: DME/D0/0.png stands there twice"):
+    with pytest.raises(DataError, match=r"line 26: DME/D0/0.png stands there twice"):
         prepare("folder", clinic, tmp_path / "c", csv="patients.csv", columns=columns)
-    with pytest.raises(DataError, match="no CSV nothing.csv"):
+    with pytest.raises(DataError, match=r"no CSV nothing.csv"):
         prepare("folder", clinic, tmp_path / "c", csv="nothing.csv")
 
 
@@ -218,5 +218,5 @@ def test_a_zip_entry_that_is_damaged_is_named(oct2017, tmp_path):
         info = archive.getinfo("train/DME/" + next(p.name for p in (oct2017 / "train/DME").iterdir()))
     data[info.header_offset + 200] ^= 255
     path.write_bytes(data)
-    with pytest.raises(DataError, match="train/DME/.*can't be read from the zip"):
+    with pytest.raises(DataError, match=r"train/DME/.*can't be read from the zip"):
         prepare("oct2017", path, tmp_path / "c")

@@ -31,5 +31,5 @@ def test_an_unknown_label_and_a_wrong_file_are_named(tmp_path):
     with pytest.raises(DataError, match=r"true label\(s\) B are none of A, C"):
         strange.measure()
     (tmp_path / "x.parquet").write_bytes(b"no table")
-    with pytest.raises(DataError, match="not a predictions.parquet"):
+    with pytest.raises(DataError, match=r"not a predictions.parquet"):
         Predictions.read(tmp_path / "x.parquet")

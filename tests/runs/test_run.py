@@ -1,3 +1,4 @@
+import csv
 import dataclasses
 import json
 import os
@@ -77,9 +78,7 @@ def test_the_predictions_are_those_of_the_written_model(finished_run, tiny):
 
 
 def test_no_patient_of_the_test_side_was_trained_on(finished_run):
-    import csv
-
-    rows = list(csv.DictReader(open(finished_run / "model" / "split.csv")))
+    rows = list(csv.DictReader((finished_run / "model" / "split.csv").read_text().splitlines()))
     by_side = {side: {r["patient_id"] for r in rows if r["side"] == side} for side in ("train", "validation", "test")}
     assert not by_side["train"] & by_side["test"] and not by_side["train"] & by_side["validation"]
     tested = Predictions.read(finished_run / "model" / "predictions.parquet").of("test")

@@ -70,7 +70,7 @@ def test_a_missing_or_broken_recipe_file_is_one_line(tmp_path):
         with pytest.raises(RecipeError, match=text) as caught:
             load_recipe(tmp_path / f"{name}.yaml")
         assert "\n" not in str(caught.value)
-    with pytest.raises(RecipeError, match='no recipe "demos".*did you mean "demo"'):
+    with pytest.raises(RecipeError, match=r'no recipe "demos".*did you mean "demo"'):
         load_recipe("demos")
 
 
