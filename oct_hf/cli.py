@@ -144,10 +144,7 @@ def info(
         print(json.dumps(facts, indent=2))
         return
     for title, content in facts.items():
-        table = _table(title, "", "")
-        for key, value in content.items():
-            table.add_row(key, str(value))
-        _console().print(table)
+        _print_table(title, ("", ""), [(key, str(value)) for key, value in content.items()])
 
 
 def _version(wanted: bool) -> None:
@@ -175,24 +172,23 @@ def main() -> None:
         sys.exit(130)
 
 
-def _console(stderr: bool = False):
-    from rich.console import Console
-
-    return Console(stderr=stderr, highlight=False)
-
-
 def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _table(title: str, *columns: str):
+def _print_table(title: str, columns: tuple, rows: list[tuple]) -> None:
     from rich import box
+    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, box=box.SIMPLE, title_justify="left", show_header=any(columns))
+    print(title)  # not the table's own title, which is wrapped to the table's width
+    table = Table(box=box.SIMPLE, show_header=any(columns))
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 or not column else "right", overflow="fold")
-    return table
+        table.add_column(Text(column), justify="left" if index == 0 or not column else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))  # Text: file names and labels are no markup
+    Console(highlight=False).print(table)
 
 
 def _score(value: float | None) -> str:
@@ -200,34 +196,27 @@ def _score(value: float | None) -> str:
 
 
 def _print_result(result: dict, title: str, unit: str = "patient") -> None:
-    console = _console()
     names = list(result["per_class"])
-    table = _table(
-        f"{title}: {result['n']} B-scans, {result['groups']} {unit}s",
-        "true",
-        *(f"→ {name}" for name in names),
-        "sens.",
-        "spec.",
-        "AUROC",
-    )
+    rows = []
     for name, counts in zip(names, result["confusion_matrix"], strict=True):
-        row = result["per_class"][name]
-        table.add_row(name, *map(str, counts), *(_score(row[k]) for k in ("recall", "specificity", "auroc")))
-    console.print(table)
+        scores = (_score(result["per_class"][name][key]) for key in ("recall", "specificity", "auroc"))
+        rows.append((name, *map(str, counts), *scores))
+    columns = ("true", *(f"→ {name}" for name in names), "sens.", "spec.", "AUROC")
+    _print_table(f"{title}: {result['n']} B-scans, {result['groups']} {unit}s", columns, rows)
     keys = ("balanced_accuracy", "accuracy", "auroc", "f1", "mcc", "log_loss", "ece")
-    console.print("  ".join(f"{key.replace('_', ' ')} {_score(result[key])}" for key in keys), soft_wrap=True)
+    print("  ".join(f"{key.replace('_', ' ')} {_score(result[key])}" for key in keys))
 
 
 def _print_predictions(rows: list[dict], labels: tuple[str, ...]) -> None:
-    from rich.text import Text
-
-    table = _table("predictions", "file", "predicted", *labels)
-    for row in rows:
-        if row["error"]:
-            table.add_row(Text(row["file"]), Text(row["error"], style="red"), *("" for _ in labels))
-        else:
-            table.add_row(Text(row["file"]), row["predicted"], *(f"{row[f'p_{name}']:.3f}" for name in labels))
-    _console().print(table)
+    table = [
+        (
+            row["file"],
+            row["error"] or row["predicted"],
+            *(_score(row[f"p_{name}"]) if not row["error"] else "" for name in labels),
+        )
+        for row in rows
+    ]
+    _print_table("predictions", ("file", "predicted", *labels), table)
 
 
 def _print_places(folder: Path) -> None:
@@ -243,9 +232,9 @@ def _print_places(folder: Path) -> None:
 def _progress(items, total: int):
     if not sys.stderr.isatty() or total < 32:
         return items
-    from rich.progress import track
+    from tqdm import tqdm
 
-    return track(items, total=total, description="predicting", console=_console(stderr=True))
+    return tqdm(items, total=total, desc="predicting", unit="image")
 
 
 if __name__ == "__main__":

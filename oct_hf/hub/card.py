@@ -4,6 +4,8 @@ What was not measured is absent. The card's numbers come from `run.json`, whose 
 `predictions.parquet` that lies beside the card.
 """
 
+import re
+
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -21,6 +23,7 @@ _LICENCES = (
     "cc-by-nc-4.0",
     "cc-by-nc-sa-4.0",
 )
+_ENTITIES = {"<": "&lt;", ">": "&gt;"}
 _SCORES = {
     "accuracy": ("accuracy", "Accuracy"),
     "balanced_accuracy": ("balanced_accuracy", "Balanced accuracy"),
@@ -63,7 +66,7 @@ def card_metadata(run: dict, examples: list[str]) -> ModelCardData:
             task_type="image-classification",
             task_name="Image Classification",
             dataset_type=data["name"],
-            dataset_name=data["title"],
+            dataset_name=" ".join(data["title"].split()),
             dataset_split="test",
             metric_type=kind,
             metric_name=name,
@@ -109,7 +112,7 @@ def render_card(run: dict, examples: list[str], figures: list[str]) -> str:
     )
     environment.filters["score"] = lambda value: "n/a" if value is None else f"{value:.3f}"
     environment.filters["describe"] = describe
-    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+    environment.filters["plain"] = plain
     return environment.get_template("model.md.jinja").render(
         metadata=card_metadata(run, examples).to_yaml(),
         run=run,
@@ -125,6 +128,12 @@ def render_card(run: dict, examples: list[str], figures: list[str]) -> str:
         examples=examples,
         figures=figures,
     )
+
+
+def plain(text: str) -> str:
+    """Text from outside on one line, which Markdown shows as it is: no tag, cell, link or heading starts in it."""
+    one_line = " ".join(str(text).split())
+    return re.sub(r"[|<>\\`*_\[\]#]", lambda match: _ENTITIES.get(match[0], "\\" + match[0]), one_line)
 
 
 def _title(path: str) -> str:

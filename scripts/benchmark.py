@@ -1,0 +1,234 @@
+"""Measures what the README claims of speed and memory, as ratios within one run.
+
+python scripts/benchmark.py [data] [training] [startup] [--data FOLDER] [--out benchmark.json]
+
+Pairs run in turn, each preparation in a process of its own; the median ratio counts. Timings depend on the machine and
+on what else it does, so none of them is a test.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+PAIRS = 5
+
+PREPARE = """
+import json, resource, sys, time
+kind, folder, cache = sys.argv[1:]
+import datasets
+from oct_hf import prepare
+datasets.disable_progress_bars()
+started = time.perf_counter()
+if kind == "oct_hf":
+    n = len(prepare("folder", folder, cache)[0])
+else:
+    n = len(datasets.load_dataset("imagefolder", data_dir=folder, cache_dir=cache)["train"])
+seconds = time.perf_counter() - started
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({"images": n, "seconds": seconds, "peak_mb": peak}))
+"""
+
+
+def benchmark_data(folder: Path | None, scratch: Path) -> dict:
+    """Preparation with every image decoded and checked, against `datasets`' imagefolder, which copies the files."""
+    small, large = scratch / "small", scratch / "large"
+    sources = _bscans(folder, scratch)
+    _spread(sources, small, 1_000)
+    _spread(sources, large, 20_000)
+    pairs = []
+    for number in range(PAIRS):
+        ours, theirs = (_prepare(kind, small, scratch / f"{kind}{number}") for kind in ("oct_hf", "imagefolder"))
+        pairs.append((ours, theirs))
+    big = _prepare("oct_hf", large, scratch / "big")
+    return {
+        "images": pairs[0][0]["images"],
+        "oct_hf_images_per_s": _median(p[0]["images"] / p[0]["seconds"] for p in pairs),
+        "imagefolder_images_per_s": _median(p[1]["images"] / p[1]["seconds"] for p in pairs),
+        "speed_ratio": _median(p[1]["seconds"] / p[0]["seconds"] for p in pairs),
+        "speed_ratios": [round(p[1]["seconds"] / p[0]["seconds"], 3) for p in pairs],
+        "peak_mb_1000": _median(p[0]["peak_mb"] for p in pairs),
+        "peak_mb_20000": big["peak_mb"],
+        "images_per_s_20000": big["images"] / big["seconds"],
+    }
+
+
+def benchmark_training(scratch: Path, image_size: int = 224, batch_size: int = 32, batches: int = 8) -> dict:
+    """The Trainer, from uint8 pictures with augmentation, against bare steps on tensors in memory."""
+    import numpy as np
+    import torch
+    from torch.nn import functional
+    from transformers import TrainerCallback
+
+    from oct_hf import OCTForImageClassification, OCTTrainer, Preprocessing, draw_phantom
+    from oct_hf.data.pixels import Pixels
+    from oct_hf.data.transforms import Augmentation
+    from oct_hf.evaluation.oct_metrics import measure
+    from oct_hf.runs.run import quiet_libraries
+    from oct_hf.training.recipe import TrainRecipe
+    from oct_hf.training.trainer import bf16_is_faster, normalise
+
+    class Clock(TrainerCallback):
+        """Seconds inside steps, and between them within an epoch; the first step warms up and isn't counted."""
+
+        def __init__(self):
+            self.spans, self.waits, self.ended = [], [], None
+
+        def on_epoch_begin(self, *_, **__):
+            self.ended = time.perf_counter() if self.spans else None
+
+        def on_step_begin(self, *_, **__):
+            self.began = time.perf_counter()
+            if self.ended is not None:
+                self.waits.append(self.began - self.ended)
+
+        def on_step_end(self, *_, **__):
+            self.ended = time.perf_counter()
+            self.spans.append(self.ended - self.began)
+
+        def on_evaluate(self, *_, **__):
+            self.ended = None
+
+    quiet_libraries()
+    names = ["CNV", "DME", "DRUSEN", "NORMAL"]
+    labels = np.arange(batch_size * batches) % 4
+    drawn = [draw_phantom(names[label], patient=i, height=248, width=256).image for i, label in enumerate(labels)]
+    preprocessing = Preprocessing(image_size, image_size)
+    images = np.stack([preprocessing.resize(image) for image in drawn])
+    hashes = [str(i) for i in range(len(images))]
+    train = Pixels(images, labels, hashes, Augmentation("standard"))
+    few = Pixels(images[:8], labels[:8], hashes[:8])
+    tensors = normalise(torch.from_numpy(images), preprocessing)
+    targets = torch.from_numpy(labels)
+    bf16 = bf16_is_faster()
+
+    def model():
+        torch.manual_seed(0)
+        return OCTForImageClassification.from_timm("tf_efficientnetv2_b0", names, image_size=image_size)
+
+    def bare() -> float:
+        network = model().to(memory_format=torch.channels_last).train()
+        optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
+        for batch in range(-1, batches):  # the first one warms up
+            if batch == 0:
+                began = time.perf_counter()
+            rows = slice(max(batch, 0) * batch_size, (max(batch, 0) + 1) * batch_size)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                logits = network(tensors[rows]).logits
+            functional.cross_entropy(logits.float(), targets[rows]).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+        return batches * batch_size / (time.perf_counter() - began)
+
+    def ours(number: int) -> tuple[float, float]:
+        clock = Clock()
+        score = lambda probabilities, labels: measure(probabilities, labels, names)  # noqa: E731
+        recipe = TrainRecipe(epochs=2, batch_size=batch_size, workers=1)
+        OCTTrainer(model(), recipe, preprocessing, train, few, scratch / f"run{number}", score, [clock]).train()
+        # The second epoch: what a long training is made of.
+        spans, waits = clock.spans[batches:], clock.waits[-batches:]
+        return len(spans) * batch_size / (sum(spans) + sum(waits)), sum(waits) / (sum(spans) + sum(waits))
+
+    pairs = [(bare(), *ours(number)) for number in range(PAIRS)]
+    return {
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "bf16": bf16,
+        "bare_images_per_s": _median(p[0] for p in pairs),
+        "trainer_images_per_s": _median(p[1] for p in pairs),
+        "speed_ratio": _median(p[1] / p[0] for p in pairs),
+        "speed_ratios": [round(p[1] / p[0], 3) for p in pairs],
+        "waiting_for_data_share": _median(p[2] for p in pairs),
+    }
+
+
+def benchmark_startup() -> dict:
+    """Seconds of a whole process, and whether torch was loaded."""
+    script = Path(sys.executable).with_name("oct-hf")
+    code = "import sys, time; t = time.perf_counter(); import oct_hf; t = time.perf_counter() - t"
+    code += "; print(t, 'torch' in sys.modules)"
+    runs = (subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(9))
+    imports = [run.stdout.split() for run in runs]
+    helps = []
+    for _ in range(9):
+        began = time.perf_counter()
+        subprocess.run([script, "--help"], capture_output=True, check=True)
+        helps.append(time.perf_counter() - began)
+    return {
+        "import_s": _median(float(seconds) for seconds, _ in imports),
+        "import_loads_torch": imports[0][1] == "True",
+        "help_s": _median(helps),
+    }
+
+
+def _bscans(folder: Path | None, scratch: Path) -> list[bytes]:
+    """JPEGs to prepare: those of a folder, or 200 phantoms of a device's size."""
+    if folder is not None:
+        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpeg", ".jpg"))
+        if not files:
+            sys.exit(f"{folder}: no JPEG in it")
+        return [file.read_bytes() for file in files]
+    import io
+
+    from PIL import Image
+
+    from oct_hf import draw_phantom
+
+    encoded = []
+    for number in range(200):
+        data = io.BytesIO()
+        Image.fromarray(draw_phantom(("CNV", "DME", "DRUSEN", "NORMAL")[number % 4], patient=number).image).save(
+            data, "JPEG", quality=90
+        )
+        encoded.append(data.getvalue())
+    return encoded
+
+
+def _spread(sources: list[bytes], folder: Path, count: int) -> None:
+    """`count` different files; bytes behind a JPEG's end change its content hash and not its picture."""
+    for number in range(count):
+        place = folder / "ABCD"[number % 4] / f"P{number // 20}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.jpeg").write_bytes(sources[number % len(sources)] + number.to_bytes(4, "little"))
+
+
+def _prepare(kind: str, folder: Path, cache: Path) -> dict:
+    run = subprocess.run([sys.executable, "-c", PREPARE, kind, folder, cache], capture_output=True, text=True)
+    if run.returncode:
+        sys.exit(run.stderr)
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def _median(values) -> float:
+    return round(statistics.median(values), 4)
+
+
+def main() -> None:
+    """Runs the parts asked for and prints and writes what they measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=["data", "training", "startup"], metavar="data|training|startup")
+    parser.add_argument("--data", type=Path, help="folder with JPEG B-scans; phantoms where not given")
+    parser.add_argument("--out", type=Path, default=Path("benchmark.json"))
+    given = parser.parse_args()
+    results = {"cores": os.cpu_count(), "data_from": "a folder of B-scans" if given.data else "phantoms"}
+    with tempfile.TemporaryDirectory() as scratch:
+        for part in given.parts or ["data", "training", "startup"]:
+            run = {
+                "data": lambda: benchmark_data(given.data, Path(scratch)),
+                "training": lambda: benchmark_training(Path(scratch)),
+                "startup": benchmark_startup,
+            }[part]
+            results[part] = run()
+            print(part)
+            for key, value in results[part].items():
+                print(f"  {key:<28}{value}")
+    given.out.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
