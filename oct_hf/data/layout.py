@@ -7,14 +7,12 @@ an error that names it, because a guess would put one patient on two sides of a 
 import csv
 import hashlib
 import io
-import os
 import re
-import zipfile
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
+from oct_hf.data.sources import Source
 from oct_hf.errors import BadImageError, DataError, did_you_mean
-from oct_hf.images import EXTENSIONS, read_image
 from oct_hf.labels import LABEL_SETS
 
 PUBLISHED_SIDES = {
@@ -29,7 +27,7 @@ CSV_COLUMNS = ("file", "patient", "eye", "label", "fold", "guard")
 OCT2017_NAME = re.compile(r"(?P<label>[A-Z]+)-(?P<patient>\d+)-(?P<index>\d+)\.(?i:jpe?g)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One picture: its path inside the source, and what is known of it. `side` is the published one, or "train"."""
 
@@ -39,78 +37,6 @@ class Entry:
     eye: str
     fold: str
     side: str
-
-
-class Folder:
-    def __init__(self, root: Path):
-        self.root = root
-
-    def files(self) -> list[str]:
-        names = (Path(top, name) for top, _, names in os.walk(self.root, followlinks=True) for name in names)
-        return sorted(p.relative_to(self.root).as_posix() for p in names if _is_picture(p.as_posix()))
-
-    def stamp(self, entry: str) -> str:
-        status = os.stat(self.root / entry)
-        return f"{status.st_size} {status.st_mtime_ns}"
-
-    def size(self, entry: str) -> int:
-        return os.stat(self.root / entry).st_size
-
-    def read(self, entry: str) -> bytes:
-        return (self.root / entry).read_bytes()
-
-    def read_table(self, name: str) -> bytes:
-        try:
-            return self.read(name)
-        except OSError:
-            raise DataError(f"{self.root}: no CSV {name} in it") from None
-
-
-class Zip:
-    """A zip read in place; its entries are opened by name and never written to disk."""
-
-    def __init__(self, path: Path):
-        self.root = path
-        try:
-            self.archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as error:
-            raise DataError(f"{path}: not a zip that can be read ({error})") from None
-        self.infos = {info.filename: info for info in self.archive.infolist() if not info.is_dir()}
-
-    def files(self) -> list[str]:
-        return sorted(name for name in self.infos if _is_picture(name))
-
-    def stamp(self, entry: str) -> str:
-        return f"{self.infos[entry].file_size} {self.infos[entry].CRC}"
-
-    def size(self, entry: str) -> int:
-        return self.infos[entry].file_size
-
-    def read(self, entry: str) -> bytes:
-        try:
-            return self.archive.read(entry)
-        except (zipfile.BadZipFile, OSError, RuntimeError) as error:
-            raise BadImageError(entry, f"can't be read from the zip ({error})") from None
-
-    def read_table(self, name: str) -> bytes:
-        found = [entry for entry in self.infos if entry == name or entry.endswith("/" + name)]
-        if not found:
-            raise DataError(f"{self.root}: no CSV {name} in it")
-        return self.archive.read(found[0])
-
-
-def _is_picture(path: str) -> bool:
-    parts = PurePosixPath(path).parts
-    return path.lower().endswith(EXTENSIONS) and "__MACOSX" not in parts and not parts[-1].startswith(".")
-
-
-def open_source(data_dir: str) -> Folder | Zip:
-    path = Path(data_dir)
-    if path.is_dir():
-        return Folder(path)
-    if path.is_file():
-        return Zip(path)
-    raise DataError(f"{path}: no such folder or zip")
 
 
 def _class_parts(path: str, labels: tuple[str, ...] | list[str] | None) -> tuple[str, str, list[str]]:
@@ -129,8 +55,8 @@ def _class_parts(path: str, labels: tuple[str, ...] | list[str] | None) -> tuple
 def find_labels(config) -> list[str]:
     if config.name == "oct2017":
         return list(LABEL_SETS["oct2017"])
-    source = open_source(config.data_dir)
-    labels = sorted({_class_parts(path, None)[1] for path in source.files()} - {""})
+    source = config.source()
+    labels = sorted({_class_parts(path, None)[1] for path in source.files} - {""})
     if not labels:
         raise DataError(
             f"{config.data_dir}: no images in class folders; expected CLASS/image.jpeg (or train/CLASS/image.jpeg)"
@@ -140,11 +66,11 @@ def find_labels(config) -> list[str]:
 
 def list_entries(config, labels: list[str], skipped: list[dict]) -> list[Entry]:
     """Every picture with its label and patient; what can't be placed is refused, or noted where `skip_bad` is on."""
-    source = open_source(config.data_dir)
+    source = config.source()
     table = _Table(source, config) if config.csv else None
     pattern = _compiled(config.pattern)
     entries, bad, foreign = [], [], set()
-    for path in source.files():
+    for path in source.files:
         side, label, rest = _class_parts(path, labels)
         if label not in labels:
             foreign.add(label)
@@ -200,7 +126,7 @@ def _who(config, path: str, label: str, rest: list[str], table, pattern) -> tupl
 class _Table:
     """The CSV that names each file's patient, and may name its eye, label, fold and whether it is a guard."""
 
-    def __init__(self, source: Folder | Zip, config):
+    def __init__(self, source: Source, config):
         self.name = config.csv
         self.columns = {key: config.columns.get(key, key) for key in CSV_COLUMNS}
         text = source.read_table(config.csv).decode("utf-8-sig", errors="replace")
@@ -246,21 +172,10 @@ class _Table:
         return sorted(f for f in wanted if f not in self.seen)
 
 
-def _without_copies(source, entries: list[Entry], skipped: list[dict], skip_bad: bool) -> list[Entry]:
-    """Of byte-identical files the first stays; copies under different labels contradict each other, and none stays.
-
-    Only files of equal size are hashed.
-    """
-    sizes: dict[int, list[Entry]] = {}
-    for entry in entries:
-        sizes.setdefault(source.size(entry.source), []).append(entry)
-    copies: dict[str, list[Entry]] = {}
-    for alike in sizes.values():
-        if len(alike) > 1:
-            for entry in alike:
-                copies.setdefault(hashlib.sha256(source.read(entry.source)).hexdigest(), []).append(entry)
+def _without_copies(source: Source, entries: list[Entry], skipped: list[dict], skip_bad: bool) -> list[Entry]:
+    """Of byte-identical files the first stays; copies under different labels contradict each other, and none stays."""
     contradictions, repeats = [], []
-    for alike in copies.values():
+    for alike in _copies(source, entries):
         first = alike[0]
         if len({entry.label for entry in alike}) > 1:
             for entry in alike:
@@ -273,6 +188,20 @@ def _without_copies(source, entries: list[Entry], skipped: list[dict], skip_bad:
     skipped += repeats
     gone = {item["file"] for item in contradictions + repeats}
     return [entry for entry in entries if entry.source not in gone]
+
+
+def _copies(source: Source, entries: list[Entry]) -> list[list[Entry]]:
+    """Groups of byte-identical files. Each test reads more than the last: size, then a glance, then the whole file."""
+    groups = [entries]
+    for test in (source.size, source.glance, lambda path: hashlib.sha256(source.read(path)).digest()):
+        finer = []
+        for group in groups:
+            same: dict = {}
+            for entry in group:
+                same.setdefault(test(entry.source), []).append(entry)
+            finer += [alike for alike in same.values() if len(alike) > 1]
+        groups = finer
+    return groups
 
 
 def refuse_or_note(bad: list[dict], skipped: list[dict], skip_bad: bool) -> None:
@@ -295,12 +224,3 @@ def _compiled(pattern: str | None) -> re.Pattern | None:
     if "patient" not in compiled.groupindex:
         raise DataError(f"data.pattern {pattern!r} has no group (?P<patient>…)")
     return compiled
-
-
-def read_checked(source: Folder | Zip, entry: Entry) -> bytes:
-    try:
-        data = source.read(entry.source)
-    except OSError as error:
-        raise BadImageError(entry.source, f"can't be opened ({error.strerror or error})") from None
-    read_image(data, entry.source)
-    return data

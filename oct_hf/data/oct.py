@@ -12,14 +12,16 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import datasets
 from PIL import Image
 
-from oct_hf.data import phantom
-from oct_hf.data.layout import Entry, find_labels, list_entries, open_source, read_checked, refuse_or_note
+from oct_hf.data import phantom, speckle
+from oct_hf.data.layout import Entry, find_labels, list_entries, refuse_or_note
+from oct_hf.data.sources import Source, open_source
 from oct_hf.errors import BadImageError, DataError, did_you_mean
+from oct_hf.images import read_image
 from oct_hf.threads import in_order
 
 SKIPPED_FILE = "skipped.json"
@@ -54,15 +56,21 @@ class OCTDataConfig(datasets.BuilderConfig):
         """Adds the files' fingerprint to the name of the cache folder; `datasets` itself doesn't look at them."""
         return f"{super().create_config_id(config_kwargs, custom_features)}-{self.fingerprint()}"
 
+    def source(self) -> Source:
+        """The files in `data_dir`, listed at the first call."""
+        if "_source" not in self.__dict__:
+            self._source = open_source(self.data_dir)
+        return self._source
+
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change when a file is added, removed, renamed, resized or touched."""
         digest = hashlib.sha256()
         if self.name == "phantom":
-            digest.update(inspect.getsource(phantom).encode())
+            digest.update((inspect.getsource(phantom) + inspect.getsource(speckle)).encode())
         elif self.data_dir:
-            source = open_source(self.data_dir)
-            for entry in source.files():
-                digest.update(f"{entry}\0{source.stamp(entry)}\n".encode())
+            source = self.source()
+            for path in source.files:
+                digest.update(f"{path}\0{source.stamp(path)}\n".encode())
             if self.csv:
                 digest.update(source.read_table(self.csv))
         return digest.hexdigest()[:16]
@@ -113,25 +121,27 @@ class OCT(datasets.GeneratorBasedBuilder):
 
     def _generate_examples(self, entries):
         rows = _phantom_rows(self.config) if entries is None else self._file_rows(entries)
-        for key, (data, row) in enumerate(rows):
-            image = {"path": PurePosixPath(row["source"]).name, "bytes": data}
-            yield key, {"image": image, "content_hash": hashlib.sha256(data).hexdigest(), **row}
+        for key, (data, content_hash, row) in enumerate(rows):
+            # No path: `datasets` would look for a file of that name, image by image. The column `source` has it.
+            yield key, {"image": {"path": None, "bytes": data}, "content_hash": content_hash, **row}
 
-    def _file_rows(self, entries: list[Entry]) -> Iterator[tuple[bytes, dict]]:
-        source = open_source(self.config.data_dir)
+    def _file_rows(self, entries: list[Entry]) -> Iterator[tuple[bytes, str, dict]]:
+        source = self.config.source()
         bad = []
 
-        def read(entry: Entry) -> bytes | BadImageError:
+        def read(entry: Entry) -> tuple[bytes, str] | BadImageError:
             try:
-                return read_checked(source, entry)
+                data = source.read(entry.source)
+                read_image(data, entry.source)
+                return data, hashlib.sha256(data).hexdigest()
             except BadImageError as error:
                 return error
 
-        for entry, data in in_order(read, entries):
-            if isinstance(data, BadImageError):
-                bad.append({"file": data.file, "reason": data.reason})
+        for entry, result in in_order(read, entries):
+            if isinstance(result, BadImageError):
+                bad.append({"file": result.file, "reason": result.reason})
             else:
-                yield data, {k: getattr(entry, k) for k in ("label", "patient_id", "eye", "source", "fold")}
+                yield *result, {k: getattr(entry, k) for k in ("label", "patient_id", "eye", "source", "fold")}
         refuse_or_note(bad, self.skipped, self.config.skip_bad)
 
 
@@ -179,7 +189,7 @@ def prepare(
     return datasets.concatenate_datasets(list(sides.values())), json.loads(note.read_text()) if note.exists() else []
 
 
-def _phantom_rows(config: OCTDataConfig) -> Iterator[tuple[bytes, dict]]:
+def _phantom_rows(config: OCTDataConfig) -> Iterator[tuple[bytes, str, dict]]:
     labels = list(config.labels or phantom.LABELS)
     jobs = (
         (label, number * len(labels) + index, scan)
@@ -191,10 +201,11 @@ def _phantom_rows(config: OCTDataConfig) -> Iterator[tuple[bytes, dict]]:
         yield row
 
 
-def _phantom_row(config: OCTDataConfig, label: str, patient: int, scan: int) -> tuple[bytes, dict]:
+def _phantom_row(config: OCTDataConfig, label: str, patient: int, scan: int) -> tuple[bytes, str, dict]:
     drawn = phantom.draw(label, config.seed, patient, scan, config.height, config.width)
     encoded = io.BytesIO()
     Image.fromarray(drawn.image).save(encoded, "PNG", compress_level=1)
     source = f"{label}/P{patient:05d}_{scan:02d}.png"
     row = {"label": label, "patient_id": f"P{patient:05d}", "eye": drawn.eye, "source": source, "fold": ""}
-    return encoded.getvalue(), row
+    data = encoded.getvalue()
+    return data, hashlib.sha256(data).hexdigest(), row

@@ -5,11 +5,11 @@ no trace, so one painter serves every eye. Speckle and noise come last, in linea
 """
 
 from dataclasses import dataclass
-from functools import cache
 
 import cv2
 import numpy as np
 
+from oct_hf.data.speckle import banks, crop, smooth_noise, speckle
 from oct_hf.errors import DataError, did_you_mean
 
 LABELS = ("CNV", "DME", "DRUSEN", "NORMAL")
@@ -120,11 +120,15 @@ class _BScan:
         self.um = eye.field[1] / height, eye.field[0] / width  # microns per row, per column
         mm = np.linspace(-0.5, 0.5, width, dtype=np.float32) * np.float32(eye.field[0] / 1000)
         self.x = mm * 1000 - np.float32(eye.fovea + rng.normal(0, 120))  # microns from the fovea
-        sag = -eye.curvature * mm**2 + 1000 * (eye.tilt + rng.normal(0, 0.02)) * mm + 6 * _smooth(rng, 1, width, 8)[0]
+        sag = (
+            -eye.curvature * mm**2
+            + 1000 * (eye.tilt + rng.normal(0, 0.02)) * mm
+            + 6 * smooth_noise(rng, 1, width, 8)[0]
+        )
         self.bruch = height * np.float32(eye.bruch + rng.normal(0, 0.02)) + (sag - sag.mean()) / np.float32(self.um[0])
         self.bruch -= max(0.0, self.bruch.max() - 0.93 * height)
         self.thick, self.level = self._healthy_layers()
-        self.choroid_gain = 0.015 * _smooth(rng, 1, width, 40)[0]  # light that reaches the choroid, by column
+        self.choroid_gain = 0.015 * smooth_noise(rng, 1, width, 40)[0]  # light that reaches the choroid, by column
         self.spaces: list[tuple] = []  # layer, kind of lesion, height of its space in microns by column
         self.blobs: list[tuple] = []  # kind of lesion, x, depth in the retina 0 to 1, outline in microns, display level
         self.room = max(0.0, self._edges()[0].min() - 300 / self.um[0])  # rows above the retina, even a swollen one
@@ -139,12 +143,12 @@ class _BScan:
         thick = (periphery + (foveola - periphery) * pit + gain * rim) * eye.thickness[:, None]
         nasal = self.x if eye.name == "OD" else -self.x
         thick[0] += eye.nasal_rnfl * (1 - pit) / (1 + np.exp((2200 - nasal) / 600))
-        level = eye.level[:, None] + 0.015 * _smooth(rng, layers, self.width, 30)
+        level = eye.level[:, None] + 0.015 * smooth_noise(rng, layers, self.width, 30)
         disc = 1 / (1 + np.exp(np.clip((eye.disc - nasal) / 120, -30, 30)))
         thick[1:] *= 1 - 0.9 * disc
         level[_ROW["EZ"] :] -= 0.3 * disc
         level[0] += 0.001 * thick[0]  # a thick nerve fibre layer is also a bright one
-        uneven = 1 + 0.05 * _smooth(rng, layers, self.width, 20) + 0.06 * _smooth(rng, 1, self.width, 4)
+        uneven = 1 + 0.05 * smooth_noise(rng, layers, self.width, 20) + 0.06 * smooth_noise(rng, 1, self.width, 4)
         return (thick * uneven).astype(np.float32), level.astype(np.float32)
 
     def bump(self, centre: float, half_width: float, height: float, power: float = 2.0) -> np.ndarray:
@@ -173,7 +177,7 @@ class _BScan:
         """Paint, expose and export the B-scan."""
         edges = self._edges()
         edges += max(0.0, 0.02 * self.height - edges[0].min())  # a swollen retina must not leave the image
-        csi = edges[-1] + (self.eye.choroid + 12 * _smooth(self.rng, 1, self.width, 6)[0]) / np.float32(self.um[0])
+        csi = edges[-1] + (self.eye.choroid + 12 * smooth_noise(self.rng, 1, self.width, 6)[0]) / np.float32(self.um[0])
         picture = self._paint(edges, csi)
         lesions = self._paint_lesions(picture, edges)
         image = self._export(self._expose(cv2.GaussianBlur(picture, (3, 5), sigmaX=0.6, sigmaY=0.9)))
@@ -185,7 +189,7 @@ class _BScan:
         """Display level of every pixel before speckle, float32 (height, width): the sum of steps down each column."""
         rng, eye, width = self.rng, self.eye, self.width
         steps = np.full((self.height + 2, width), -eye.rolloff / self.height, np.float32)
-        steps[0] = _VITREOUS + 0.035 * _smooth(rng, 1, width, 4)[0]
+        steps[0] = _VITREOUS + 0.035 * smooth_noise(rng, 1, width, 4)[0]
         depth = np.linspace(0, 2, 14, dtype=np.float32)[:, None]  # 1 at the sclera; steps too fine to see under speckle
         choroid = eye.choroid_level * np.exp(-eye.choroid_fading * depth) + self.choroid_gain
         level = np.vstack([np.full((1, width), _VITREOUS), self.level, choroid])
@@ -193,7 +197,7 @@ class _BScan:
         for row, step in zip(rows, np.diff(level, axis=0), strict=True):
             _add_step(steps, row, step)
         if rng.random() < 0.35:  # a detached posterior hyaloid
-            row = edges[0] - (rng.uniform(20, 160) + 40 * _smooth(rng, 1, width, 3)[0]) / self.um[0]
+            row = edges[0] - (rng.uniform(20, 160) + 40 * smooth_noise(rng, 1, width, 3)[0]) / self.um[0]
             _add_step(steps, row, np.float32(0.25))
             _add_step(steps, row + 8 / self.um[0], np.float32(-0.25))
         for _ in range(rng.poisson(5)):  # vessels, whose blood takes the light from all that lies below
@@ -211,7 +215,7 @@ class _BScan:
         below = np.arange(top, self.height, dtype=np.float32)[:, None] - edges[-1] - 20 / self.um[0]
         below *= np.float32(self.um[0] / eye.choroid)  # 0 under the RPE, 1 at the sclera
         below = 0.14 * np.clip(np.minimum(4 * below, 1.3 - below), 0.1, 0.5) * (below > 0)
-        picture[top:] += below * _crop(_banks()[1], rng, self.height, width)[top:]
+        picture[top:] += below * crop(banks()[1], rng, self.height, width)[top:]
         return picture
 
     def _paint_lesions(self, picture: np.ndarray, edges: np.ndarray) -> dict[str, np.ndarray]:
@@ -282,10 +286,10 @@ def _cnv(scan: _BScan, rng: np.random.Generator) -> None:
     type2 = scan.eye.style > 0.55
     tissue = scan.bump(centre, half, rng.uniform(30, 90) if type2 else rng.uniform(110, 230), 3)
     tissue *= _ragged(rng, scan.width, 20, 0.25) * _ragged(rng, scan.width, 60, 0.08)
-    scan.level[_ROW["sub_rpe"]] += rng.uniform(-0.1, 0.1) + 0.03 * _smooth(rng, 1, scan.width, 20)[0]
+    scan.level[_ROW["sub_rpe"]] += rng.uniform(-0.1, 0.1) + 0.03 * smooth_noise(rng, 1, scan.width, 20)[0]
     scan.open_space("sub_rpe", "cnv", tissue, absorbed=0.3)
     above = scan.bump(centre, 0.7 * half, type2 * rng.uniform(90, 190), 2.5) * _ragged(rng, scan.width, 25, 0.25)
-    scan.level[_ROW["type2_cnv"]] += rng.uniform(-0.08, 0.1) + 0.03 * _smooth(rng, 1, scan.width, 20)[0]
+    scan.level[_ROW["type2_cnv"]] += rng.uniform(-0.08, 0.1) + 0.03 * smooth_noise(rng, 1, scan.width, 20)[0]
     scan.open_space("type2_cnv", "cnv", above, absorbed=0.3)
     fluid = scan.bump(centre + rng.normal(0, 0.8) * half, half * rng.uniform(0.8, 1.5), rng.uniform(120, 250), 3)
     fluid = np.maximum(fluid - 0.4 * (tissue + above), 0) * rng.choice((0.5, 1, 1, 1))
@@ -300,7 +304,7 @@ def _cnv(scan: _BScan, rng: np.random.Generator) -> None:
 
 def _ageing(scan: _BScan, rng: np.random.Generator, centre: float, half_width: float) -> None:
     """An RPE uneven all along, by deposits too shallow for drusen, and patchy in one place, where light passes."""
-    scan.thick[_ROW["sub_rpe"]] += np.clip(rng.uniform(0, 8) * (_smooth(rng, 1, scan.width, 70)[0] + 0.5), 0, 12)
+    scan.thick[_ROW["sub_rpe"]] += np.clip(rng.uniform(0, 8) * (smooth_noise(rng, 1, scan.width, 70)[0] + 0.5), 0, 12)
     loss = scan.bump(centre, half_width, rng.uniform(0.05, 0.25), 4) * _ragged(rng, scan.width, 50, 0.5)
     scan.level[_ROW["RPE"]] -= loss
     scan.level[_ROW["EZ"]] -= 0.5 * loss
@@ -345,48 +349,9 @@ def _outline(rng: np.random.Generator, rx: float, ry: float) -> np.ndarray:
     return (1 + waves.sum(1)) * (rx * np.cos(angle) + 1j * ry * np.sin(angle))
 
 
-def speckle(rng: np.random.Generator, looks: int, height: int, width: int) -> np.ndarray:
-    """Fully developed speckle averaged over 1 to 31 looks, float32 (height, width), mean 1, std looks**-0.5.
-
-    One look's intensity is exponential and the average of L independent looks gamma of shape L (Goodman, Speckle
-    Phenomena in Optics, 2007; Schmitt, Xiang and Yung, "Speckle in optical coherence tomography", J Biomed Opt, 1999).
-    Drawing gammas is slow, so the average is a sum of crops, at random places, of banks of 1, 2, 4, 8 and 16 looks.
-    """
-    bits = [bit for bit in range(5) if looks >> bit & 1]
-    return sum(_crop(_banks()[0][bit], rng, height, width) * np.float32(2**bit / looks) for bit in bits)
-
-
-@cache
-def _banks() -> tuple[list[np.ndarray], np.ndarray]:
-    """Speckle of 1, 2, 4, 8 and 16 looks in a Spectralis image's grain, and the choroid's texture (mean 0, std 1)."""
-    noise = np.random.default_rng(1999).standard_normal((4, 1024, 1024), dtype=np.float32)
-    looks = [sum(cv2.GaussianBlur(part, (0, 0), sigmaX=0.65, sigmaY=0.95) ** 2 for part in noise[:2])]
-    looks[0] /= looks[0].mean()
-    for shift in (389, 211, 97, 341):  # each sum of shifts is another, so that no pixel meets itself
-        looks.append((looks[-1] + np.roll(looks[-1][::-1], (shift, 2 * shift), (0, 1))) / 2)
-    vessels, septa = (
-        cv2.GaussianBlur(n, (0, 0), sigmaX=s, sigmaY=1.3 * s) for n, s in ((noise[2], 5), (noise[3], 2.5))
-    )
-    texture = np.tanh(vessels / vessels.std() + 0.5) + 0.7 * septa / septa.std()
-    return looks, (texture - texture.mean()) / texture.std()
-
-
-def _crop(bank: np.ndarray, rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A crop of a bank at a random place, flipped at random, (height, width); a small bank repeats."""
-    if height > len(bank) or width > len(bank):
-        bank = np.tile(bank, (1 + height // len(bank), 1 + width // len(bank)))
-    y, x = rng.integers(np.array(bank.shape) - (height, width) + 1)
-    return np.ascontiguousarray(bank[y : y + height, x : x + width][:: rng.choice((1, -1)), :: rng.choice((1, -1))])
-
-
-def _smooth(rng: np.random.Generator, count: int, width: int, knots: int) -> np.ndarray:
-    """Smooth random curves through `knots` random values each, float32 (count, width), about mean 0 and std 1."""
-    return cv2.resize(rng.standard_normal((count, knots), np.float32), (width, count), interpolation=cv2.INTER_CUBIC)
-
-
 def _ragged(rng: np.random.Generator, width: int, knots: int, size: float) -> np.ndarray:
     """Irregularity of a lesion, a factor by column about 1, float32 (width,)."""
-    return np.clip(1 + size * _smooth(rng, 1, width, knots)[0], 0.3, 1.7)
+    return np.clip(1 + size * smooth_noise(rng, 1, width, knots)[0], 0.3, 1.7)
 
 
 def _add_step(steps: np.ndarray, row: np.ndarray, step: np.ndarray) -> None:

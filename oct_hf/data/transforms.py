@@ -7,6 +7,7 @@ does it; nothing here is needed at prediction time, because native loaders could
 
 import hashlib
 import os
+import random
 from collections.abc import Callable, Sequence
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it looks for updates over the network when imported
@@ -15,6 +16,7 @@ import albumentations as A
 import cv2
 import numpy as np
 
+from oct_hf.data.speckle import speckle
 from oct_hf.errors import RecipeError, did_you_mean
 
 cv2.setNumThreads(0)  # images are small, and the other cores belong to the network
@@ -31,34 +33,37 @@ class RemoveWedge(A.ImageOnlyTransform):
         self.threshold = threshold
 
     def apply(self, img: np.ndarray, **params) -> np.ndarray:
-        _, marks, stats, _ = cv2.connectedComponentsWithStats((img >= self.threshold).astype(np.uint8), connectivity=4)
+        if max(img[0].max(), img[-1].max(), img[:, 0].max(), img[:, -1].max()) < self.threshold:
+            return img  # nothing bright touches the border
+        bright = cv2.compare(img, self.threshold - 1, cv2.CMP_GT)
+        _, marks, stats, _ = cv2.connectedComponentsWithStats(bright, connectivity=4)
         height, width = img.shape[:2]
-        left, top, w, h, area = stats[1:].T if len(stats) > 1 else np.zeros((5, 0), int)
+        left, top, w, h, area = stats.T
         touches = (left == 0) | (top == 0) | (left + w == width) | (top + h == height)
-        wedges = 1 + np.flatnonzero(touches & (area >= 0.002 * height * width))
-        if len(wedges) == 0:
+        is_wedge = (touches & (area >= 0.002 * height * width)).astype(np.uint8)
+        is_wedge[0] = 0  # the background
+        if not is_wedge.any():
             return img
         # One pixel more: resizing has blurred the wedge's edge.
-        mask = cv2.dilate(np.isin(marks, wedges).astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
-        out = img.copy()
-        out[mask] = np.median(img[~mask][img[~mask] < 64]) if (img[~mask] < 64).any() else 0
-        return out
+        mask = cv2.dilate(np.take(is_wedge, marks), np.ones((3, 3), np.uint8))
+        some = img[::8, ::8]
+        vitreous = some[some < 64]
+        return np.where(mask, np.uint8(np.median(vitreous) if len(vitreous) else 0), img)
 
 
 class Speckle(A.ImageOnlyTransform):
-    """Multiplies by gamma noise of mean 1: fully developed speckle averaged over `looks` (Goodman 2007)."""
+    """Multiplies by fully developed speckle of mean 1, averaged over `looks` looks (two bounds, 1 to 31)."""
 
-    def __init__(self, looks: tuple[float, float] = (8, 40), p: float = 0.5):
+    def __init__(self, looks: tuple[int, int] = (8, 31), p: float = 0.5):
         super().__init__(p=p)
         self.looks = tuple(looks)
 
     def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
-        looks = self.py_random.uniform(*self.looks)
-        noise = self.random_generator.standard_gamma(looks, data["image"].shape[:2], dtype=np.float32)
-        return {"noise": noise * np.float32(1 / looks)}
+        looks = self.py_random.randint(*self.looks)
+        return {"noise": speckle(self.random_generator, looks, *data["image"].shape[:2])}
 
     def apply(self, img: np.ndarray, noise: np.ndarray, **params) -> np.ndarray:
-        return np.clip(img * noise, 0, 255).astype(np.uint8)
+        return cv2.multiply(img, noise, dtype=cv2.CV_8U)
 
 
 class VesselShadow(A.ImageOnlyTransform):
@@ -79,7 +84,7 @@ class VesselShadow(A.ImageOnlyTransform):
         return {"gain": gain}
 
     def apply(self, img: np.ndarray, gain: np.ndarray, **params) -> np.ndarray:
-        return (img * gain).astype(np.uint8)
+        return cv2.multiply(img, np.broadcast_to(gain, img.shape), dtype=cv2.CV_8U)
 
 
 # A B-scan mirrored left to right is the fellow eye's; upside down it is no B-scan, so there is no vertical flip.
@@ -92,16 +97,16 @@ TRANSFORMS: dict[str, Callable[..., A.BasicTransform]] = {
         border_mode=cv2.BORDER_REFLECT_101,
         p=p,
     ),
-    "contrast": lambda p=0.7, brightness=0.15, contrast=0.25: A.RandomBrightnessContrast(
+    "contrast": lambda p=0.7, brightness=0.1, contrast=0.25: A.RandomBrightnessContrast(
         brightness_limit=brightness, contrast_limit=contrast, p=p
     ),
     "gamma": lambda p=0.3, low=70, high=140: A.RandomGamma(gamma_limit=(low, high), p=p),
     "clahe": lambda p=0.2, clip=4.0: A.CLAHE(clip_limit=(1.0, clip), tile_grid_size=(8, 8), p=p),
     "denoise": lambda p=0.2, sigma=1.2: A.GaussianBlur(blur_limit=0, sigma_limit=(0.3, sigma), p=p),
     "median": lambda p=0.1, size=3: A.MedianBlur(blur_limit=(3, size), p=p),
-    "speckle": lambda p=0.4, looks=(8, 40): Speckle(looks=looks, p=p),
+    "speckle": lambda p=0.4, looks=(8, 31): Speckle(looks=looks, p=p),
     "shadow": lambda p=0.3, count=3, depth=(0.2, 0.6): VesselShadow(count=count, depth=depth, p=p),
-    "wedge": lambda p=0.5, threshold=245: RemoveWedge(threshold=threshold, p=p),
+    "wedge": lambda p=0.3, threshold=245: RemoveWedge(threshold=threshold, p=p),
     "erase": lambda p=0.2, size=(0.05, 0.2): A.CoarseDropout(
         num_holes_range=(1, 3), hole_height_range=tuple(size), hole_width_range=tuple(size), fill=0, p=p
     ),
@@ -119,7 +124,7 @@ PIPELINES: dict[str, list[str | dict]] = {
         {"name": "gamma", "p": 0.5, "low": 60, "high": 170},
         "clahe",
         "denoise",
-        {"name": "speckle", "p": 0.5, "looks": [4, 40]},
+        {"name": "speckle", "p": 0.5, "looks": [4, 31]},
         "shadow",
         "erase",
     ],
@@ -145,14 +150,16 @@ class Augmentation:
                 )
             steps = PIPELINES[steps]
         self.seed = seed
-        self.pipeline = A.Compose([_build(step) for step in steps])
+        self._use(A.Compose([_build(step) for step in steps]))
 
     def __call__(self, image: np.ndarray, epoch: int, content_hash: str) -> np.ndarray:
         """uint8 `(height, width)` of a uint8 image of that shape."""
         if not self.pipeline.transforms:
             return image
-        digest = hashlib.blake2b(f"{self.seed} {epoch} {content_hash}".encode(), digest_size=4).digest()
-        self.pipeline.set_random_seed(int.from_bytes(digest, "little"))
+        digest = hashlib.blake2b(f"{self.seed} {epoch} {content_hash}".encode(), digest_size=24).digest()
+        state = {"state": int.from_bytes(digest[:16], "little"), "inc": 1}
+        self._numpy.bit_generator.state = {"bit_generator": "PCG64", "state": state, "has_uint32": 0, "uinteger": 0}
+        self._python.seed(digest[16:])
         return self.pipeline(image=image)["image"]
 
     def to_dict(self) -> dict:
@@ -163,8 +170,13 @@ class Augmentation:
     def from_dict(cls, stored: dict) -> "Augmentation":
         """The augmentation that `to_dict` described."""
         augmentation = cls("none", stored["seed"])
-        augmentation.pipeline = A.from_dict(stored["pipeline"])
+        augmentation._use(A.from_dict(stored["pipeline"]))
         return augmentation
+
+    def _use(self, pipeline: A.Compose) -> None:
+        # All transforms share two generators, so that seeding them anew for each image costs microseconds.
+        self.pipeline, self._numpy, self._python = pipeline, np.random.default_rng(0), random.Random(0)
+        pipeline.set_random_state(self._numpy, self._python)
 
 
 def _build(step: str | dict) -> A.BasicTransform:

@@ -92,7 +92,7 @@ class TrainRecipe:
     patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better validation before stopping; 0 never stops
     max_grad_norm: Positive = 1.0
     bf16: Literal["auto"] | bool = "auto"
-    workers: Annotated[int, Field(ge=0)] = 1
+    workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"  # processes that augment; none where a CPU trains
     seed: int = 0
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from oct_hf.data.phantom import LABELS, LESIONS, SMALLEST_SIDE, draw, speckle
+from oct_hf.data.phantom import LABELS, LESIONS, SMALLEST_SIDE, draw
+from oct_hf.data.speckle import speckle
 from oct_hf.errors import DataError, OCTError
 
 LAYERS = ["ILM", "GCL", "IPL", "INL", "OPL", "ONL", "ELM", "IS", "EZ", "OS", "RPE", "BM", "CSI"]

@@ -1,6 +1,6 @@
 """Measures a model on labelled B-scans, or again from its own predictions.
 
-python scripts/evaluate.py MODEL [--data PATH] [data.KEY=VALUE …]   (the same as `oct-hf evaluate`)
+python scripts/evaluate_model.py MODEL [--data PATH] [data.KEY=VALUE …]   (the same as `oct-hf evaluate`)
 """
 
 import sys
