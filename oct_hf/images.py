@@ -14,6 +14,10 @@ from PIL import Image, ImageOps
 
 from oct_hf.errors import BadImageError, ModelError
 
+# Pillow warns of odd metadata and of large pictures. What matters is checked here, and images are read on threads, where
+# catching warnings isn't safe.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 MIN_SIDE = 16  # pixels; below this nothing of a retina is left
 _FULL_SCALES = (255.0, 4095.0, 65535.0)
@@ -46,11 +50,9 @@ def read_image(source: bytes | str | Path, name: str | None = None) -> np.ndarra
     if not source:
         raise BadImageError(name, "is empty (0 bytes)")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(source)) as image:
-                _check_shape(image, name)
-                return _gray_where_gray(_eight_bits(ImageOps.exif_transpose(image)))
+        with Image.open(io.BytesIO(source)) as image:
+            _check_shape(image, name)
+            return _gray_where_gray(_eight_bits(ImageOps.exif_transpose(image)))
     except Image.UnidentifiedImageError:
         raise BadImageError(name, f"is not an image (it begins with {source[:12]!r})") from None
     except Image.DecompressionBombError:

@@ -2,6 +2,8 @@ import io
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from oct_hf.errors import BadImageError
@@ -77,6 +79,21 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded():
     bomb = encoded(Image.new("1", (20_000, 20_000)))
     with pytest.raises(BadImageError, match="megapixels"):
         read_image(bomb)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_damaged_bytes_give_a_picture_or_a_reason_and_nothing_else(data):
+    picture = Image.fromarray(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64))
+    whole = bytearray(encoded(picture, data.draw(st.sampled_from(["JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF"]))))
+    for _ in range(data.draw(st.integers(1, 8))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    whole = whole[: data.draw(st.integers(0, len(whole)))]
+    try:
+        read = read_image(bytes(whole), "eye")
+        assert read.dtype == np.uint8 and min(read.shape[:2]) >= 16
+    except BadImageError as error:
+        assert str(error).startswith("eye: ") and "\n" not in str(error)
 
 
 def test_a_missing_file_is_one_line(tmp_path):

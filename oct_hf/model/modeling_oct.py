@@ -92,6 +92,8 @@ def _timm_network(architecture: str, labels: int, pretrained: bool, weights: str
         is_classifier = isinstance(classifier, torch.nn.Module) and any(True for _ in classifier.parameters())
     except AttributeError:
         is_classifier = False
+    except KeyError as error:
+        raise ValueError(f"{architecture} holds no timm model: its config.json has no {error}") from error
     except (RuntimeError, TypeError, SafetensorError) as error:
         given = f"the weights {weights} don't fit it" if weights else "timm can't build it"
         raise ValueError(f"{architecture}: {given} ({str(error).strip().splitlines()[0]})") from error

@@ -128,3 +128,20 @@ def test_a_wrong_base_is_said_in_one_line(saved, arguments, text):
     assert "\n" not in str(caught.value)
     with pytest.raises(OSError, match="no weights file"):
         OCTForImageClassification.from_timm("resnet10t", LABELS, weights="gone.safetensors")
+
+
+def test_a_base_without_a_classification_head_is_refused(tmp_path):
+    from transformers import BertConfig
+
+    BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"holds no timm model"):
+        OCTForImageClassification.from_timm(str(tmp_path), LABELS)
+
+    @timm.models.register_model
+    def headless_test_network(pretrained=False, **kwargs):
+        network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3))
+        network.pretrained_cfg = {}
+        return network
+
+    with pytest.raises(ValueError, match="headless_test_network is not a classifier"):
+        OCTForImageClassification.from_timm("headless_test_network", LABELS)

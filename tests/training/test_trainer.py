@@ -107,6 +107,15 @@ def test_a_resumed_training_ends_with_the_same_weights(tmp_path):
     assert all(torch.equal(raw[0][key], raw[1][key]) for key in raw[0])
 
 
+def test_worker_processes_change_nothing(tmp_path):
+    alone, helped = (trainer(tmp_path / str(n), epochs=2, workers=n) for n in (0, 2))
+    for run in (alone, helped):
+        run.train_dataset.augmentation = Augmentation("strong", 1)
+        run.train()
+    for (name, one), other in zip(alone.model.state_dict().items(), helped.model.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
 def test_a_half_written_checkpoint_is_passed_over(tmp_path):
     for step, state in ((3, {"global_step": 3}), (6, None)):
         folder = tmp_path / f"checkpoint-{step}"
