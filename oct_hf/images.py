@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from oct_hf.errors import BadImageError, ModelError
 
-# Pillow warns of odd metadata and of large pictures. What matters is checked here, and images are read on threads, where
+# Pillow warns of odd metadata and large pictures. What matters is checked here, and images are read on threads, where
 # catching warnings isn't safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 

@@ -114,6 +114,8 @@ class OCTTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         steps_an_epoch = self.state.max_steps / self.state.num_train_epochs
         self._freeze(self.state.global_step < self.recipe.freeze_epochs * steps_an_epoch)
+        # Dropout, too, depends on the step alone: not on how often workers or a resumed run drew before.
+        torch.manual_seed(hash((self.recipe.seed, self.state.global_step, self.args.process_index)) % 2**63)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
