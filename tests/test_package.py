@@ -64,6 +64,20 @@ def test_finetune_card_and_predict_work_from_the_wheel_in_an_empty_folder(enviro
     assert sorted(p.name for p in tmp_path.iterdir()) == ["answers.csv", "runs"]
 
 
+def test_the_scripts_do_what_the_commands_do(tmp_path):
+    settings = ["base=test_efficientnet", "image_size=64", "epochs=1", "data.patients=5", "scans=2", "workers=0"]
+    settings += ["data.height=96", "data.width=96", "batch_size=8", "--out", str(tmp_path / "run")]
+    for script, arguments in (
+        ("finetune", ["demo", *settings]),
+        ("evaluate_model", [str(tmp_path / "run")]),
+        ("predict", [str(tmp_path / "run/model/examples"), "--model", str(tmp_path / "run")]),
+    ):
+        command = [sys.executable, ROOT / "scripts" / f"{script}.py", *arguments]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert "DRUSEN" in result.stdout
+
+
 def test_a_stranger_loads_the_repository_with_transformers_alone(finished_run):
     command = [sys.executable, ROOT / "scripts" / "load_anywhere.py", finished_run / "model"]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout

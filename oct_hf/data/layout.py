@@ -146,7 +146,7 @@ class _Table:
             if file in self.rows and self.rows[file] != row:
                 raise DataError(f"{config.csv}, line {number}: {file} stands there twice, with different values")
             self.rows[file] = row
-        self.seen: set[str] = set()
+        self.seen: dict[str, str] = {}  # row -> the file it was used for
 
     def value(self, row: dict, key: str) -> str:
         return (row.get(self.columns[key]) or "").strip()
@@ -157,7 +157,9 @@ class _Table:
         if key is None:
             raise BadImageError(path, f"not listed in {self.name}")
         row = self.rows[key]
-        self.seen.add(key)
+        if self.seen.setdefault(key, path) != path:
+            other = self.seen[key]
+            raise BadImageError(path, f"{self.name} says {key}, which may also be {other}: write CLASS/{name} there")
         if self.value(row, "label") not in ("", label):
             said = self.value(row, "label")
             raise BadImageError(path, f"two labels for one file: {self.name} says {said}, its folder {label}")

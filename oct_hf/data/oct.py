@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
+import numpy as np
 from PIL import Image
 
 from oct_hf.data import phantom, speckle
@@ -132,8 +133,8 @@ class OCT(datasets.GeneratorBasedBuilder):
         def read(entry: Entry) -> tuple[bytes, str] | BadImageError:
             try:
                 data = source.read(entry.source)
-                read_image(data, entry.source)
-                return data, hashlib.sha256(data).hexdigest()
+                pixels = read_image(data, entry.source)
+                return _eight_bit_file(data, pixels), hashlib.sha256(data).hexdigest()
             except BadImageError as error:
                 return error
 
@@ -143,6 +144,20 @@ class OCT(datasets.GeneratorBasedBuilder):
             else:
                 yield *result, {k: getattr(entry, k) for k in ("label", "patient_id", "eye", "source", "fold")}
         refuse_or_note(bad, self.skipped, self.config.skip_bad)
+
+
+def _eight_bit_file(data: bytes, pixels: np.ndarray) -> bytes:
+    """The file itself, or its pixels as PNG where it has 16 bits or floating point, which `datasets` would saturate."""
+    with Image.open(io.BytesIO(data)) as image:
+        if image.mode[0] not in "IF":
+            return data
+    return _png(pixels)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, "PNG", compress_level=1)
+    return encoded.getvalue()
 
 
 def prepare(
@@ -203,9 +218,7 @@ def _phantom_rows(config: OCTDataConfig) -> Iterator[tuple[bytes, str, dict]]:
 
 def _phantom_row(config: OCTDataConfig, label: str, patient: int, scan: int) -> tuple[bytes, str, dict]:
     drawn = phantom.draw(label, config.seed, patient, scan, config.height, config.width)
-    encoded = io.BytesIO()
-    Image.fromarray(drawn.image).save(encoded, "PNG", compress_level=1)
+    data = _png(drawn.image)
     source = f"{label}/P{patient:05d}_{scan:02d}.png"
     row = {"label": label, "patient_id": f"P{patient:05d}", "eye": drawn.eye, "source": source, "fold": ""}
-    data = encoded.getvalue()
     return data, hashlib.sha256(data).hexdigest(), row

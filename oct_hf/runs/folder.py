@@ -20,9 +20,10 @@ def check_free(folder: Path, recipe: Recipe, overwrite: bool) -> None:
     known = read_run(folder)
     if known is None:
         raise RunError(f"{folder} is no run of this program; choose another folder with --out")
-    different = [k for k in _flat(recipe.to_dict()).items() ^ _flat(known["recipe_given"]).items()]
+    different = {key for key, _ in _flat(recipe.to_dict()).items() ^ _flat(known["recipe_given"]).items()}
+    different -= {"data.path"}  # the same images may have moved; their fingerprint tells
     if different:
-        keys = ", ".join(sorted({key for key, _ in different})[:5])
+        keys = ", ".join(sorted(different)[:5])
         raise RunError(
             f"{folder} already holds another run (it differs in {keys}); choose another folder with --out, "
             f"or replace it with --overwrite"

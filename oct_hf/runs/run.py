@@ -75,29 +75,8 @@ def finetune(recipe: Recipe, out: str | Path, overwrite: bool = False, cache_dir
         preprocessing = Preprocessing.from_pretrained_cfg(model.config.pretrained_cfg)
         facts["seconds"] = {"data": round(time.monotonic() - started, 1)}
         trainer = _train(recipe, folder, data, model, preprocessing, augmentation, facts)
-        # Unwrapped: the Trainer's autocast would make the published model's own probabilities unreachable.
-        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-        model = model.to(memory_format=torch.contiguous_format)
-        began = time.monotonic()
-        predictions = predict_sides(Predictor(model, preprocessing), data)
-        facts["results"] = {side: predictions.of(side).measure() for side in ("validation", "test")}
-        facts["seconds"]["evaluation"] = round(time.monotonic() - began, 1)
+        _measure_and_write(recipe, folder, data, trainer, preprocessing, facts)
         facts["seconds"]["total"] = round(time.monotonic() - started, 1)
-        write_repository(
-            folder / "model",
-            model.to("cpu"),
-            preprocessing,
-            predictions,
-            {
-                "hashes": data.dataset["content_hash"][:],
-                "patients": data.patients,
-                "labels": data.labels,
-                "sides": data.sides.tolist(),
-            },
-            {key: value for key, value in facts.items() if key != "status"},
-            public_recipe(recipe).to_yaml(),
-            epoch_rows(trainer.state.log_history),
-        )
         facts["status"] = "done"
         write_json(folder / "run.json", facts)
         return facts
@@ -219,3 +198,30 @@ def _train(recipe, folder, data, model, preprocessing, augmentation, facts) -> O
     }
     write_json(folder / "run.json", facts | {"status": "trained"})
     return trainer
+
+
+def _measure_and_write(recipe, folder, data, trainer, preprocessing, facts) -> None:
+    """Predicts the held-out sides once, measures them, and writes the repository."""
+    began = time.monotonic()
+    # Unwrapped: the Trainer's autocast would make the published model's own probabilities unreachable.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    model = model.to(memory_format=torch.contiguous_format)
+    predictions = predict_sides(Predictor(model, preprocessing), data)
+    facts["results"] = {side: predictions.of(side).measure() for side in ("validation", "test")}
+    facts["seconds"]["evaluation"] = round(time.monotonic() - began, 1)
+    split = {
+        "hashes": data.dataset["content_hash"][:],
+        "patients": data.patients,
+        "labels": data.labels,
+        "sides": data.sides.tolist(),
+    }
+    write_repository(
+        folder / "model",
+        model.to("cpu"),
+        preprocessing,
+        predictions,
+        split,
+        {key: value for key, value in facts.items() if key != "status"},
+        public_recipe(recipe).to_yaml(),
+        epoch_rows(trainer.state.log_history),
+    )

@@ -134,6 +134,12 @@ def test_folder_takes_patient_eye_and_fold_from_a_csv(clinic, tmp_path):
         prepare("folder", clinic, tmp_path / "c", csv="nothing.csv")
 
 
+def test_a_bare_name_that_two_files_have_is_refused(clinic, tmp_path):
+    write_csv(clinic, [{"file": f"{n}.png", "patient": f"p{n}"} for n in range(2)])
+    with pytest.raises(DataError, match=r"patients.csv says 0.png, which may also be DME/D0/0.png: write CLASS/0.png"):
+        prepare("folder", clinic, tmp_path / "c", csv="patients.csv")
+
+
 def test_a_flat_folder_without_patients_is_refused(clinic, tmp_path):
     for file in clinic.rglob("*.png"):
         file.rename(file.parents[1] / f"{file.parent.name}{file.name}")
@@ -153,6 +159,24 @@ def test_unreadable_files_are_all_named_and_can_be_left_out(clinic, tmp_path):
     assert len(dataset) == 22 and len(skipped) == 3
     _, from_cache = prepare("folder", clinic, tmp_path / "c", skip_bad=True)
     assert from_cache == skipped
+
+
+def test_every_readable_kind_of_image_is_the_right_picture_for_whoever_opens_the_set(clinic, tmp_path):
+    place, picture = clinic / "DME" / "D0", np.asarray(Image.open(clinic / "DME/D0/0.png"))
+    for file in place.iterdir():
+        file.unlink()
+    image = Image.fromarray(picture)
+    image.convert("RGBA").save(place / "rgba.png")
+    image.convert("RGB").convert("CMYK").save(place / "cmyk.tiff")
+    image.convert("P").save(place / "palette.png")
+    Image.fromarray(picture.astype(np.uint16) * 257).save(place / "deep.png")
+    Image.fromarray(picture.astype(np.float32)).save(place / "float.tiff")
+    dataset, _ = prepare("folder", clinic, tmp_path / "c")
+    rows = [row for row in dataset if row["patient_id"] == "D0"]
+    assert len(rows) == 5
+    for row in rows:
+        seen = np.asarray(row["image"].convert("L")).astype(int)
+        assert np.abs(seen - picture).max() <= (255 - picture.max() if "float" in row["source"] else 1), row["source"]
 
 
 def test_one_picture_under_two_labels_is_refused_and_neither_copy_stays(clinic, tmp_path):

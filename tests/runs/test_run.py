@@ -28,6 +28,16 @@ def change(recipe, **sections):
     )
 
 
+def clinic_recipe(clinic):
+    return make_recipe(
+        {
+            "data": {"name": "folder", "path": str(clinic)},
+            "model": {"base": "test_efficientnet", "weights": "random", "image_size": 64},
+            "train": {"epochs": 1, "batch_size": 8, "workers": 0},
+        }
+    )
+
+
 def same_weights(one, other) -> bool:
     first, second = (load_file(folder / "model" / "model.safetensors") for folder in (one, other))
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
@@ -157,29 +167,18 @@ def test_overwrite_replaces_a_run(tiny, finished_run, tmp_path):
     assert not (tmp_path / "run" / "log" / "old").exists()
 
 
-def test_other_images_in_the_same_place_are_noticed(clinic, tmp_path):
-    recipe = make_recipe(
-        {
-            "data": {"name": "folder", "path": str(clinic)},
-            "model": {"base": "test_efficientnet", "weights": "random", "image_size": 64},
-            "train": {"epochs": 1, "batch_size": 8, "workers": 0},
-        }
-    )
+def test_moved_images_are_the_same_run_and_other_images_are_noticed(clinic, tmp_path):
+    recipe = clinic_recipe(clinic)
     finetune(recipe, tmp_path / "run")
-    shutil.rmtree(clinic / "DME" / "D0" / "gone", ignore_errors=True)
+    shutil.copytree(clinic, tmp_path / "moved")
+    assert finetune(clinic_recipe(tmp_path / "moved"), tmp_path / "run")["status"] == "done"
     (clinic / "DME" / "D0" / "0.png").unlink()
     with pytest.raises(RunError, match="other images"):
         finetune(recipe, tmp_path / "run")
 
 
 def test_private_patients_and_paths_stay_at_home(clinic, tmp_path):
-    recipe = make_recipe(
-        {
-            "data": {"name": "folder", "path": str(clinic)},
-            "model": {"base": "test_efficientnet", "weights": "random", "image_size": 64},
-            "train": {"epochs": 1, "batch_size": 8, "workers": 0},
-        }
-    )
+    recipe = clinic_recipe(clinic)
     finetune(recipe, tmp_path / "run")
     for file in (tmp_path / "run").rglob("*"):
         if file.is_file() and "checkpoints" not in file.parts and file.name != "run.json":
