@@ -113,13 +113,16 @@ def predict(
 
     if out is not None:
         table.check_format(out)
+    from tqdm import tqdm
+
     from oct_hf.inference.predictor import Predictor, find_images, quiet_transformers
 
     quiet_transformers()
     files = find_images(images)
     folder = Path(model) / "model"
     predictor = Predictor(folder if folder.is_dir() else model, batch_size=batch_size)
-    rows = [table.row(answer, predictor.labels) for answer in _progress(predictor.predict(files), len(files))]
+    work = tqdm(predictor.predict(files), total=len(files), desc="predicting", unit="image", disable=None, leave=False)
+    rows = [table.row(answer, predictor.labels) for answer in work]
     failed = [row for row in rows if row["error"]]
     if out is None:
         _print_predictions(rows, predictor.labels)
@@ -227,14 +230,6 @@ def _print_places(folder: Path) -> None:
         (folder / "log", "epochs and augmentation"),
     ):
         print(f"{path!s:<{len(str(folder)) + 18}}{what}")
-
-
-def _progress(items, total: int):
-    if not sys.stderr.isatty() or total < 32:
-        return items
-    from tqdm import tqdm
-
-    return tqdm(items, total=total, desc="predicting", unit="image")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import datasets
 import numpy as np
+from tqdm import tqdm
 
 from oct_hf.data.transforms import Augmentation
 from oct_hf.images import Preprocessing, read_image, to_gray
@@ -45,7 +46,8 @@ class Pixels:
         def small(number: int) -> np.ndarray:
             return preprocessing.resize(to_gray(read_image(encoded[number]["image"]["bytes"])))
 
-        for number, image in in_order(small, range(len(encoded))):
+        work = in_order(small, range(len(encoded)))
+        for number, image in tqdm(work, total=len(encoded), desc="decoding", unit="image", disable=None, leave=False):
             images[number] = image
         return cls(images, dataset["label"][:], dataset["content_hash"][:], augmentation)
 

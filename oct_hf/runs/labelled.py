@@ -7,6 +7,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+from tqdm import tqdm
 
 from oct_hf.data.oct import prepare
 from oct_hf.data.splits import check_disjoint, pseudonyms, read_split, split_by_fold, split_by_patient
@@ -76,7 +77,8 @@ def predict_sides(predictor: Predictor, data: LabelledSet) -> Predictions:
     """Predicts the validation and test sides from their files' bytes, as a user of the published model would."""
     rows = np.flatnonzero(np.isin(data.sides, ("validation", "test")))
     encoded = data.dataset.cast_column("image", datasets.Image(decode=False))
-    answers = list(predictor.predict(encoded[int(i)]["image"]["bytes"] for i in rows))
+    work = predictor.predict(encoded[int(i)]["image"]["bytes"] for i in rows)
+    answers = list(tqdm(work, total=len(rows), desc="predicting", unit="image", disable=None, leave=False))
     return Predictions(
         names=predictor.labels,
         hashes=np.array(data.dataset["content_hash"][:], dtype=object)[rows],
