@@ -11,6 +11,7 @@ if find_spec("typer") is None or find_spec("rich") is None:
     sys.exit('the command line needs typer and rich: pip install "oct-hf[cli]"')
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -136,6 +137,66 @@ def predict(
 
 
 @app.command()
+def publish(
+    run: Annotated[Path, typer.Argument(help="A finished run.")],
+    repo: Annotated[str, typer.Option(help="Repository id, such as you/oct-model.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[str, typer.Option(help="Branch to publish to.")] = "main",
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go up, and send nothing.")] = False,
+) -> None:
+    """Upload a run's repository in one commit, with a version tag and the remote-code branch.
+
+    Example: oct-hf publish runs/demo --repo you/oct-demo
+    """
+    _prepare_for_other_hubs()
+    from oct_hf.hub import publish as publishing
+
+    if dry_run:
+        folder = publishing.repository_folder(run)
+        files = publishing.contents(folder, repo)
+        sizes = {name: len(c) if isinstance(c, bytes) else c.stat().st_size for name, c in files.items()}
+        _print_table(f"to {repo}@{revision}", ("file", "bytes"), [(name, f"{n:,}") for name, n in sizes.items()])
+        return
+    done = publishing.publish(run, repo, private=private, revision=revision, create_pr=create_pr)
+    print(done.url)
+    if create_pr:
+        _say("a pull request carries the branch's files; tag and remote-code branch come when it is published itself")
+    elif done.commit is None:
+        _say("nothing had changed")
+    else:
+        _say(f"{len(done.files)} files in one commit" + (f", tagged {done.tag}" if done.tag else ""))
+
+
+@app.command()
+def hub(
+    root: Annotated[Path, typer.Option(help="Folder for everything the Hub keeps.")],
+    port: int = 8765,
+    host: Annotated[str, typer.Option(help="Address to listen on; leave it unless you mean to open it.")] = "127.0.0.1",
+) -> None:
+    """Run a Hub for one site on this machine, for demonstrations and closed networks.
+
+    Example: oct-hf hub --root hub/
+    """
+    import time
+
+    _prepare_for_other_hubs()
+    if find_spec("uvicorn") is None or find_spec("fastapi") is None:
+        raise OCTError('the loopback Hub needs FastAPI and uvicorn: pip install "oct-hf[hub]"')
+    from oct_hf.hub.local import running
+    from oct_hf.hub.store import read_tokens
+
+    root.mkdir(parents=True, exist_ok=True)
+    tokens = read_tokens(root / "tokens.json")
+    with running(root, tokens, port, host):
+        first = next(iter(tokens))
+        print(f"export HF_ENDPOINT=http://{host}:{port} HF_HUB_DISABLE_XET=1 HF_TOKEN={first}", flush=True)
+        _say(f"the Hub of {tokens[first].name} is running; tokens are in {root / 'tokens.json'}; Ctrl-C ends it")
+        while True:
+            time.sleep(3600)
+
+
+@app.command()
 def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
@@ -173,6 +234,12 @@ def main() -> None:
     except KeyboardInterrupt:
         _say("stopped; the same command goes on where it was")
         sys.exit(130)
+
+
+def _prepare_for_other_hubs() -> None:
+    """A Hub without Xet storage refuses uploads unless huggingface_hub is told before it is imported."""
+    if "huggingface.co" not in os.environ.get("HF_ENDPOINT", "huggingface.co"):
+        os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 
 
 def _say(text: str) -> None:

@@ -96,12 +96,13 @@ def card_metadata(run: dict, examples: list[str]) -> ModelCardData:
     )
 
 
-def render_card(run: dict, examples: list[str], figures: list[str]) -> str:
+def render_card(run: dict, examples: list[str], figures: list[str], repo: str | None = None) -> str:
     """README.md of the repository.
 
     Args:
         run: the content of run.json.
         examples, figures: paths, inside the repository, of the pictures that exist.
+        repo: its id on the Hub, once it has one; the code examples then use it.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(packaged("model_card")),
@@ -118,6 +119,7 @@ def render_card(run: dict, examples: list[str], figures: list[str]) -> str:
         run=run,
         data=run["data"],
         unit=run["data"]["grouped_by"],
+        repo=repo,
         model=run["model"],
         training=run["training"],
         split=run["split"],

@@ -1,0 +1,173 @@
+"""Publishing and loading by repository id: the real clients, in processes of their own, against the loopback Hub."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from oct_hf.hub.local import running
+from oct_hf.hub.store import User
+
+TOKENS = {"hf_writer": User("clinic"), "hf_reader": User("clinic", write=False), "hf_other": User("other")}
+
+LOAD = """
+import json, os, sys
+sys.modules["oct_hf"] = None
+import huggingface_hub, timm, torch
+from transformers import AutoModelForImageClassification, TimmWrapperForImageClassification, pipeline
+repo, image = sys.argv[1:]
+pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+def ask(model):
+    with torch.inference_mode():
+        answer = model.eval()(pixels)
+    return getattr(answer, "logits", answer).softmax(-1).tolist()
+remote = AutoModelForImageClassification.from_pretrained(repo, revision="remote-code", trust_remote_code=True)
+print(json.dumps({
+    "auto": ask(AutoModelForImageClassification.from_pretrained(repo)),
+    "tag": ask(AutoModelForImageClassification.from_pretrained(repo, revision="v1")),
+    "native": ask(TimmWrapperForImageClassification.from_pretrained(repo)),
+    "timm": ask(timm.create_model("hf_hub:" + repo, pretrained=True)),
+    "remote": ask(remote),
+    "remote_class": type(remote).__module__,
+    "pipeline": pipeline("image-classification", model=repo)(image),
+    "files": sorted(
+        os.path.relpath(os.path.join(top, name), snapshot)
+        for snapshot in [huggingface_hub.snapshot_download(repo)]
+        for top, _, names in os.walk(snapshot)
+        for name in names
+    ),
+    "card": huggingface_hub.ModelCard.load(repo).data.pipeline_tag,
+}))
+"""
+
+REFUSED = """
+import json, sys
+from huggingface_hub import HfApi
+from oct_hf.hub import publish as module
+run, endpoint, dead = sys.argv[1:]
+said = {}
+def attempt(name, repo="clinic/refused", token="hf_writer", endpoint=endpoint, **options):
+    try:
+        module.publish(run, repo, token=token, endpoint=endpoint, **options)
+        said[name] = "published"
+    except module.PublishError as error:
+        said[name] = str(error)
+attempt("read only", token="hf_reader")
+attempt("nobody's token", token="hf_stolen_secret")
+attempt("another's name", token="hf_other")
+attempt("illegal name", repo="clinic/no spaces")
+api = HfApi(endpoint=endpoint, token="hf_writer")
+api.create_repo("clinic/thesis")
+api.upload_file(path_or_fileobj=b"x", path_in_repo="chapter.md", repo_id="clinic/thesis")
+attempt("something else", repo="clinic/thesis")
+commit = module._commit
+def moved(api, repo, files, revision, parent, *rest):
+    api.upload_file(path_or_fileobj=b"x", path_in_repo="notes.md", repo_id=repo, revision=revision)
+    return commit(api, repo, files, revision, parent, *rest)
+module._commit = moved
+attempt("moved meanwhile", repo="clinic/moved")
+module._commit = commit
+attempt("no network", endpoint=dead)
+said["left"] = {name: api.list_repo_files("clinic/" + name) for name in ("thesis", "moved")}
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A running loopback Hub: its address, its request log, and the environment for clients."""
+    folder = tmp_path_factory.mktemp("site")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    home = {"HF_HOME": str(folder / "home"), "HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    with running(folder / "hub", TOKENS, port) as app:
+        yield address, app.state.log, {**os.environ, **home, "HF_TOKEN": "hf_writer"}
+
+
+def call(environment, *command) -> subprocess.CompletedProcess:
+    return subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True)
+
+
+def test_one_push_is_one_commit_that_every_loader_reads(site, finished_run):
+    _, log, environment = site
+    command = [sys.executable, "-m", "oct_hf.cli", "publish", finished_run, "--repo", "clinic/tiny"]
+    first = call(environment, *command)
+    assert first.returncode == 0 and "in one commit, tagged v1" in first.stderr, first.stderr
+    commits = [path for method, path, _ in log if method == "POST" and "/commit/" in path]
+    assert commits == ["/api/models/clinic/tiny/commit/main", "/api/models/clinic/tiny/commit/remote-code"]
+    assert [entry for entry in log if entry[0] == "PUT"]
+    log.clear()
+    second = call(environment, *command)
+    assert second.returncode == 0 and "nothing had changed" in second.stderr
+    assert not [entry for entry in log if entry[0] == "PUT" or "/commit/" in entry[1]]
+
+    image = finished_run / "model" / "examples" / "DME.png"
+    loaded = call(environment, sys.executable, "-c", LOAD, "clinic/tiny", image)
+    assert loaded.returncode == 0, loaded.stderr
+    answers = json.loads(loaded.stdout.splitlines()[-1])
+    for name in ("tag", "native", "timm", "remote"):
+        assert np.abs(np.subtract(answers[name], answers["auto"])).max() <= 1e-6, name
+    assert answers["remote_class"].startswith("transformers_modules.")
+    assert {a["label"] for a in answers["pipeline"]} == {"CNV", "DME", "DRUSEN", "NORMAL"}
+    written = {p.relative_to(finished_run / "model").as_posix() for p in (finished_run / "model").rglob("*.*")}
+    assert set(answers["files"]) == written | {".gitattributes"} and answers["card"] == "image-classification"
+
+
+def test_what_is_refused_is_one_line_without_the_token_and_changes_nothing(site, finished_run):
+    address, _, environment = site
+    before = {p: p.read_bytes() for p in (finished_run / "model").rglob("*") if p.is_file()}
+    done = call(environment, sys.executable, "-c", REFUSED, finished_run, address, "http://127.0.0.1:9")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    for name, text in {
+        "read only": "needs write access",
+        "nobody's token": "valid token",
+        "another's name": "needs write access",
+        "illegal name": "is no repository id",
+        "something else": "holds something else (chapter.md",
+        "moved meanwhile": "somebody else committed meanwhile",
+        "no network": "can't be reached",
+    }.items():
+        assert text in said[name] and "\n" not in said[name] and "secret" not in said[name], (name, said[name])
+    assert said["left"] == {"thesis": [".gitattributes", "chapter.md"], "moved": [".gitattributes", "notes.md"]}
+    assert before == {p: p.read_bytes() for p in (finished_run / "model").rglob("*") if p.is_file()}
+
+
+def test_a_private_repository_is_absent_for_everybody_else(site, finished_run):
+    _, _, environment = site
+    code = """
+import json, sys
+from huggingface_hub import HfApi
+from oct_hf.hub.publish import publish
+publish(sys.argv[1], "clinic/secret", token="hf_writer", private=True)
+seen = {}
+for name, token in (("owner", "hf_writer"), ("other", "hf_other"), ("nobody", False)):
+    try:
+        seen[name] = HfApi(token=token).model_info("clinic/secret").private
+    except Exception as error:
+        seen[name] = type(error).__name__
+print(json.dumps(seen))
+"""
+    done = call(environment, sys.executable, "-c", code, finished_run)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen == {"owner": True, "other": "RepositoryNotFoundError", "nobody": "RepositoryNotFoundError"}
+
+
+def test_an_unfinished_run_is_not_published(site, tmp_path):
+    done = call(site[2], sys.executable, "-m", "oct_hf.cli", "publish", tmp_path, "--repo", "clinic/none")
+    assert done.returncode == 2 and "is no finished run" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_dry_run_lists_files_and_sends_nothing(site, finished_run):
+    _, log, environment = site
+    log.clear()
+    command = [sys.executable, "-m", "oct_hf.cli", "publish", finished_run, "--repo", "clinic/dry", "--dry-run"]
+    done = call(environment, *command)
+    assert done.returncode == 0 and "model.safetensors" in done.stdout and log == []
