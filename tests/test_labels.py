@@ -17,5 +17,6 @@ def test_finer_labels_are_read_as_coarser_ones_and_never_the_other_way_round():
         "DRUSEN": "AMD",
         "NORMAL": "NORMAL",
     }
+    assert label_map(["CNV", "NO"], ["NORMAL", "DME", "AMD"]) == {"CNV": "AMD", "NO": "NORMAL"}
     with pytest.raises(DataError, match=r"label\(s\) AMD have no counterpart among CNV"):
         label_map(LABEL_SETS["neh_2018"], LABEL_SETS["oct2017"])

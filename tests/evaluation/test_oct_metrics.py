@@ -48,8 +48,9 @@ def test_every_number_is_scikit_learns(answers):
 
 def test_calibration_error_of_a_hand_worked_example():
     # Two bins: confidences 0.6, 0.6 with one hit (gap 0.1); 0.9, 0.9 with two hits (gap 0.1).
-    probabilities = np.array([[0.6, 0.4], [0.6, 0.4], [0.9, 0.1], [0.9, 0.1]])
-    assert expected_calibration_error(probabilities, np.array([0, 1, 0, 0]), bins=2) == pytest.approx(0.1)
+    probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.9, 0.1], [0.6, 0.4]])
+    assert expected_calibration_error(probabilities, np.array([0, 0, 0, 1]), bins=2) == pytest.approx(0.1)
+    assert expected_calibration_error(probabilities, np.array([0, 0, 1, 1]), bins=2) == pytest.approx(0.25)
 
 
 def test_a_calibrated_model_has_a_small_error_and_an_overconfident_one_a_large_one():
