@@ -1,0 +1,34 @@
+"""The README's code runs, and its commands name recipes and keys that exist."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from oct_hf.cli import app
+from oct_hf.training.recipe import load_recipe
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_python_block_runs_beside_a_finished_demo(finished_run, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").symlink_to(finished_run)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) >= 3
+    done = subprocess.run([sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "DME" in done.stdout
+
+
+def test_every_command_names_a_verb_a_recipe_and_keys_that_exist():
+    verbs = {command.callback.__name__ for command in app.registered_commands}
+    commands = [shlex.split(line, comments=True) for line in re.findall(r"oct-hf [a-z]+ [^`\n]+", README)]
+    assert {command[1] for command in commands} <= verbs
+    fine_tunings = [command[2:] for command in commands if command[1] == "finetune"]
+    assert len(fine_tunings) >= 4
+    for recipe, *rest in fine_tunings:
+        load_recipe(recipe, [word for word in rest if "=" in word])
+    for override in re.findall(r"`'?((?:data|model|split)\.[\w.]+=[^`']+)'?`", README):
+        load_recipe("folder", [override])
