@@ -193,6 +193,8 @@ def _reading(store: Store, kind: str, address: str) -> APIRouter:
     def refs(namespace: str, name: str, authorization: str | None = Authorization) -> dict:
         listed = {"branches": [], "tags": [], "converts": []}
         for ref, commit in store.repository(authorization, kind, namespace, name).refs():
+            if ref.startswith("refs/pr/"):
+                continue
             group = "tags" if ref.startswith("refs/tags/") else "branches"
             listed[group].append({"name": ref.split("/", 2)[2], "ref": ref, "targetCommit": commit})
         return listed
@@ -315,9 +317,17 @@ def _writing(store: Store, kind: str, address: str) -> APIRouter:
                 entries = repository.files(repository.resolve(revision))
                 deleted += [entry["path"] for entry in entries if entry["path"].startswith(inside)]
         message = "\n\n".join(filter(None, (header.get("summary"), header.get("description"))))
+        home, pull_request = f"{address}/{_prefix(kind)}{namespace}/{name}", {}
+        if request.query_params.get("create_pr"):
+            number = repository.open_pull_request(revision)
+            revision, pull_request = f"refs/pr/{number}", {"pullRequestUrl": f"{home}/discussions/{number}"}
         made = repository.commit(revision, user, message, files, deleted, header.get("parentCommit"))
-        url = f"{address}/{_prefix(kind)}{namespace}/{name}/commit/{made}"
-        return {"success": True, "commitOid": made, "commitUrl": url, "hookOutput": ""}
+        return {
+            "success": True,
+            "commitOid": made,
+            "commitUrl": f"{home}/commit/{made}",
+            "hookOutput": "",
+        } | pull_request
 
     return routes
 

@@ -106,7 +106,7 @@ class Repository:
         """One new commit on a branch, which moves only if nobody else has moved it meanwhile.
 
         Args:
-            branch: its name.
+            branch: its name, or `refs/pr/N` for a pull request.
             user: author and committer.
             message: title and text.
             files: content by path; of large files, their pointer.
@@ -116,7 +116,8 @@ class Repository:
         Raises:
             HubError: 412, the branch is elsewhere.
         """
-        head = self.git("rev-parse", "--verify", "-q", f"refs/heads/{branch}", check=False)
+        ref = branch if branch.startswith("refs/pr/") else f"refs/heads/{branch}"
+        head = self.git("rev-parse", "--verify", "-q", ref, check=False)
         parent = head.decode().strip() if head else None
         if expected and parent != expected:
             raise HubError(412, "A commit has happened since. Please refresh and try again.")
@@ -134,7 +135,7 @@ class Repository:
             tree = self.git("write-tree", **names).decode().strip()
             above = ["-p", parent] if parent else []
             commit = self.git("commit-tree", tree, *above, data=message.encode(), **names).decode().strip()
-        if self.git("update-ref", f"refs/heads/{branch}", commit, parent or "0" * 40, check=False) is None:
+        if self.git("update-ref", ref, commit, parent or "0" * 40, check=False) is None:
             raise HubError(412, "A commit has happened since. Please refresh and try again.")
         return commit
 
@@ -160,6 +161,14 @@ class Repository:
             raise HubError(400, f"Invalid name: {name}")
         if self.git("update-ref", ref, commit, "0" * 40, check=False) is None:
             raise HubError(409, "Reference already exists")
+
+    def open_pull_request(self, branch: str) -> int:
+        """A new `refs/pr/N` at the branch's commit; gives N."""
+        commit = self.resolve(branch)
+        number = 1
+        while self.git("update-ref", f"refs/pr/{number}", commit, "0" * 40, check=False) is None:
+            number += 1
+        return number
 
     def delete_ref(self, kind: str, name: str) -> None:
         """Removes a branch or tag.

@@ -160,6 +160,25 @@ print(json.dumps(seen))
     assert seen == {"owner": True, "other": "RepositoryNotFoundError", "nobody": "RepositoryNotFoundError"}
 
 
+def test_a_pull_request_leaves_main_as_it_was_and_says_what_it_can_not_carry(site, finished_run):
+    _, _, environment = site
+    command = [sys.executable, "-m", "oct_hf.cli", "publish", finished_run, "--repo", "clinic/asked", "--create-pr"]
+    done = call(environment, *command)
+    assert done.returncode == 0 and "/clinic/asked/discussions/1" in done.stdout, done.stderr
+    assert "tag and remote-code branch come when" in done.stderr
+    code = """
+import json
+from huggingface_hub import HfApi
+api = HfApi()
+refs = api.list_repo_refs("clinic/asked")
+files = {r: api.list_repo_files("clinic/asked", revision=r) for r in ("main", "refs/pr/1")}
+print(json.dumps([files, [b.name for b in refs.branches], refs.tags]))
+"""
+    files, branches, tags = json.loads(call(environment, sys.executable, "-c", code).stdout)
+    assert files["main"] == [".gitattributes"] and "model.safetensors" in files["refs/pr/1"]
+    assert branches == ["main"] and tags == []
+
+
 def test_an_unfinished_run_is_not_published(site, tmp_path):
     done = call(site[2], sys.executable, "-m", "oct_hf.cli", "publish", tmp_path, "--repo", "clinic/none")
     assert done.returncode == 2 and "is no finished run" in done.stderr and len(done.stderr.splitlines()) == 1
