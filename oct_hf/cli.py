@@ -116,12 +116,11 @@ def predict(
         table.check_format(out)
     from tqdm import tqdm
 
-    from oct_hf.inference.predictor import Predictor, find_images, quiet_transformers
+    from oct_hf.inference.predictor import Predictor, find_images, model_folder, quiet_transformers
 
     quiet_transformers()
     files = find_images(images)
-    folder = Path(model) / "model"
-    predictor = Predictor(folder if folder.is_dir() else model, batch_size=batch_size)
+    predictor = Predictor(model_folder(model), batch_size=batch_size)
     work = tqdm(predictor.predict(files), total=len(files), desc="predicting", unit="image", disable=None, leave=False)
     rows = [table.row(answer, predictor.labels) for answer in work]
     failed = [row for row in rows if row["error"]]

@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
 from oct_hf.errors import OCTError
 from oct_hf.hub.card import render_card
 from oct_hf.hub.repository import check_allowed
+from oct_hf.inference.predictor import model_folder
 from oct_hf.model import configuration_oct, modeling_oct
 
 CODE_BRANCH = "remote-code"
@@ -44,7 +45,7 @@ class Published:
         repo: id on the Hub.
         url: of the commit or pull request.
         commit: hash on the branch, or None where nothing had changed.
-        tag: the version's name, or None.
+        tag: the version's name where one was made now.
         files: paths that were sent or changed, in the commit on the branch.
     """
 
@@ -96,7 +97,7 @@ def publish(
         if create_pr:
             return Published(repo, done.pr_url, done.oid, None, tuple(files))
         changed = done.oid != before
-        tag = _tag(api, repo, done.oid) if changed and revision == "main" else None
+        tag = _tag(api, repo, done.oid) if revision == "main" else None
         if revision == "main":
             _publish_code(api, repo, files, done.oid)
         sent = tuple(files) if changed else ()
@@ -110,8 +111,7 @@ def repository_folder(run: str | Path) -> Path:
         PublishError: there is none.
         RunError: it holds a kind of file that may not be published.
     """
-    folder = Path(run)
-    folder = folder / "model" if (folder / "model").is_dir() else folder
+    folder = model_folder(run)
     for name in ("config.json", "model.safetensors", "run.json", "README.md"):
         if not (folder / name).is_file():
             raise PublishError(f"{run}: no {name} in it, so this is no finished run; finish it with oct-hf finetune")
@@ -151,10 +151,12 @@ def _publish_code(api: HfApi, repo: str, files: dict[str, Path | bytes], main: s
     _commit(api, repo, files, CODE_BRANCH, parent, "The custom class, for trust_remote_code")
 
 
-def _tag(api: HfApi, repo: str, commit: str) -> str:
-    """The next version: v1, v2, …"""
-    names = [tag.name for tag in api.list_repo_refs(repo).tags]
-    numbers = [int(match[1]) for name in names if (match := re.fullmatch(r"v(\d+)", name))]
+def _tag(api: HfApi, repo: str, commit: str) -> str | None:
+    """Tags a commit as the next version (v1, v2, …); None where it has its version already."""
+    tags = api.list_repo_refs(repo).tags
+    numbers = {int(match[1]): tag for tag in tags if (match := re.fullmatch(r"v(\d+)", tag.name))}
+    if any(tag.target_commit == commit for tag in numbers.values()):
+        return None
     tag = f"v{max(numbers, default=0) + 1}"
     api.create_tag(repo, tag=tag, revision=commit)
     return tag

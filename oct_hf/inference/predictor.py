@@ -49,7 +49,7 @@ class Predictor:
 
     def __init__(self, model, preprocessing: Preprocessing | None = None, batch_size: int = 16, device=None):
         if isinstance(model, str | Path):
-            model, preprocessing = _load(str(model))
+            model, preprocessing = _load(Path(model).as_posix())  # a Hub id keeps its slash on every system
         self.model = model.to(device or best_device()).eval()
         self.preprocessing = preprocessing
         self.batch_size = batch_size
@@ -103,6 +103,12 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
         else:
             raise BadImageError(str(path), "no such file or folder")
     return found
+
+
+def model_folder(name: str | Path) -> Path:
+    """The repository folder of a run, or `name` itself where that is one already (or an id on the Hub)."""
+    folder = Path(name)
+    return folder / "model" if (folder / "model").is_dir() else folder
 
 
 def quiet_transformers() -> None:

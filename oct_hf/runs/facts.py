@@ -33,7 +33,11 @@ LIBRARIES = (
 )
 
 
+HOME_FACTS = ("status", "recipe_given")  # of no use to a stranger; the recipe as given may name paths
+
+
 def run_facts(recipe: Recipe, data: LabelledSet, skipped: list[dict], model) -> dict:
+    """What is known before training; training and measurement add theirs."""
     counts = {}
     for side in (*SIDES, UNUSED):
         rows = data.sides == side
@@ -54,6 +58,7 @@ def run_facts(recipe: Recipe, data: LabelledSet, skipped: list[dict], model) -> 
         "package": __version__,
         "labels": data.names,
         "recipe": public_recipe(recipe).to_dict(),
+        "recipe_given": recipe.to_dict(),
         "data": {
             "name": recipe.data.name,
             "title": recipe.data.title or recipe.data.name,

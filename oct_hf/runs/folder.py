@@ -30,7 +30,7 @@ def check_free(folder: Path, recipe: Recipe, overwrite: bool) -> None:
         )
 
 
-def open_folder(folder: Path, recipe: Recipe, facts: dict, overwrite: bool) -> bool:
+def open_folder(folder: Path, facts: dict, overwrite: bool) -> bool:
     """Makes the run's folder, or takes up the one there. False where that run is already done."""
     known = read_run(folder)
     if known is not None and not overwrite:
@@ -42,11 +42,12 @@ def open_folder(folder: Path, recipe: Recipe, facts: dict, overwrite: bool) -> b
             raise RunError(f"{folder} is no run of this program, so --overwrite doesn't touch it")
         shutil.rmtree(folder)
     (folder / "log").mkdir(parents=True)
-    write_json(folder / "run.json", facts | {"recipe_given": recipe.to_dict()})
+    write_json(folder / "run.json", facts)
     return True
 
 
 def read_run(folder: Path) -> dict | None:
+    """The content of a run's run.json; None where there is none."""
     try:
         run = json.loads((folder / "run.json").read_text())
         return run if "recipe_given" in run and "status" in run else None
@@ -55,8 +56,7 @@ def read_run(folder: Path) -> dict | None:
 
 
 def write_json(path: Path, content: dict) -> None:
-    if path.name == "run.json" and "recipe_given" not in content:
-        content = content | {"recipe_given": json.loads(path.read_text())["recipe_given"]}
+    """Writes beside the place and renames, so that a reader never sees half of it."""
     beside = path.with_name(path.name + ".new")
     beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     beside.replace(path)

@@ -25,12 +25,13 @@ class LabelledSet:
 
     Attributes:
         dataset: `n` rows with the builder's columns; its `patient_id` is the raw one and stays at home.
-        labels, patients: `n` strings; patients as they may be published.
+        hashes, labels, patients: `n` strings; patients as they may be published.
         names: the classes.
         sides: `n` strings: train, validation, test or unused.
     """
 
     dataset: datasets.Dataset
+    hashes: list[str]
     labels: list[str]
     names: list[str]
     patients: list[str]
@@ -70,7 +71,7 @@ def assign_sides(dataset: datasets.Dataset, recipe: Recipe) -> LabelledSet:
             raise DataError(f"split: validation {split.validation} and test {split.test} leave nothing to train on")
         sides = split_by_patient(labels, patients, shares, split.seed)
     check_disjoint(patients, sides, hashes)
-    return LabelledSet(dataset, labels, names, public_ids(patients, recipe.data), sides)
+    return LabelledSet(dataset, hashes, labels, names, public_ids(patients, recipe.data), sides)
 
 
 def predict_sides(predictor: Predictor, data: LabelledSet) -> Predictions:
@@ -81,7 +82,7 @@ def predict_sides(predictor: Predictor, data: LabelledSet) -> Predictions:
     answers = list(tqdm(work, total=len(rows), desc="predicting", unit="image", disable=None, leave=False))
     return Predictions(
         names=predictor.labels,
-        hashes=np.array(data.dataset["content_hash"][:], dtype=object)[rows],
+        hashes=np.array(data.hashes, dtype=object)[rows],
         groups=np.array(data.patients, dtype=object)[rows],
         labels=np.array(data.labels, dtype=object)[rows],
         sides=data.sides[rows].astype(object),
@@ -91,7 +92,7 @@ def predict_sides(predictor: Predictor, data: LabelledSet) -> Predictions:
 
 def fingerprint(data: LabelledSet) -> str:
     """SHA-256 over every image's content hash, patient (as published) and label, in sorted order."""
-    rows = sorted(zip(data.dataset["content_hash"][:], data.patients, data.labels, strict=True))
+    rows = sorted(zip(data.hashes, data.patients, data.labels, strict=True))
     return hashlib.sha256("\n".join("\t".join(row) for row in rows).encode()).hexdigest()
 
 

@@ -21,10 +21,10 @@ from oct_hf.evaluation.oct_metrics import measure
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.hub.repository import write_repository
 from oct_hf.images import Preprocessing
-from oct_hf.inference.predictor import Predictor, quiet_transformers
+from oct_hf.inference.predictor import Predictor, model_folder, quiet_transformers
 from oct_hf.labels import describe, label_map
 from oct_hf.model.modeling_oct import OCTForImageClassification
-from oct_hf.runs.facts import public_recipe, run_facts
+from oct_hf.runs.facts import HOME_FACTS, public_recipe, run_facts
 from oct_hf.runs.folder import check_free, open_folder, plain_errors, read_run, write_json
 from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data, predict_sides, public_ids
 from oct_hf.training.callbacks import EpochLines, StopOnSignal, epoch_rows
@@ -69,7 +69,7 @@ def finetune(recipe: Recipe, out: str | Path, overwrite: bool = False, cache_dir
         augmentation = Augmentation(recipe.augment, recipe.train.seed)
         model = build_model(recipe, data.names)
         facts = run_facts(recipe, data, skipped, model)
-        if not open_folder(folder, recipe, facts, overwrite):
+        if not open_folder(folder, facts, overwrite):
             return json.loads((folder / "run.json").read_text())
         write_json(folder / "log" / "augmentation.json", augmentation.to_dict())
         preprocessing = Preprocessing.from_pretrained_cfg(model.config.pretrained_cfg)
@@ -97,21 +97,19 @@ def evaluate_model(model: str | Path, data: DataRecipe | None = None, out: str |
         OCTError: the model or data can't be read, or the data's labels are unknown to the model.
     """
     quiet_libraries()
-    folder = Path(model)
-    folder = folder / "model" if (folder / "model").is_dir() else folder
+    folder = model_folder(model)
     if data is None:
         if not (folder / "predictions.parquet").exists():
             raise DataError(f"{model}: no predictions.parquet in it; give --data to predict anew")
         return Predictions.read(folder / "predictions.parquet").of("test").measure()
-    predictor = Predictor(folder if folder.exists() else str(model))
+    predictor = Predictor(folder)
     dataset, _ = load_data(data)
     names = dataset.features["label"].names
     mapped = label_map(names, predictor.labels)
     labels = [mapped[names[i]] for i in dataset["label"][:]]
-    patients = public_ids(dataset["patient_id"][:], data)
-    everything = LabelledSet(
-        dataset, labels, list(predictor.labels), patients, np.full(len(dataset), "test", dtype="<U10")
-    )
+    patients, hashes = public_ids(dataset["patient_id"][:], data), dataset["content_hash"][:]
+    sides = np.full(len(dataset), "test", dtype="<U10")
+    everything = LabelledSet(dataset, hashes, labels, list(predictor.labels), patients, sides)
     predictions = predict_sides(predictor, everything)
     if out:
         predictions.write(Path(out))
@@ -210,7 +208,7 @@ def _measure_and_write(recipe, folder, data, trainer, preprocessing, facts) -> N
     facts["results"] = {side: predictions.of(side).measure() for side in ("validation", "test")}
     facts["seconds"]["evaluation"] = round(time.monotonic() - began, 1)
     split = {
-        "hashes": data.dataset["content_hash"][:],
+        "hashes": data.hashes,
         "patients": data.patients,
         "labels": data.labels,
         "sides": data.sides.tolist(),
@@ -221,7 +219,7 @@ def _measure_and_write(recipe, folder, data, trainer, preprocessing, facts) -> N
         preprocessing,
         predictions,
         split,
-        {key: value for key, value in facts.items() if key != "status"},
+        {key: value for key, value in facts.items() if key not in HOME_FACTS},
         public_recipe(recipe).to_yaml(),
         epoch_rows(trainer.state.log_history),
     )

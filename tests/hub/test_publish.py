@@ -160,6 +160,21 @@ print(json.dumps(seen))
     assert seen == {"owner": True, "other": "RepositoryNotFoundError", "nobody": "RepositoryNotFoundError"}
 
 
+def test_a_push_that_stopped_before_its_tag_gets_it_from_the_next_one(site, finished_run):
+    code = """
+import sys
+from huggingface_hub import HfApi
+from oct_hf.hub.publish import publish
+first = publish(sys.argv[1], "clinic/cut")
+HfApi().delete_tag("clinic/cut", tag=first.tag)
+second = publish(sys.argv[1], "clinic/cut")
+assert (first.tag, second.tag, second.commit) == ("v1", "v1", None), (first, second)
+assert publish(sys.argv[1], "clinic/cut").tag is None
+"""
+    done = call(site[2], sys.executable, "-c", code, finished_run)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_pull_request_leaves_main_as_it_was_and_says_what_it_can_not_carry(site, finished_run):
     _, _, environment = site
     command = [sys.executable, "-m", "oct_hf.cli", "publish", finished_run, "--repo", "clinic/asked", "--create-pr"]
