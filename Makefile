@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+NODE := tests/node/node_modules/.ready
 
 .PHONY: demo test test-all lint benchmark wheel clean
 
@@ -12,10 +13,10 @@ demo: $(READY)
 	$(BIN)/oct-hf finetune demo --out runs/demo
 	$(BIN)/python scripts/load_anywhere.py runs/demo/model
 
-test: lint
+test: lint $(NODE)
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: lint
+test-all: lint $(NODE)
 	$(BIN)/python -m pytest
 
 lint: $(READY)
@@ -37,3 +38,10 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[all,test]"
 	@touch $@
+
+# transformers.js and the Hub's task schemas, for the tests that use them; skipped where there is no Node.
+# No install scripts: one of them only fetches CUDA libraries.
+$(NODE): tests/node/package.json
+	@if command -v npm >/dev/null; then \
+		cd tests/node && npm install --ignore-scripts --no-package-lock --no-audit --no-fund --loglevel=error && touch node_modules/.ready; \
+	else echo "no npm here: the tests that need Node are skipped"; fi
