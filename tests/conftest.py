@@ -1,6 +1,7 @@
 """What several tests share: real B-scans where the machine has them, and one small finished run."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,17 @@ def samples() -> Path:
 def real_files(samples) -> list[Path]:
     """Ten real B-scans of several sizes, some with the white wedges of an export."""
     return sorted((samples / "oct2017_sample/test").rglob("*.jpeg"))[::2][:10]
+
+
+@pytest.fixture(scope="session")
+def node() -> str:
+    """The command `node`, with the packages of tests/node beside it (`make test` installs them)."""
+    command = shutil.which("node")
+    if command and (Path(__file__).parent / "node" / "node_modules" / "@huggingface").is_dir():
+        return command
+    if os.environ.get("CI"):
+        pytest.fail("Node and the packages of tests/node must be there in CI")
+    pytest.skip("no Node here, or tests/node/node_modules is missing: make test installs it")
 
 
 TINY = {

@@ -150,10 +150,46 @@ def split_by_fold(
 def check_disjoint(patients: Sequence[str], sides: Sequence[str], hashes: Sequence[str]) -> None:
     """Raises DataError where a patient or the same file is on two sides. Called on every split before it is used."""
     for kind, values in (("patient", patients), ("file", hashes)):
-        seen: dict[str, str] = {}
-        for value, side in zip(values, sides, strict=True):
-            if side != UNUSED and seen.setdefault(value, side) != side:
-                raise DataError(f"{kind} {value} is on two sides, {seen[value]} and {side}")
+        for value, found in _on_two_sides(values, sides).items():
+            raise DataError(f"{kind} {value} is on two sides, {' and '.join(found)}")
+
+
+def certificate(patients: Sequence[str], sides: Sequence[str], hashes: Sequence[str]) -> dict[str, int]:
+    """What a split promises, as counts that anyone can make again from split.csv: both are 0 in an honest split."""
+    return {
+        "patients_on_two_sides": len(_on_two_sides(patients, sides)),
+        "files_on_two_sides": len(_on_two_sides(hashes, sides)),
+    }
+
+
+def _on_two_sides(values: Sequence[str], sides: Sequence[str]) -> dict[str, list[str]]:
+    """Every value that is on more than one side, and which; `unused` is none."""
+    seen: dict[str, list[str]] = {}
+    for value, side in zip(values, sides, strict=True):
+        if side != UNUSED and side not in seen.setdefault(value, []):
+            seen[value].append(side)
+    return {value: found for value, found in seen.items() if len(found) > 1}
+
+
+def count_sides(labels: Sequence[str], patients: Sequence[str], sides: Sequence[str], names: Sequence[str]) -> dict:
+    """Images, patients (groups) and images of each class on each side that has any."""
+    labels, patients, sides = np.array(labels), np.array(patients), np.array(sides)
+    counts = {}
+    for side in (*SIDES, UNUSED):
+        rows = sides == side
+        if rows.any():
+            counts[side] = {
+                "images": int(rows.sum()),
+                "groups": len(set(patients[rows])),
+                "classes": {name: int((labels[rows] == name).sum()) for name in names},
+            }
+    return counts
+
+
+def fingerprint(hashes: Sequence[str], patients: Sequence[str], labels: Sequence[str]) -> str:
+    """SHA-256 over every image's content hash, patient (as published) and label, in sorted order."""
+    rows = sorted(zip(hashes, patients, labels, strict=True))
+    return hashlib.sha256("\n".join("\t".join(row) for row in rows).encode()).hexdigest()
 
 
 def write_split(path: Path, hashes: Sequence[str], patients: Sequence[str], labels: Sequence[str], sides) -> None:
@@ -164,21 +200,32 @@ def write_split(path: Path, hashes: Sequence[str], patients: Sequence[str], labe
         writer.writerows(sorted(zip(hashes, patients, labels, sides, strict=True)))
 
 
+def read_split_table(path: str | Path) -> dict[str, list[str]]:
+    """The columns of a split.csv: `content_hash`, `patient_id`, `label` and `side`, each with one string an image.
+
+    Raises:
+        DataError: it isn't such a file.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        table = {column: [row[column] for row in rows] for column in COLUMNS}
+    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a split.csv with the columns {', '.join(COLUMNS)} ({error!r})") from None
+    strange = sorted({str(side) for side in table["side"]} - {*SIDES, UNUSED})
+    if strange:
+        raise DataError(f"{path}: side {strange[0]!r}; known: {', '.join((*SIDES, UNUSED))}")
+    return table
+
+
 def read_split(path: str | Path, hashes: Sequence[str]) -> np.ndarray:
     """Sides of the images with these content hashes, as a split.csv has them; images it doesn't know are unused.
 
     Raises:
         DataError: it isn't such a file, or knows none of the images.
     """
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        known = {row["content_hash"]: row["side"] for row in rows}
-    except (OSError, KeyError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a split.csv with the columns {', '.join(COLUMNS)} ({error!r})") from None
-    strange = sorted(set(known.values()) - {*SIDES, UNUSED})
-    if strange:
-        raise DataError(f"{path}: side {strange[0]!r}; known: {', '.join((*SIDES, UNUSED))}")
+    table = read_split_table(path)
+    known = dict(zip(table["content_hash"], table["side"], strict=True))
     sides = np.array([known.get(h, UNUSED) for h in hashes])
     for side in SIDES:
         if not (sides == side).any():

@@ -52,13 +52,8 @@ def model_licence(run: dict) -> str | None:
     return max(parts, key=_LICENCES.index)
 
 
-def card_metadata(run: dict, examples: list[str]) -> ModelCardData:
-    """The YAML block that the Hub reads.
-
-    Args:
-        run: the content of run.json.
-        examples: paths, inside the repository, of pictures for the widget.
-    """
+def card_metadata(run: dict) -> ModelCardData:
+    """The YAML block that the Hub reads, out of the content of run.json."""
     results = run["results"]["test"]
     data, model = run["data"], run["model"]
     scores = [
@@ -91,17 +86,16 @@ def card_metadata(run: dict, examples: list[str]) -> ModelCardData:
         metrics=[_SCORES[key][0] for key in _SCORES if results[key] is not None],
         model_name=run["name"],
         eval_results=scores,
-        widget=[{"src": path, "example_title": _title(path)} for path in examples],
+        widget=[{"src": path, "example_title": _title(path)} for path in run["examples"]],
         **extra,
     )
 
 
-def render_card(run: dict, examples: list[str], figures: list[str], repo: str | None = None) -> str:
+def render_card(run: dict, repo: str | None = None) -> str:
     """README.md of the repository.
 
     Args:
         run: the content of run.json.
-        examples, figures: paths, inside the repository, of the pictures that exist.
         repo: its id on the Hub, once it has one; the code examples then use it.
     """
     environment = jinja2.Environment(
@@ -115,7 +109,7 @@ def render_card(run: dict, examples: list[str], figures: list[str], repo: str | 
     environment.filters["describe"] = describe
     environment.filters["plain"] = plain
     return environment.get_template("model.md.jinja").render(
-        metadata=card_metadata(run, examples).to_yaml(),
+        metadata=card_metadata(run).to_yaml(),
         run=run,
         data=run["data"],
         unit=run["data"]["grouped_by"],
@@ -127,8 +121,7 @@ def render_card(run: dict, examples: list[str], figures: list[str], repo: str | 
         validation=run["results"]["validation"],
         scores={key: name for key, (_, name) in _SCORES.items()},
         licence=model_licence(run),
-        examples=examples,
-        figures=figures,
+        files=run["files"],
     )
 
 

@@ -125,9 +125,7 @@ def contents(folder: Path, repo: str) -> dict[str, Path | bytes]:
         path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
     }
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    examples = [path for path in files if path.startswith("examples/")]
-    figures = [path for path in files if path.startswith("figures/")]
-    files["README.md"] = render_card(run, examples, figures, repo).encode()
+    files["README.md"] = render_card(run, repo).encode()
     return files
 
 

@@ -3,6 +3,7 @@
 The folder is written beside its final place and renamed when it is whole, so a reader never sees half of one.
 """
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,11 +12,13 @@ from PIL import Image
 
 from oct_hf.data import phantom
 from oct_hf.data.splits import write_split
-from oct_hf.errors import RunError
+from oct_hf.errors import ModelError, RunError
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.evaluation.report import can_draw, confusion_matrix_figure, training_figure
 from oct_hf.hub.card import render_card
 from oct_hf.images import Preprocessing
+from oct_hf.inference.export import ONNX_FILE, can_export, write_onnx
+from oct_hf.inference.predictor import Predictor
 from oct_hf.labels import COARSER
 
 # What may be published on `main`: nothing that executes when it is read, no pickle.
@@ -30,56 +33,85 @@ def write_repository(
     split: dict,
     run: dict,
     recipe_yaml: str,
-    epochs: list[dict],
-) -> Path:
+) -> dict:
     """Writes a model repository as the Hub will hold it.
 
     Args:
         target: the folder; an older one there is replaced once the new one is whole.
-        model: an `OCTForImageClassification`.
+        model: an `OCTForImageClassification` on the CPU.
         preprocessing: of its input.
         predictions: on the validation and test sides.
         split: `hashes`, `patients`, `labels` and `sides` of all images, as they may be published.
         run: the facts for run.json and the card; its results must have been computed from `predictions`.
         recipe_yaml: the recipe, without paths of this machine.
-        epochs: rows for the training figure.
 
     Returns:
-        `target`.
+        the content of its run.json: `run` with the model's answers to the example pictures, whether there is an ONNX
+        file or why not, and the SHA-256 of every file but README.md and run.json.
 
     Raises:
         RunError: something that may not be published got into the folder.
     """
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    (partial / "figures").mkdir(parents=True)
+    partial.mkdir(parents=True)
     try:
         model.save_pretrained(partial)
         (partial / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict(), indent=2) + "\n")
         predictions.write(partial / "predictions.parquet")
         write_split(partial / "split.csv", **split)
         (partial / "recipe.yaml").write_text(recipe_yaml, encoding="utf-8")
-        (partial / "run.json").write_text(json.dumps(run, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if can_draw():
-            _draw_figures(partial / "figures", run, epochs)
+            draw_figures(partial, run)
         examples = write_examples(partial, run["labels"])
-        figures = sorted(p.relative_to(partial).as_posix() for p in (partial / "figures").glob("*.png"))
-        (partial / "README.md").write_text(render_card(run, examples, figures), encoding="utf-8")
+        answers = Predictor(model, preprocessing, device="cpu").predict(partial / name for name in examples)
+        run = run | {
+            "examples": {name: answer.probabilities for name, answer in zip(examples, answers, strict=True)},
+            "onnx": _export(model, partial / ONNX_FILE),
+            "files": checksums(partial),
+        }
+        (partial / "run.json").write_text(json.dumps(run, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (partial / "README.md").write_text(render_card(run), encoding="utf-8")
         check_allowed(partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
-    return target
+    return run
 
 
-def _draw_figures(folder: Path, run: dict, epochs: list[dict]) -> None:
-    test = run["results"]["test"]
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file but README.md and run.json, by its path in the folder."""
+    found = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name not in ("README.md", "run.json"):
+            with open(path, "rb") as file:
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def draw_figures(folder: Path, run: dict) -> None:
+    """Draws into `folder/figures` what run.json's numbers look like."""
+    (folder / "figures").mkdir(exist_ok=True)
+    test, epochs = run["results"]["test"], run["training"]["history"]
     title = f"{run['name']}: {test['n']} test B-scans of {test['groups']} {run['data']['grouped_by']}s"
-    confusion_matrix_figure(test["confusion_matrix"], run["labels"], folder / "confusion_matrix.png", title)
+    confusion_matrix_figure(test["confusion_matrix"], run["labels"], folder / "figures/confusion_matrix.png", title)
     if len(epochs) > 1:
-        training_figure(epochs, run["training"]["best_epoch"], folder / "training.png")
+        training_figure(epochs, run["training"]["best_epoch"], folder / "figures/training.png")
+
+
+def _export(model, path: Path) -> str:
+    """Writes the ONNX file; gives "yes", or why there is none. A finished training isn't lost over it."""
+    if not can_export():
+        return "the extra onnx was not installed"
+    try:
+        write_onnx(model, path)
+    except ModelError as error:
+        path.unlink(missing_ok=True)
+        return str(error)
+    return "yes"
 
 
 def write_examples(folder: Path, labels: list[str]) -> list[str]:

@@ -8,13 +8,12 @@ import os
 import platform
 from pathlib import Path
 
-import numpy as np
 import timm
 import torch
 
 from oct_hf import __version__
-from oct_hf.data.splits import SIDES, UNUSED
-from oct_hf.runs.labelled import LabelledSet, fingerprint
+from oct_hf.data.splits import certificate, count_sides, fingerprint
+from oct_hf.runs.labelled import LabelledSet
 from oct_hf.training.recipe import Recipe
 
 LIBRARIES = (
@@ -30,6 +29,8 @@ LIBRARIES = (
     "safetensors",
     "numpy",
     "pillow",
+    "matplotlib",
+    "onnx",
 )
 
 
@@ -38,16 +39,6 @@ HOME_FACTS = ("status", "recipe_given")  # of no use to a stranger; the recipe a
 
 def run_facts(recipe: Recipe, data: LabelledSet, skipped: list[dict], model) -> dict:
     """What is known before training; training and measurement add theirs."""
-    counts = {}
-    for side in (*SIDES, UNUSED):
-        rows = data.sides == side
-        if rows.any():
-            labels = np.array(data.labels)[rows]
-            counts[side] = {
-                "images": int(rows.sum()),
-                "groups": len(set(np.array(data.patients)[rows])),
-                "classes": {name: int((labels == name).sum()) for name in data.names},
-            }
     weights = recipe.model.weights
     cfg = model.config.pretrained_cfg
     tag = recipe.model.base if "." in recipe.model.base else f"{recipe.model.base}.{_default_tag(recipe.model.base)}"
@@ -70,13 +61,14 @@ def run_facts(recipe: Recipe, data: LabelledSet, skipped: list[dict], model) -> 
             "images": len(data.labels),
             "groups": len(set(data.patients)),
             "left_out": len(skipped),
-            "fingerprint": fingerprint(data),
+            "fingerprint": fingerprint(data.hashes, data.patients, data.labels),
         },
         "split": {
             "by": recipe.split.by,
             "test_fold": recipe.split.test_fold,
             "seed": recipe.split.seed,
-            "sides": counts,
+            "sides": count_sides(data.labels, data.patients, data.sides, data.names),
+            "certificate": certificate(data.patients, data.sides, data.hashes),
         },
         "model": {
             "architecture": model.config.architecture,
@@ -88,9 +80,17 @@ def run_facts(recipe: Recipe, data: LabelledSet, skipped: list[dict], model) -> 
             "parameters": sum(p.numel() for p in model.parameters()),
             "image_size": recipe.model.image_size,
         },
-        "versions": {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in LIBRARIES}},
+        "versions": {"python": platform.python_version(), **_versions()},
         "hardware": hardware(),
     }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # some come with an extra
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def hardware() -> dict:

@@ -1,6 +1,5 @@
 """The labelled B-scans of a run: loaded as a recipe names them, split, and with patient ids that may be published."""
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,12 +87,6 @@ def predict_sides(predictor: Predictor, data: LabelledSet) -> Predictions:
         sides=data.sides[rows].astype(object),
         probabilities=np.array([list(a.probabilities.values()) for a in answers], dtype=np.float32),
     )
-
-
-def fingerprint(data: LabelledSet) -> str:
-    """SHA-256 over every image's content hash, patient (as published) and label, in sorted order."""
-    rows = sorted(zip(data.hashes, data.patients, data.labels, strict=True))
-    return hashlib.sha256("\n".join("\t".join(row) for row in rows).encode()).hexdigest()
 
 
 def public_ids(patients: list[str], data: DataRecipe) -> list[str]:

@@ -31,6 +31,8 @@ from oct_hf.training.callbacks import EpochLines, StopOnSignal, epoch_rows
 from oct_hf.training.recipe import DataRecipe, Recipe
 from oct_hf.training.trainer import OCTTrainer, last_checkpoint
 
+HISTORY = ("epoch", "loss", "learning_rate", "balanced_accuracy", "accuracy", "auroc", "log_loss")
+
 
 class Stopped(Exception):
     """A run was asked to stop by a signal; its checkpoint is saved."""
@@ -193,6 +195,7 @@ def _train(recipe, folder, data, model, preprocessing, augmentation, facts) -> O
         "seconds": round(time.monotonic() - began, 1),
         "resumed": checkpoint is not None,
         "bf16": trainer.args.bf16,
+        "history": [{key: row[key] for key in HISTORY} for row in epoch_rows(state.log_history)],
     }
     write_json(folder / "run.json", facts | {"status": "trained"})
     return trainer
@@ -213,13 +216,14 @@ def _measure_and_write(recipe, folder, data, trainer, preprocessing, facts) -> N
         "labels": data.labels,
         "sides": data.sides.tolist(),
     }
-    write_repository(
+    published = {key: value for key, value in facts.items() if key not in HOME_FACTS}
+    written = write_repository(
         folder / "model",
         model.to("cpu"),
         preprocessing,
         predictions,
         split,
-        {key: value for key, value in facts.items() if key not in HOME_FACTS},
+        published,
         public_recipe(recipe).to_yaml(),
-        epoch_rows(trainer.state.log_history),
     )
+    facts |= {key: written[key] for key in written.keys() - published.keys()}

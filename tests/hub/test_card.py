@@ -13,7 +13,7 @@ def run(finished_run) -> dict:
 
 
 def rendered(run: dict) -> tuple[dict, str]:
-    text = render_card(run, ["examples/CNV.png"], ["figures/confusion_matrix.png"])
+    text = render_card(run)
     assert text.startswith("---\n")
     header, body = text[4:].split("\n---\n", 1)
     return yaml.safe_load(header), body

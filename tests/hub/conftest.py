@@ -1,0 +1,35 @@
+"""A running loopback Hub for the tests of publishing, and what clients in processes of their own need to reach it."""
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from oct_hf.hub.local import running
+from oct_hf.hub.store import User
+
+TOKENS = {"hf_writer": User("clinic"), "hf_reader": User("clinic", write=False), "hf_other": User("other")}
+
+
+@dataclass(frozen=True)
+class Site:
+    """A loopback Hub: its address, its log of (method, path, status), and the environment for its clients."""
+
+    address: str
+    log: list
+    environment: dict
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Site:
+    """A running loopback Hub with the tokens above; the environment's is the writer's."""
+    folder = tmp_path_factory.mktemp("site")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    home = {"HF_HOME": str(folder / "home"), "HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    with running(folder / "hub", TOKENS, port) as app:
+        yield Site(address, app.state.log, {**os.environ, **home, "HF_TOKEN": "hf_writer"})
