@@ -1,7 +1,7 @@
 """`oct-hf VERB`: parses, calls one function, prints.
 
-Exit codes: 0 done, 2 what was given is wrong (one line says what), 128 + signal when stopped. Verbs import what they
-need when they run, so that `--help` answers at once.
+Exit codes: 0 done, 1 the answer is no (verify, --rerun), 2 what was given is wrong (one line says what), 128 + signal
+when stopped. Verbs import what they need when they run, so that `--help` answers at once.
 """
 
 import sys
@@ -27,37 +27,62 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+SHOWN = 10  # untrue things of one kind; all of them with --json
 Data = Annotated[Path | None, typer.Option("--data", "-d", help="Folder or zip with the images.")]
 
 
 @app.command()
 def finetune(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name (demo, neh_2018, oct2017, folder) or a .yaml file.")],
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe's name (demo, neh_2018, oct2017, folder) or a .yaml file.")
+    ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     data: Data = None,
+    again: Annotated[
+        str | None, typer.Option("--rerun", metavar="REPO", help="Train a published model again and compare.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME where not given.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without the files that can't be used.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
 ) -> None:
     """Fine-tune, measure and write a model repository.
 
-    Example: oct-hf finetune oct2017 --data OCT2017/ train.epochs=8
-    """
-    from oct_hf.training.recipe import load_recipe
+    Examples: oct-hf finetune oct2017 --data OCT2017/ train.epochs=8
 
+    oct-hf finetune --rerun you/oct-model --data OCT2017/
+    """
     given = [*(overrides or [])]
+    if again and recipe:
+        given.insert(0, recipe)  # it stands where the recipe would
+    if not again and not recipe:
+        raise OCTError("which recipe? demo, neh_2018, oct2017, folder, a .yaml file, or --rerun REPO")
     if data is not None:
         given.append(f"data.path={json.dumps(str(data))}")
     if skip_bad:
         given.append("data.skip_bad=true")
-    chosen = load_recipe(recipe, given)
-    folder = out or Path("runs") / chosen.name
+    difference = None
+    if again:
+        _prepare_for_other_hubs()
+        from oct_hf.hub.download import download
+        from oct_hf.runs.again import rerun, rerun_recipe
+
+        published = download(again)
+        chosen = rerun_recipe(published, given)
+        folder = out or Path("runs") / f"{chosen.name}-again"
+    else:
+        from oct_hf.training.recipe import load_recipe
+
+        chosen = load_recipe(recipe, given)
+        folder = out or Path("runs") / chosen.name
 
     from oct_hf.runs import run as runs
 
     was_done = not overwrite and (folder / "model").is_dir()
     try:
-        run = runs.finetune(chosen, folder, overwrite=overwrite)
+        if again:
+            run, difference = rerun(published, chosen, folder, overwrite)
+        else:
+            run = runs.finetune(chosen, folder, overwrite=overwrite)
     except runs.Stopped as stopped:
         _say(str(stopped))
         raise typer.Exit(stopped.exit_code) from None
@@ -67,6 +92,9 @@ def finetune(
     if run["data"]["left_out"]:
         _say(f"left out: {run['data']['left_out']} files that can't be used or repeat others")
     _print_places(folder)
+    if difference is not None:
+        _print_difference(difference, again)
+        raise typer.Exit(0 if difference.agrees else 1)
 
 
 @app.command()
@@ -165,6 +193,42 @@ def publish(
         _say("nothing had changed")
     else:
         _say(f"{len(done.files)} files in one commit" + (f", tagged {done.tag}" if done.tag else ""))
+
+
+@app.command()
+def verify(
+    model: Annotated[str, typer.Argument(metavar="REPO[@REVISION]", help="A Hub id, a run or a model folder.")],
+    data: Annotated[
+        Path | None, typer.Option("--data", "-d", help="The data set: predict its images again and compare.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Check what a published model says of itself; exits 1 where something is untrue.
+
+    Example: oct-hf verify you/oct-model --data OCT2017/
+    """
+    _prepare_for_other_hubs()
+    from oct_hf.hub.download import download
+    from oct_hf.hub.verify import verify as check
+    from oct_hf.inference.predictor import quiet_transformers
+    from oct_hf.runs.again import drawn_data, predict_again
+
+    quiet_transformers()
+    found = download(model)
+    predict = predict_again(data) if data or drawn_data(found) else None
+    checks = check(found, predict)
+    untrue = [fault for one in checks for fault in one.faults]
+    if as_json:
+        print(json.dumps({"model": model, "commit": found.commit, "checks": [vars(one) for one in checks]}, indent=2))
+    else:
+        rows = [(c.name, "–" if c.skipped else "UNTRUE" if c.faults else "holds", c.note) for c in checks]
+        _print_table(f"{model}{f' ({found.commit})' if found.commit else ''}", ("claim", "", ""), rows)
+        for one in checks:
+            print("".join(f"{fault}\n" for fault in one.faults[:SHOWN]), end="")
+            if len(one.faults) > SHOWN:
+                print(f"… and {len(one.faults) - SHOWN} more of {one.name}; --json has them all")
+        print(f"{len(untrue)} untrue" if untrue else "everything that was checked holds")
+    raise typer.Exit(1 if untrue else 0)
 
 
 @app.command()
@@ -286,6 +350,29 @@ def _print_predictions(rows: list[dict], labels: tuple[str, ...]) -> None:
         for row in rows
     ]
     _print_table("predictions", ("file", "predicted", *labels), table)
+
+
+def _print_difference(difference, published: str) -> None:
+    rows = [
+        (
+            name.replace("_", " "),
+            _score(then),
+            _score(now),
+            f"{span[0]:.3f}–{span[1]:.3f}" if span else "",
+        )
+        for name, then, now, span in difference.metrics
+    ]
+    columns = ("test side", "published", "again", "published 95 % interval")
+    _print_table(f"{published}, trained again", columns, rows)
+    if difference.identical:
+        print("the weights are the same to the last bit")
+        return
+    print(f"the weights differ; test probabilities by at most {difference.furthest:.3f}")
+    if difference.changed:
+        changes = (f"{name} {then} → {now}" for name, (then, now) in difference.changed.items())
+        print("changed since: " + ", ".join(changes))
+    else:
+        print("nothing of machine and versions has changed")
 
 
 def _print_places(folder: Path) -> None:

@@ -150,20 +150,25 @@ def split_by_fold(
 def check_disjoint(patients: Sequence[str], sides: Sequence[str], hashes: Sequence[str]) -> None:
     """Raises DataError where a patient or the same file is on two sides. Called on every split before it is used."""
     for kind, values in (("patient", patients), ("file", hashes)):
-        for value, found in _on_two_sides(values, sides).items():
+        for value, found in on_two_sides(values, sides).items():
             raise DataError(f"{kind} {value} is on two sides, {' and '.join(found)}")
 
 
 def certificate(patients: Sequence[str], sides: Sequence[str], hashes: Sequence[str]) -> dict[str, int]:
     """What a split promises, as counts that anyone can make again from split.csv: both are 0 in an honest split."""
     return {
-        "patients_on_two_sides": len(_on_two_sides(patients, sides)),
-        "files_on_two_sides": len(_on_two_sides(hashes, sides)),
+        "patients_on_two_sides": len(on_two_sides(patients, sides)),
+        "files_on_two_sides": len(on_two_sides(hashes, sides)),
     }
 
 
-def _on_two_sides(values: Sequence[str], sides: Sequence[str]) -> dict[str, list[str]]:
-    """Every value that is on more than one side, and which; `unused` is none."""
+def on_two_sides(values: Sequence[str], sides: Sequence[str]) -> dict[str, list[str]]:
+    """Every patient or file that is on more than one side, and which; `unused` is none.
+
+    Args:
+        values: `n` patients or content hashes.
+        sides: `n` sides.
+    """
     seen: dict[str, list[str]] = {}
     for value, side in zip(values, sides, strict=True):
         if side != UNUSED and side not in seen.setdefault(value, []):

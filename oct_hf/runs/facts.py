@@ -75,7 +75,7 @@ def run_facts(recipe: Recipe, data: LabelledSet, skipped: list[dict], model) -> 
             "base": _name_only(recipe.model.base),
             "hub_id": f"timm/{tag}" if weights == "hub" and "/" not in recipe.model.base else None,
             "weights": _name_only(weights),
-            "weights_sha256": None if weights in ("hub", "random") else _sha256(Path(weights).expanduser()),
+            "weights_sha256": None if weights in ("hub", "random") else sha256(Path(weights).expanduser()),
             "license": cfg.get("license"),
             "parameters": sum(p.numel() for p in model.parameters()),
             "image_size": recipe.model.image_size,
@@ -111,7 +111,8 @@ def _name_only(text: str) -> str:
     return Path(text).name if Path(text).expanduser().exists() and text not in ("hub", "random") else text
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

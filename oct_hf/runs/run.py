@@ -7,6 +7,7 @@ appears only when data, split and network are known to be good; a run that was s
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -42,7 +43,13 @@ class Stopped(Exception):
         self.exit_code = 128 + signal_number
 
 
-def finetune(recipe: Recipe, out: str | Path, overwrite: bool = False, cache_dir: str | None = None) -> dict:
+def finetune(
+    recipe: Recipe,
+    out: str | Path,
+    overwrite: bool = False,
+    cache_dir: str | None = None,
+    check: Callable[[LabelledSet], None] | None = None,
+) -> dict:
     """Runs a recipe to a repository folder; a run that was stopped goes on where it was.
 
     Args:
@@ -50,6 +57,7 @@ def finetune(recipe: Recipe, out: str | Path, overwrite: bool = False, cache_dir
         out: the run's folder.
         overwrite: replace another run there.
         cache_dir: for the prepared data; the `datasets` library's own cache by default.
+        check: sees data and split before anything is written, and raises where they aren't what was expected.
 
     Returns:
         the content of `run.json`.
@@ -68,6 +76,8 @@ def finetune(recipe: Recipe, out: str | Path, overwrite: bool = False, cache_dir
         started = time.monotonic()
         dataset, skipped = load_data(recipe.data, cache_dir)
         data = assign_sides(dataset, recipe)
+        if check:
+            check(data)
         augmentation = Augmentation(recipe.augment, recipe.train.seed)
         model = build_model(recipe, data.names)
         facts = run_facts(recipe, data, skipped, model)

@@ -31,7 +31,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from oct_hf.data.pixels import Pixels
 from oct_hf.errors import RecipeError, did_you_mean
 from oct_hf.images import Preprocessing
-from oct_hf.training.callbacks import MovingAverage
+from oct_hf.training.callbacks import MovingAverage, selection
 from oct_hf.training.recipe import TrainRecipe
 
 EMA_FILE = "ema.safetensors"
@@ -180,9 +180,7 @@ class OCTTrainer(Trainer):
     def _compute_metrics(self, prediction) -> dict:
         probabilities = softmax(prediction.predictions)
         measured = self._metrics(probabilities, prediction.label_ids)
-        # Equal balanced accuracies are common on small validation sides; the lower log loss then decides.
-        selection = measured["balanced_accuracy"] - 1e-6 * measured["log_loss"]
-        return {**measured, SELECTION: selection}
+        return {**measured, SELECTION: selection(measured)}
 
     # --- checkpoints ---
 

@@ -3,7 +3,6 @@
 import os
 import socket
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 

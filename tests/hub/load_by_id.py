@@ -1,7 +1,7 @@
 """One loader of the ecosystem, as a stranger runs it: python load_by_id.py LOADER REPOSITORY PIXELS.npy IMAGE …
 
-Prints JSON: the probabilities of the normalised pixels and, where the loader reads files itself, of the images. Each run
-is a process of its own that can't import oct_hf, unless that is the loader.
+Prints JSON: the probabilities of the normalised pixels and, where the loader reads files itself, of the images. Each
+run is a process of its own that can't import oct_hf, unless that is the loader.
 """
 
 import json

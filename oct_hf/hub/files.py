@@ -1,0 +1,130 @@
+"""Whether a repository's files can do harm when read: no code, no pickle, no data outside the folder.
+
+A name says little, so the content is looked at too: a pickle called weights.json is a pickle.
+"""
+
+import json
+import pickletools
+import struct
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from oct_hf.hub.repository import ALLOWED
+from oct_hf.model import configuration_oct, modeling_oct
+
+_STARTS = {".png": b"\x89PNG\r\n\x1a\n", ".parquet": b"PAR1"}
+_TEXT = (".json", ".yaml", ".md", ".csv", ".xml")
+
+
+def file_faults(folder: Path, files: Sequence[str], revision: str | None = None) -> list[str]:
+    """One line for each file that may not be there, or that isn't what its name says.
+
+    Args:
+        folder: where the repository's files lie; those that weren't fetched are judged by their names.
+        files: every path of the repository.
+        revision: on `remote-code`, the custom class's two files may be there, as this package has them.
+    """
+    faults = []
+    for name in files:
+        path = folder / name
+        if revision == "remote-code" and name in _own_code():
+            if path.read_bytes() != _own_code()[name].read_bytes():
+                faults.append(f"{name}: is not the code of this version of oct-hf; read it before you trust it")
+        elif path.suffix not in ALLOWED:
+            faults.append(f"{name}: a kind of file that may not be published ({', '.join(ALLOWED)} may)")
+        elif not path.resolve().is_relative_to(_real_root(folder)):
+            faults.append(f"{name}: a link that leaves the repository")
+        elif why := _content_fault(path):
+            faults.append(f"{name}: {why}")
+    if revision != "remote-code" and "config.json" in files and "auto_map" in _read_json(folder / "config.json"):
+        faults.append("config.json: auto_map asks readers to run code")
+    return faults
+
+
+def _own_code() -> dict[str, Path]:
+    return {Path(module.__file__).name: Path(module.__file__) for module in (configuration_oct, modeling_oct)}
+
+
+def _real_root(folder: Path) -> Path:
+    # In the Hub's cache a snapshot's files are links to ../../blobs.
+    root = folder.resolve()
+    return root.parent.parent if root.parent.name == "snapshots" else root
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _content_fault(path: Path) -> str | None:
+    try:
+        if path.suffix == ".safetensors":
+            return _safetensors_fault(path)
+        if path.suffix == ".onnx":
+            return _onnx_fault(path)
+        with open(path, "rb") as file:
+            start = file.read(64)
+        if path.suffix in _STARTS:
+            return None if start.startswith(_STARTS[path.suffix]) else f"is no {path.suffix[1:]} file"
+        if path.suffix in _TEXT:
+            return _text_fault(path)
+        return "a pickle" if zipfile.is_zipfile(path) or _is_pickle(path) else None
+    except OSError as error:
+        return f"can't be read ({error.strerror})"
+
+
+def _text_fault(path: Path) -> str | None:
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            json.loads(text)
+    except ValueError as error:
+        return f"is no {path.suffix[1:]} text ({error})"
+    return None
+
+
+def _safetensors_fault(path: Path) -> str | None:
+    """The header must be JSON whose tensors fill the rest of the file exactly, without gap or overlap."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        rest = path.stat().st_size - 8 - length
+        if not 2 <= length <= 100_000_000 or rest < 0:
+            return "is no safetensors file (its header's length is wrong)"
+        try:
+            header = json.loads(file.read(length))
+            spans = sorted(about["data_offsets"] for name, about in header.items() if name != "__metadata__")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return "is no safetensors file (its header is no JSON of tensors)"
+    ends = [0, *(end for _, end in spans)]
+    if any(start != before for (start, _), before in zip(spans, ends, strict=False)) or ends[-1] != rest:
+        return "is no safetensors file (its tensors don't fill it)"
+    return None
+
+
+def _onnx_fault(path: Path) -> str | None:
+    """Weights inside the file and standard operators only: nothing that a runtime would look for elsewhere."""
+    try:
+        import onnx
+    except ImportError:
+        return None
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's own error types differ between its versions
+        return f"is no ONNX file ({type(error).__name__})"
+    if any(tensor.external_data for tensor in proto.graph.initializer):
+        return "its weights lie in another file"
+    strange = sorted({node.domain for node in proto.graph.node} - {"", "ai.onnx", "ai.onnx.ml"})
+    return f"uses operators of {', '.join(strange)}" if strange else None
+
+
+def _is_pickle(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return any(op.name == "STOP" for op, _, _ in pickletools.genops(file))
+    except (ValueError, UnicodeDecodeError, OverflowError, IndexError):
+        return False

@@ -1,0 +1,360 @@
+"""Checks what a published model says of itself, from the repository's own files and, with the data at hand, anew.
+
+Every number on the card is made again: the measured ones from predictions.parquet, the counts from split.csv, the
+network's from the weights; all others must stand in run.json. What can't be made again by anyone, such as the training
+time, is only as true as run.json.
+"""
+
+import copy
+import json
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from oct_hf import __version__
+from oct_hf.data.splits import certificate, count_sides, fingerprint, on_two_sides, read_split_table
+from oct_hf.errors import ModelError, OCTError
+from oct_hf.evaluation.predictions import Predictions
+from oct_hf.evaluation.report import can_draw
+from oct_hf.hub.card import render_card
+from oct_hf.hub.card_text import card_faults
+from oct_hf.hub.download import Downloaded
+from oct_hf.hub.files import file_faults
+from oct_hf.hub.publish import CODE_BRANCH
+from oct_hf.hub.repository import checksums, draw_figures
+from oct_hf.inference.export import ONNX_FILE, ONNX_TOLERANCE, can_export, onnx_probabilities
+from oct_hf.inference.predictor import Predictor
+from oct_hf.training.callbacks import selection
+from oct_hf.training.recipe import load_recipe
+
+SAME_PIXELS = 1e-6  # between torch loaders, on one machine
+ANOTHER_MACHINE = 1e-3  # between the publisher's machine and this one
+
+
+@dataclass(frozen=True)
+class Check:
+    """One promise of a repository.
+
+    Attributes:
+        name: what was checked.
+        note: what it was compared with, or why it wasn't.
+        faults: one line for each untrue thing; empty where the promise holds.
+        skipped: it couldn't be checked here.
+    """
+
+    name: str
+    note: str
+    faults: tuple[str, ...] = ()
+    skipped: bool = False
+
+
+def verify(model: Downloaded, predict: Callable[[Path], Predictions] | None = None) -> list[Check]:
+    """Every check of a repository, in order; nothing of it is loaded before its files are known to be harmless.
+
+    Args:
+        model: what `download` gave.
+        predict: predicts the data again, given the folder; without it, the image-by-image check is skipped.
+
+    Raises:
+        ModelError: it isn't a repository of this package.
+    """
+    claims = _Claims(model)
+    faults = file_faults(model.folder, model.files, model.revision)
+    checks = [Check("no code, no pickle", f"{len(model.files)} files", tuple(faults))]
+    if faults:
+        return checks
+    for name, check in (
+        ("checksums", _checksums),
+        ("split", _split),
+        ("numbers", _numbers),
+        ("card", _card),
+        ("figures", _figures),
+        ("reference answers", _examples),
+        ("loaders", _loaders),
+        ("images", lambda claims: _images(claims, predict)),
+    ):
+        try:
+            checks.append(check(claims))
+        except (OCTError, KeyError, TypeError, ValueError, AttributeError, OSError, RuntimeError) as error:
+            # A file that can't be understood is a fault of the repository, not of the program.
+            why = " ".join(str(error).split())[:300] or type(error).__name__
+            checks.append(Check(name, "stopped", (f"{name}: {why}",)))
+    return checks
+
+
+class _Claims:
+    """What a repository says, and what its files give when it is made again; each is made once.
+
+    Attributes:
+        model: where it lies.
+        said: the content of run.json.
+    """
+
+    def __init__(self, model: Downloaded):
+        self.model, self.folder = model, model.folder
+        try:
+            self.said = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+            known = "files" in self.said and "results" in self.said
+        except (OSError, ValueError, TypeError):
+            known = False
+        if not known:
+            raise ModelError(f"{model.name}: no run.json of oct-hf in it, so there is nothing to verify")
+
+    @cached_property
+    def answers(self) -> Predictions:
+        return Predictions.read(self.folder / "predictions.parquet")
+
+    @cached_property
+    def split(self) -> dict[str, list[str]]:
+        return read_split_table(self.folder / "split.csv")
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        return Predictor(self.folder, device="cpu")
+
+    @cached_property
+    def found(self) -> dict:
+        """run.json with everything that the repository's other files say put in its place."""
+        run = copy.deepcopy(self.said)
+        hashes, patients, labels, sides = (self.split[c] for c in ("content_hash", "patient_id", "label", "side"))
+        recipe = load_recipe(self.folder / "recipe.yaml").to_dict()
+        network = self.predictor.model
+        run["results"] = {side: self.answers.of(side).measure() for side in ("validation", "test")}
+        run["labels"] = list(self.answers.names)
+        run["split"] |= {
+            "sides": count_sides(labels, patients, sides, run["labels"]),
+            "certificate": certificate(patients, sides, hashes),
+        }
+        run["data"] |= {
+            "images": len(hashes),
+            "groups": len(set(patients)),
+            "fingerprint": fingerprint(hashes, patients, labels),
+        }
+        run["model"] |= {
+            "architecture": network.config.architecture,
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "image_size": network.config.pretrained_cfg["input_size"][-1],
+        }
+        history = run["training"]["history"]
+        run["training"] |= {
+            "epochs": len(history),
+            "best_epoch": 1 + max(range(len(history)), key=lambda i: selection(history[i])),
+            "images": sides.count("train"),
+        }
+        run["recipe"] = {key: recipe[key] for key in run["recipe"] if key in recipe}
+        run["name"] = recipe["name"]
+        return run
+
+
+# --- files ---
+
+
+def _checksums(claims: _Claims) -> Check:
+    found, said = checksums(claims.folder), claims.said["files"]
+    if claims.model.revision == CODE_BRANCH:
+        # This branch adds the class, and its name to config.json.
+        found = {name: value for name, value in found.items() if name != "config.json" and not name.endswith(".py")}
+        said = {name: value for name, value in said.items() if name != "config.json"}
+    faults = [f"{name}: is missing" for name in said if name not in found]
+    faults += [f"{name}: run.json doesn't know this file" for name in found if name not in said]
+    faults += [
+        f"{name}: changed since it was published (SHA-256 {found[name][:12]}…, run.json says {said[name][:12]}…)"
+        for name in said
+        if name in found and found[name] != said[name]
+    ]
+    return Check("checksums", f"{len(said)} files against run.json", tuple(faults))
+
+
+# --- numbers ---
+
+
+def _split(claims: _Claims) -> Check:
+    """The certificate: no patient and no file on two sides, and the predictions are of exactly these images."""
+    table, answers = claims.split, claims.answers
+    faults = [
+        f"split.csv: {kind} {value} is on {' and '.join(sides)}"
+        for kind, column in (("patient", "patient_id"), ("file", "content_hash"))
+        for value, sides in on_two_sides(table[column], table["side"]).items()
+    ]
+    rows = zip(*(table[column] for column in ("content_hash", "patient_id", "label", "side")), strict=True)
+    held_out = {row for row in rows if row[3] in ("validation", "test")}
+    predicted = set(zip(answers.hashes, answers.groups, answers.labels, answers.sides, strict=True))
+    if len(predicted) != len(answers.hashes):
+        faults.append("predictions.parquet: has an image twice")
+    for row in sorted(held_out - predicted):
+        faults.append(f"split.csv: image {row[0][:12]}… ({row[2]}, {row[3]}) has no such row in predictions.parquet")
+    for row in sorted(predicted - held_out):
+        faults.append(f"predictions.parquet: image {row[0][:12]}… ({row[2]}, {row[3]}) is not so in split.csv")
+    groups = f"{len(set(table['patient_id']))} {claims.said['data']['grouped_by']}s"
+    return Check("split", f"{len(table['side'])} images of {groups} on one side each", tuple(faults))
+
+
+_SOURCES = {
+    "results": "predictions.parquet gives",
+    "labels": "predictions.parquet has",
+    "split": "split.csv gives",
+    "data": "split.csv gives",
+    "model": "the weights and config.json give",
+    "training": "its history and split.csv give",
+    "recipe": "recipe.yaml says",
+    "name": "recipe.yaml says",
+}
+
+
+def _numbers(claims: _Claims) -> Check:
+    said, found = _flat(claims.said), _flat(claims.found)
+    keys = [key for key in found if key.split(".")[0] in _SOURCES]
+    faults = [
+        f"run.json: {key} is {said.get(key, 'missing')}, {_SOURCES[key.split('.')[0]]} {found[key]}"
+        for key in keys
+        if not _equal(said.get(key), found[key])
+    ]
+    faults += [f"run.json: {key} has no source" for key in said if key not in found]
+    count = sum(isinstance(found[key], int | float) for key in keys)
+    return Check("numbers", f"{count} numbers of run.json made again", tuple(faults))
+
+
+def _card(claims: _Claims) -> Check:
+    text = (claims.folder / "README.md").read_text(encoding="utf-8")
+    named = _repo_on_card(text)
+    same_template = claims.said["package"] == __version__
+    faults = card_faults(text, render_card(claims.found, named), whole=same_template)
+    if claims.model.repo and named and named != claims.model.repo:
+        faults.append(f"README.md: its code loads {named}, which is another repository than {claims.model.repo}")
+    of = "every line" if same_template else f"tables and metadata (its text is of oct-hf {claims.said['package']})"
+    return Check("card", f"{of} against what was made again", tuple(faults))
+
+
+def _repo_on_card(text: str) -> str | None:
+    start = 'pipeline("image-classification", model="'
+    named = text.partition(start)[2].partition('"')[0]
+    return named if named not in ("", ".") else None
+
+
+def _figures(claims: _Claims) -> Check:
+    """Drawn again and compared pixel by pixel. Another matplotlib may place a letter otherwise: it must be the same."""
+    figures = [name for name in claims.said["files"] if name.startswith("figures/")]
+    if not figures:
+        return Check("figures", "the repository has none", skipped=True)
+    if not can_draw():
+        return Check("figures", 'need matplotlib: pip install "oct-hf[figures]"', skipped=True)
+    import matplotlib
+
+    drew = claims.said["versions"].get("matplotlib")
+    if drew != matplotlib.__version__:
+        why = f"drawn by matplotlib {drew}, here is {matplotlib.__version__}; only their checksums were compared"
+        return Check("figures", why, skipped=True)
+    faults = []
+    with tempfile.TemporaryDirectory() as scratch:
+        draw_figures(Path(scratch), claims.found)
+        for name in figures:
+            if not (Path(scratch) / name).exists():
+                faults.append(f"{name}: is not drawn from this run's numbers")
+            elif not _same_picture(Path(scratch) / name, claims.folder / name):
+                faults.append(f"{name}: shows something else than run.json's numbers")
+    return Check("figures", f"{len(figures)} drawn again, pixel by pixel", tuple(faults))
+
+
+def _same_picture(one: Path, other: Path) -> bool:
+    with Image.open(one) as first, Image.open(other) as second:
+        return first.size == second.size and np.array_equal(np.asarray(first), np.asarray(second))
+
+
+# --- the network ---
+
+
+def _examples(claims: _Claims) -> Check:
+    """The network's answers to the repository's own pictures: other weights give others."""
+    said = claims.said["examples"]
+    if not said:
+        return Check("reference answers", "the repository has no pictures", skipped=True)
+    answers = claims.predictor.predict(claims.folder / name for name in said)
+    faults, worst = [], 0.0
+    for (name, expected), answer in zip(said.items(), answers, strict=True):
+        found = answer.probabilities or {}
+        off = max(abs(expected[k] - found[k]) for k in expected) if expected.keys() == found.keys() else math.inf
+        worst = max(worst, off)
+        if not off <= ANOTHER_MACHINE:
+            faults.append(f"{name}: the weights answer {_short(found)}, run.json says {_short(expected)}")
+    return Check("reference answers", f"{len(said)} pictures, at most {worst:.0e} apart", tuple(faults))
+
+
+def _loaders(claims: _Claims) -> Check:
+    """The same pixels through each library installed here."""
+    import timm
+    from transformers import AutoModelForImageClassification
+
+    preprocessing = claims.predictor.preprocessing
+    size = (preprocessing.height, preprocessing.width)
+    pixels = torch.randn(4, 3, *size, generator=torch.Generator().manual_seed(0))
+    expected = claims.predictor.probabilities(pixels.numpy())
+
+    def ask(network) -> np.ndarray:
+        with torch.inference_mode():
+            answer = network.eval()(pixels)
+        return getattr(answer, "logits", answer).softmax(-1).numpy()
+
+    found = {
+        "transformers": (ask(AutoModelForImageClassification.from_pretrained(claims.folder)), SAME_PIXELS),
+        "timm": (ask(timm.create_model(f"local-dir:{claims.folder}", pretrained=True)), SAME_PIXELS),
+    }
+    if claims.said["onnx"] == "yes" and can_export():
+        found["onnxruntime"] = onnx_probabilities(claims.folder / ONNX_FILE, pixels.numpy()), ONNX_TOLERANCE
+    off = {name: float(np.abs(answer - expected).max()) for name, (answer, _) in found.items()}
+    faults = [
+        f"{name}: its probabilities are {off[name]:.1e} from oct-hf's, {tolerance:.0e} is allowed"
+        for name, (_, tolerance) in found.items()
+        if not off[name] <= tolerance
+    ]
+    apart = ", ".join(f"{name} {value:.0e}" for name, value in off.items())
+    return Check("loaders", f"apart from oct-hf: {apart}", tuple(faults))
+
+
+def _images(claims: _Claims, predict: Callable[[Path], Predictions] | None) -> Check:
+    """The data predicted again, image by image."""
+    if predict is None:
+        return Check("images", "no data at hand; --data PATH predicts it again", skipped=True)
+    published, again = claims.answers, predict(claims.folder)
+    row = {value: index for index, value in enumerate(again.hashes)}
+    faults, worst, missing = [], 0.0, 0
+    for index, value in enumerate(published.hashes):
+        if value not in row:
+            missing += 1
+            continue
+        label, off = again.labels[row[value]], again.probabilities[row[value]] - published.probabilities[index]
+        worst = max(worst, float(np.abs(off).max()))
+        if label != published.labels[index]:
+            faults.append(f"image {value[:12]}…: published as {published.labels[index]}, in the data it is {label}")
+        if not np.abs(off).max() <= ANOTHER_MACHINE:
+            faults.append(f"image {value[:12]}…: its published probabilities are {np.abs(off).max():.3f} off")
+    if missing:
+        faults.append(f"{missing} of the {len(published.hashes)} predicted images are not in the data given")
+    return Check("images", f"{len(row)} predicted again, at most {worst:.0e} apart", tuple(faults))
+
+
+# --- comparing ---
+
+
+def _short(answer: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in answer.items()) or "nothing"
+
+
+def _equal(one, other) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)
+    return type(one) is type(other) and one == other
+
+
+def _flat(content, above: str = "") -> dict:
+    """Every value of nested dicts and lists by its dotted path."""
+    if isinstance(content, dict | list):
+        items = content.items() if isinstance(content, dict) else enumerate(content)
+        return {k: v for key, value in items for k, v in _flat(value, f"{above}.{key}" if above else str(key)).items()}
+    return {above: content}

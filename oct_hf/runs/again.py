@@ -1,0 +1,178 @@
+"""What a published repository promises, done again: its data predicted anew, or the whole training.
+
+The data must be the published one, image by image; a rerun on other images would compare nothing.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from oct_hf.data.splits import UNUSED, read_split_table
+from oct_hf.errors import DataError, ModelError, OCTError
+from oct_hf.evaluation.intervals import patient_bootstrap
+from oct_hf.evaluation.predictions import Predictions
+from oct_hf.hub.download import Downloaded
+from oct_hf.inference.predictor import Predictor
+from oct_hf.runs.facts import sha256
+from oct_hf.runs.labelled import LabelledSet, load_data, predict_sides, public_ids
+from oct_hf.runs.run import finetune
+from oct_hf.training.recipe import Recipe, load_recipe
+
+WEIGHTS = "model.safetensors"
+
+
+def predict_again(data: str | Path | None, cache_dir: str | None = None) -> Callable[[Path], Predictions]:
+    """A function that predicts a repository's validation and test sides anew from the files at hand.
+
+    Args:
+        data: the data set's folder or zip; None for phantoms, which are drawn again.
+        cache_dir: for the prepared data.
+    """
+
+    def predict(folder: Path) -> Predictions:
+        recipe = load_recipe(folder / "recipe.yaml", [f"data.path={json.dumps(str(data))}"] if data else [])
+        dataset, _ = load_data(recipe.data, cache_dir)
+        names, hashes = dataset.features["label"].names, dataset["content_hash"][:]
+        labels = [names[i] for i in dataset["label"][:]]
+        split = read_split_table(folder / "split.csv")
+        known = dict(zip(split["content_hash"], split["side"], strict=True))
+        sides = np.array([known.get(value, UNUSED) for value in hashes])
+        if not np.isin(sides, ("validation", "test")).any():
+            raise DataError(f"{data or 'the phantoms'}: none of the {len(hashes)} images is one that was predicted")
+        patients = public_ids(dataset["patient_id"][:], recipe.data)
+        return predict_sides(Predictor(folder), LabelledSet(dataset, hashes, labels, names, patients, sides))
+
+    return predict
+
+
+def drawn_data(model: Downloaded) -> bool:
+    """Whether a repository's data are phantoms, which anyone can draw again."""
+    try:
+        return load_recipe(model.folder / "recipe.yaml").data.name == "phantom"
+    except OCTError:
+        return False
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """How a training done again differs from the published one.
+
+    Attributes:
+        identical: the weights are the same to the last bit.
+        furthest: largest difference of a test probability.
+        metrics: rows of name, published value, value now, and the published one's 95 % interval over patients
+            (None where it has none).
+        changed: what is not as it was then: processor, versions, by name, as (then, now).
+    """
+
+    identical: bool
+    furthest: float
+    metrics: tuple[tuple[str, float | None, float | None, tuple[float, float] | None], ...]
+    changed: dict[str, tuple]
+
+    @property
+    def agrees(self) -> bool:
+        """Identical, or every metric that has an interval lies in it."""
+        return self.identical or all(
+            low <= now <= high for _, _, now, span in self.metrics if span for low, high in [span]
+        )
+
+
+def rerun_recipe(model: Downloaded, overrides: list[str]) -> Recipe:
+    """The recipe of a published repository, ready to be run here.
+
+    Args:
+        model: what `download` gave.
+        overrides: where the data and the base weights lie here (`data.path=…`, `model.weights=…`).
+
+    Raises:
+        ModelError: no recipe in it, or the base weights are a file that isn't given.
+    """
+    if not (model.folder / "recipe.yaml").is_file() or not (model.folder / "split.csv").is_file():
+        raise ModelError(f"{model.name}: no recipe.yaml and split.csv in it, so it can't be trained again")
+    recipe = load_recipe(model.folder / "recipe.yaml", overrides)
+    if recipe.split.by == "file" and not recipe.split.path:
+        recipe = dataclasses.replace(
+            recipe, split=dataclasses.replace(recipe.split, path=str(model.folder / "split.csv"))
+        )
+    weights = recipe.model.weights
+    if weights not in ("hub", "random"):
+        expected = json.loads((model.folder / "run.json").read_text(encoding="utf-8"))["model"]["weights_sha256"]
+        path = Path(weights).expanduser()
+        if not path.is_file() or sha256(path) != expected:
+            found = "is another file" if path.is_file() else "is not here"
+            raise ModelError(
+                f"{weights} {found}; {model.name} started from the one with SHA-256 {expected}: model.weights=FILE"
+            )
+    return recipe
+
+
+def rerun(model: Downloaded, recipe: Recipe, out: str | Path, overwrite: bool = False) -> tuple[dict, Rerun]:
+    """Trains a published model again and compares.
+
+    Args:
+        model: what `download` gave.
+        recipe: from `rerun_recipe`.
+        out: the new run's folder.
+        overwrite: replace another run there.
+
+    Returns:
+        the new run's facts, and how it differs.
+
+    Raises:
+        DataError: the images at hand are not the published ones, or are split otherwise.
+        OCTError, Stopped: as `finetune`.
+    """
+    run = finetune(recipe, out, overwrite, check=lambda data: check_same_data(model, data))
+    return run, compare(model.folder, Path(out) / "model")
+
+
+def check_same_data(model: Downloaded, data: LabelledSet) -> None:
+    """Raises DataError where images, labels or sides are not those of the repository's split.csv."""
+    split = read_split_table(model.folder / "split.csv")
+    published = {h: (label, side) for h, label, side in zip(*(split[c] for c in _COMPARED), strict=True)}
+    here = {h: (label, side) for h, label, side in zip(data.hashes, data.labels, data.sides.tolist(), strict=True)}
+    missing, new = published.keys() - here.keys(), here.keys() - published.keys()
+    if missing or new:
+        raise DataError(
+            f"these are not the images of {model.name}: {len(missing)} of its {len(published)} are missing here, "
+            f"and {len(new)} are new"
+        )
+    relabelled = sum(published[value][0] != here[value][0] for value in here)
+    if relabelled:
+        raise DataError(f"{relabelled} of the {len(here)} images have another label than in {model.name}")
+    moved = sum(published[value][1] != here[value][1] for value in here)
+    if moved:
+        raise DataError(
+            f"{moved} of the {len(here)} images are on another side than in {model.name}; "
+            f"take its split: split.by=file split.path={model.folder / 'split.csv'}"
+        )
+
+
+_COMPARED = ("content_hash", "label", "side")
+
+
+def compare(published: Path, again: Path) -> Rerun:
+    """How one repository folder differs from another that was trained by the same recipe on the same data."""
+    runs = [json.loads((folder / "run.json").read_text(encoding="utf-8")) for folder in (published, again)]
+    then, now = (Predictions.read(folder / "predictions.parquet").of("test") for folder in (published, again))
+    row = {value: index for index, value in enumerate(now.hashes)}
+    order = [row[value] for value in then.hashes]
+    intervals = patient_bootstrap(then)
+    results = [run["results"]["test"] for run in runs]
+    scores = ("balanced_accuracy", "accuracy", "auroc", "log_loss", "ece")
+    facts = [{**run["hardware"], **run["versions"], "oct-hf": run["package"]} for run in runs]
+    return Rerun(
+        identical=runs[0]["files"][WEIGHTS] == runs[1]["files"][WEIGHTS],
+        furthest=float(np.abs(then.probabilities - now.probabilities[order]).max()),
+        metrics=tuple((name, results[0][name], results[1][name], intervals.get(name)) for name in scores),
+        changed={
+            key: (facts[0].get(key), facts[1].get(key))
+            for key in sorted(facts[0].keys() | facts[1].keys())
+            if facts[0].get(key) != facts[1].get(key)
+        },
+    )

@@ -1,0 +1,269 @@
+"""Verify: a repository as it was written holds, and each untrue number, figure, split, weight or file is named."""
+
+import copy
+import hashlib
+import json
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from oct_hf import OCTForImageClassification, finetune
+from oct_hf.hub import verify as module
+from oct_hf.hub.card import render_card
+from oct_hf.hub.card_text import card_faults
+from oct_hf.hub.download import download
+from oct_hf.hub.files import file_faults
+from oct_hf.hub.repository import checksums
+from oct_hf.hub.verify import verify
+from oct_hf.runs.again import predict_again
+from oct_hf.training.recipe import make_recipe
+
+
+@pytest.fixture
+def repository(finished_run, tmp_path) -> Path:
+    """A copy of a finished run's repository, to be tampered with."""
+    return shutil.copytree(finished_run / "model", tmp_path / "repository")
+
+
+def faults(repository: Path, predict=None) -> dict[str, tuple[str, ...]]:
+    return {check.name: check.faults for check in verify(download(str(repository)), predict) if check.faults}
+
+
+def forge(repository: Path) -> None:
+    """Gives run.json the checksums of the files as they are now, as whoever tampers would."""
+    run = json.loads((repository / "run.json").read_text())
+    (repository / "run.json").write_text(json.dumps(run | {"files": checksums(repository)}))
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_a_repository_as_it_was_written_holds_and_nothing_is_skipped(repository):
+    checks = verify(download(str(repository)), predict_again(None))
+    assert [check.faults for check in checks] == [()] * len(checks)
+    assert not any(check.skipped for check in checks)
+
+
+def test_every_number_on_the_card_is_caught_when_it_is_changed_and_its_metric_named(finished_run):
+    run = json.loads((finished_run / "model" / "run.json").read_text())
+    text = (finished_run / "model" / "README.md").read_text()
+    assert card_faults(text, text) == []
+    numbers = list(re.finditer(r"\d+(?:\.\d+)?", text))
+    assert len(numbers) > 120
+    names = ["Accuracy", "Balanced accuracy", "AUROC", "F1", "kappa", "Log loss", "calibration", *run["labels"]]
+    seen = set()
+    for number in numbers:
+        digit = str((int(number[0][-1]) + 1) % 10)
+        changed = text[: number.start()] + number[0][:-1] + digit + text[number.end() :]
+        found = card_faults(changed, text)
+        assert found, text[max(0, number.start() - 40) : number.end() + 10]
+        assert any(number[0][:-1] + digit in fault for fault in found), (found, number[0])
+        line = text[text.rfind("\n", 0, number.start()) + 1 : text.find("\n", number.end())]
+        if line.startswith("| class (test)"):
+            assert "columns of the table by class (test)" in found[0]  # the F1 of a column's name
+        elif line.startswith("| "):
+            label = line.split("|")[1].strip()
+            assert any(f", {label}, " in fault for fault in found), (found, line)
+            seen |= {name for name in names if name in found[0]}
+        elif line.strip().startswith("value:"):
+            assert "metadata, " in found[0] and ".value says" in found[0], found
+    assert seen == set(names)
+
+
+def test_every_measured_number_of_run_json_is_caught_when_it_is_changed(repository):
+    claims = module._Claims(download(str(repository)))
+    assert not module._numbers(claims).faults
+    truth, tried = claims.said, 0
+
+    def leaves(content, path=()):
+        items = content.items() if isinstance(content, dict) else enumerate(content)
+        for key, value in items:
+            if isinstance(value, dict | list):
+                yield from leaves(value, (*path, key))
+            elif isinstance(value, int | float) and not isinstance(value, bool):
+                yield (*path, key)
+
+    for part in ("results", "split", "recipe"):
+        for path in leaves(truth[part], (part,)):
+            forged = copy.deepcopy(truth)
+            inner = forged
+            for key in path[:-1]:
+                inner = inner[key]
+            inner[path[-1]] += 0.001 if isinstance(inner[path[-1]], float) else 1
+            claims.said = forged
+            name = ".".join(map(str, path))
+            if path[:2] == ("split", "seed"):
+                continue  # it isn't measured; recipe.split.seed is compared
+            assert any(name in fault for fault in module._numbers(claims).faults), name
+            tried += 1
+    assert tried > 100
+    for path, value in {("data", "images"): 1, ("data", "groups"): 1, ("model", "parameters"): 1}.items():
+        claims.said = copy.deepcopy(truth)
+        claims.said[path[0]][path[1]] += value
+        assert any(".".join(path) in fault for fault in module._numbers(claims).faults)
+
+
+def test_a_card_whose_run_json_was_changed_with_it_is_still_caught(repository):
+    run = json.loads((repository / "run.json").read_text())
+    run["results"]["test"]["balanced_accuracy"] = 0.987
+    (repository / "run.json").write_text(json.dumps(run))
+    (repository / "README.md").write_text(render_card(run))
+    found = faults(repository)
+    assert any("results.test.balanced_accuracy is 0.987" in fault for fault in found["numbers"])
+    assert any("Results, Balanced accuracy, test says 0.987" in fault for fault in found["card"])
+    assert any("metadata, Balanced accuracy" in fault for fault in found["card"])
+    assert any("balanced accuracy" in fault and "**0.987**" in fault for fault in found["card"])
+
+
+def test_a_swapped_figure_is_caught_even_with_its_checksum_forged(repository):
+    figure = repository / "figures" / "confusion_matrix.png"
+    with Image.open(figure) as image:
+        swapped = ImageOps.mirror(image.convert("RGB"))
+    swapped.save(figure)
+    assert any("confusion_matrix.png: changed since" in fault for fault in faults(repository)["checksums"])
+    forge(repository)
+    assert faults(repository) == {
+        "figures": ("figures/confusion_matrix.png: shows something else than run.json's numbers",)
+    }
+
+
+@pytest.mark.parametrize("side", ["train", "validation", "unused"])
+def test_a_changed_split_is_caught_even_with_its_checksum_forged(repository, side):
+    split = repository / "split.csv"
+    rows = split.read_text().splitlines()
+    index = next(i for i, row in enumerate(rows) if row.endswith(",test"))
+    rows[index] = rows[index].removesuffix("test") + side
+    split.write_text("\n".join(rows) + "\n")
+    forge(repository)
+    found = faults(repository)
+    assert any("is not so in split.csv" in fault for fault in found["split"])
+    assert any("split.sides" in fault for fault in found["numbers"])
+    if side != "unused":
+        assert any("is on" in fault and side in fault for fault in found["split"])
+
+
+def test_changed_predictions_are_caught_even_with_their_checksum_forged(repository):
+    path = repository / "predictions.parquet"
+    predictions = module.Predictions.read(path)
+    predictions.probabilities[:] = predictions.probabilities[:, ::-1]
+    predictions.write(path)
+    forge(repository)
+    found = faults(repository, predict_again(None))
+    assert {"numbers", "card", "figures", "images"} <= found.keys()
+
+
+def test_one_changed_weight_is_caught_and_a_changed_network_even_with_its_checksum_forged(repository):
+    model = OCTForImageClassification.from_pretrained(repository)
+    classifier = model.timm_model.get_classifier()
+    with torch.no_grad():
+        classifier.weight[0, 0] += 1e-4
+    model.save_pretrained(repository)
+    assert any("model.safetensors: changed since" in fault for fault in faults(repository)["checksums"])
+    with torch.no_grad():
+        classifier.weight.mul_(300)
+    model.save_pretrained(repository)
+    forge(repository)
+    found = faults(repository, predict_again(None))
+    assert found.keys() == {"reference answers", "loaders", "images"}  # the ONNX file still has the old weights
+    assert any("examples/DME.png: the weights answer" in fault for fault in found["reference answers"])
+
+
+def test_code_and_pickles_are_named_whatever_they_are_called_and_nothing_is_loaded_after_them(repository):
+    (repository / "modeling.py").write_text("print('hello')")
+    (repository / "training_args.bin").write_bytes(pickle.dumps({"a": 1}))
+    torch.save({"a": torch.zeros(2)}, repository / "optimizer.bin")
+    (repository / "weights.json").write_bytes(pickle.dumps([1]))
+    (repository / "outside.csv").symlink_to("/etc/hostname")
+    edit(repository / "config.json", "{", '{"auto_map": {"AutoConfig": "modeling.C"},')
+    checks = verify(download(str(repository)))
+    assert [check.name for check in checks] == ["no code, no pickle"]
+    said = "\n".join(checks[0].faults)
+    for part in (
+        "modeling.py: a kind of file",
+        "training_args.bin: a pickle",
+        "optimizer.bin: a pickle",
+        "weights.json: is no json text",
+        "outside.csv: a link that leaves",
+        "config.json: auto_map asks",
+    ):
+        assert part in said
+
+
+def test_files_that_are_not_what_they_are_called_are_named(repository):
+    safetensors = repository / "model.safetensors"
+    original = safetensors.read_bytes()
+    for damaged in (original[:-4], original + b"behind", b"\xff" * 8 + original[8:], b"{}"):
+        safetensors.write_bytes(damaged)
+        assert "model.safetensors: is no safetensors" in file_faults(repository, ["model.safetensors"])[0]
+    (repository / "figures" / "training.png").write_bytes(b"<script>")
+    assert file_faults(repository, ["figures/training.png"]) == ["figures/training.png: is no png file"]
+    graph = onnx.load(repository / "onnx" / "model.onnx")
+    onnx.save(graph, repository / "onnx" / "model.onnx", save_as_external_data=True, location="weights.bin")
+    assert file_faults(repository, ["onnx/model.onnx"]) == ["onnx/model.onnx: its weights lie in another file"]
+
+
+def test_another_data_set_is_not_taken_for_the_published_one(repository, clinic):
+    edit(repository / "recipe.yaml", "name: phantom", "name: folder")
+    forge(repository)
+    found = faults(repository, predict_again(clinic))
+    assert "none of the 24 images is one that was predicted" in found["images"][0]
+
+
+def test_a_private_folder_is_predicted_again_image_by_image(clinic, tmp_path):
+    recipe = {
+        "name": "clinic",
+        "data": {"name": "folder", "path": str(clinic)},
+        "split": {"validation": 0.25, "test": 0.25},
+        "model": {"base": "test_efficientnet", "weights": "random", "image_size": 64},
+        "train": {"epochs": 1, "batch_size": 8, "workers": 0},
+    }
+    finetune(make_recipe(recipe), tmp_path / "run")
+    repository = tmp_path / "run" / "model"
+    assert faults(repository, predict_again(clinic)) == {}
+    tested = module.Predictions.read(repository / "predictions.parquet").of("test").hashes
+    gone = next(file for file in clinic.rglob("*.png") if hashlib.sha256(file.read_bytes()).hexdigest() in tested)
+    gone.unlink()
+    assert faults(repository, predict_again(clinic)) == {
+        "images": ("1 of the 12 predicted images are not in the data given",)
+    }
+
+
+def test_verify_by_repository_id_and_exit_code_one_for_a_number_changed_on_the_hub(site, finished_run):
+    def call(*command) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "oct_hf.cli", *map(str, command)]
+        return subprocess.run(command, env=site.environment, capture_output=True, text=True)
+
+    assert call("publish", finished_run, "--repo", "clinic/checked").returncode == 0
+    for revision in ("", "@v1", "@remote-code"):
+        done = call("verify", f"clinic/checked{revision}")
+        assert done.returncode == 0 and "everything that was checked holds" in done.stdout, done.stdout + done.stderr
+    tamper = """
+import sys
+from huggingface_hub import HfApi, hf_hub_download
+text = open(hf_hub_download("clinic/checked", "README.md")).read()
+line = next(line for line in text.splitlines() if line.startswith("| Balanced accuracy |"))
+text = text.replace(line, "| Balanced accuracy | 0.999 | 0.999 |").encode()
+HfApi().upload_file(path_or_fileobj=text, path_in_repo="README.md", repo_id="clinic/checked")
+"""
+    subprocess.run([sys.executable, "-c", tamper], env=site.environment, check=True, capture_output=True)
+    done = call("verify", "clinic/checked", "--json")
+    assert done.returncode == 1
+    card = next(check for check in json.loads(done.stdout)["checks"] if check["name"] == "card")
+    assert [fault.split(" says ")[0] for fault in card["faults"]] == [
+        "README.md: Results, Balanced accuracy, test",
+        "README.md: Results, Balanced accuracy, validation",
+    ]
+    for name, said in (("clinic/absent", "can't be had"), ("no such", "no such folder"), ("clinic/checked@v9", "v9")):
+        done = call("verify", name)
+        assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr

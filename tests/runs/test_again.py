@@ -1,0 +1,66 @@
+"""A published model trained again: identical where nothing has changed, refused on other images."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+
+from oct_hf.errors import DataError, ModelError
+from oct_hf.hub.download import download
+from oct_hf.runs.again import compare, rerun, rerun_recipe
+
+
+def test_a_rerun_on_the_same_machine_has_the_same_weights_to_the_last_bit(finished_run, tmp_path):
+    published = download(str(finished_run))
+    _, difference = rerun(published, rerun_recipe(published, []), tmp_path / "again")
+    assert difference.identical and difference.agrees and difference.furthest == 0 and difference.changed == {}
+    assert all(then == now for _, then, now, _ in difference.metrics)
+
+
+def test_a_rerun_that_differs_says_how_and_what_has_changed(finished_run, tmp_path):
+    published = download(str(finished_run))
+    recipe = rerun_recipe(published, [])
+    other = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, seed=5, learning_rate=0.02))
+    rerun(published, other, tmp_path / "again")
+    run = json.loads((tmp_path / "again/model/run.json").read_text())
+    run["versions"]["torch"] = "2.0"
+    (tmp_path / "again/model/run.json").write_text(json.dumps(run))
+    difference = compare(published.folder, tmp_path / "again" / "model")
+    assert not difference.identical and difference.furthest > 0
+    assert difference.changed.keys() == {"torch"} and difference.changed["torch"][1] == "2.0"
+    spans = {name: span for name, _, _, span in difference.metrics}
+    assert spans["balanced_accuracy"] is not None and spans["log_loss"] is None
+
+
+def test_other_images_or_another_split_are_refused_before_anything_is_written(finished_run, tmp_path):
+    published = download(str(finished_run))
+    with pytest.raises(DataError, match="48 of its 48 are missing here, and 48 are new"):
+        rerun(published, rerun_recipe(published, ["data.seed=9"]), tmp_path / "again")
+    with pytest.raises(DataError, match="are on another side than in"):
+        rerun(published, rerun_recipe(published, ["split.seed=9"]), tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+    split = str(published.folder / "split.csv")
+    recipe = rerun_recipe(published, ["split.by=file", f"split.path={split}", "train.epochs=1"])
+    rerun(published, recipe, tmp_path / "again")
+
+
+def test_the_base_weights_must_be_the_published_file(finished_run, tmp_path):
+    folder = shutil.copytree(finished_run / "model", tmp_path / "published")
+    text = (folder / "recipe.yaml").read_text()
+    (folder / "recipe.yaml").write_text(text.replace("weights: random", "weights: base.safetensors"))
+    run = json.loads((folder / "run.json").read_text())
+    run["model"]["weights_sha256"] = "ab" * 32
+    (folder / "run.json").write_text(json.dumps(run))
+    published = download(str(folder))
+    with pytest.raises(ModelError, match=r"base.safetensors is not here; .* SHA-256 abab"):
+        rerun_recipe(published, [])
+    (tmp_path / "other.safetensors").write_bytes(b"x")
+    with pytest.raises(ModelError, match="is another file"):
+        rerun_recipe(published, [f"model.weights={tmp_path / 'other.safetensors'}"])
+
+
+def test_a_folder_without_a_recipe_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"no recipe.yaml and split.csv"):
+        rerun_recipe(download(str(tmp_path)), [])
