@@ -10,8 +10,8 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from oct_hf.errors import ModelError
-from oct_hf.hub.repository import ALLOWED
-from oct_hf.inference.predictor import model_folder
+from oct_hf.hub.allowed import ALLOWED
+from oct_hf.model.folder import model_folder
 
 
 @dataclass(frozen=True)

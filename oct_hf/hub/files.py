@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from oct_hf.hub.repository import ALLOWED
+from oct_hf.hub.allowed import ALLOWED
 from oct_hf.model import configuration_oct, modeling_oct
 
 _STARTS = {".png": b"\x89PNG\r\n\x1a\n", ".parquet": b"PAR1"}

@@ -20,15 +20,16 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+from oct_hf import model
+from oct_hf.hub.allowed import check_allowed
 from oct_hf.hub.card import render_card
 from oct_hf.hub.commit import commit, listing
 from oct_hf.hub.patience import Patience, one_try_a_request
 from oct_hf.hub.plain_errors import PublishError, plain_errors
-from oct_hf.hub.repository import check_allowed
-from oct_hf.inference.predictor import model_folder
-from oct_hf.model import configuration_oct, modeling_oct
+from oct_hf.model.folder import model_folder
 
 CODE_BRANCH = "remote-code"
+CODE = ("configuration_oct.py", "modeling_oct.py")
 AUTO_MAP = {
     "AutoConfig": "configuration_oct.OCTConfig",
     "AutoModelForImageClassification": "modeling_oct.OCTForImageClassification",
@@ -143,7 +144,7 @@ def contents(folder: Path, repo: str) -> dict[str, Path | bytes]:
 def with_code(files: dict[str, Path | bytes]) -> dict[str, Path | bytes]:
     """What goes onto the code branch: the same model, its class, and the `auto_map` that names it."""
     config = json.loads(Path(files["config.json"]).read_text()) | {"auto_map": AUTO_MAP}
-    code = {Path(module.__file__).name: Path(module.__file__) for module in (configuration_oct, modeling_oct)}
+    code = {name: Path(model.__file__).with_name(name) for name in CODE}
     return {**files, **code, "config.json": (json.dumps(config, indent=2) + "\n").encode()}
 
 

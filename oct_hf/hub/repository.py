@@ -12,17 +12,16 @@ from PIL import Image
 
 from oct_hf.data import phantom
 from oct_hf.data.splits import write_split
-from oct_hf.errors import ModelError, RunError
+from oct_hf.errors import ModelError
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.evaluation.report import can_draw, confusion_matrix_figure, training_figure
+from oct_hf.hub.allowed import ALLOWED as ALLOWED
+from oct_hf.hub.allowed import check_allowed
 from oct_hf.hub.card import render_card
 from oct_hf.images import Preprocessing
 from oct_hf.inference.export import ONNX_FILE, can_export, write_onnx
 from oct_hf.inference.predictor import Predictor
 from oct_hf.labels import COARSER
-
-# What may be published on `main`: nothing that executes when it is read, no pickle.
-ALLOWED = (".safetensors", ".json", ".yaml", ".md", ".png", ".csv", ".parquet", ".onnx", ".xml", ".bin")
 
 
 def write_repository(
@@ -129,11 +128,3 @@ def write_examples(folder: Path, labels: list[str]) -> list[str]:
             # A seed that no training set of phantoms uses.
             Image.fromarray(phantom.draw(drawn[label], seed=2**31).image).save(folder / paths[-1], optimize=True)
     return paths
-
-
-def check_allowed(folder: Path) -> None:
-    """Raises RunError where the folder holds a kind of file that is not on the list."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink() or (path.is_file() and path.suffix not in ALLOWED):
-            name = path.relative_to(folder).as_posix()
-            raise RunError(f"{name} may not be published; only {', '.join(ALLOWED)} files may")

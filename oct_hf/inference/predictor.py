@@ -16,6 +16,7 @@ from transformers.utils import cached_file, logging
 
 from oct_hf.errors import BadImageError, ModelError
 from oct_hf.images import EXTENSIONS, Preprocessing, read_image
+from oct_hf.model.folder import model_folder as model_folder
 from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.threads import in_order
 
@@ -103,12 +104,6 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
         else:
             raise BadImageError(str(path), "no such file or folder")
     return found
-
-
-def model_folder(name: str | Path) -> Path:
-    """The repository folder of a run, or `name` itself where that is one already (or an id on the Hub)."""
-    folder = Path(name)
-    return folder / "model" if (folder / "model").is_dir() else folder
 
 
 def quiet_transformers() -> None:

@@ -7,6 +7,7 @@ fault meets one request and no other.
 import asyncio
 import contextlib
 import re
+import socket
 import threading
 from collections.abc import Callable
 
@@ -22,6 +23,13 @@ FAULTS = (
     "cut after",  # the Hub acted, no answer
     "cut answer",  # in the middle of the answer
 )
+
+
+def free_port() -> int:
+    """One that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 class Proxy:

@@ -6,14 +6,13 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from faults import FAULTS, Proxy
+from faults import FAULTS, Proxy, free_port
 
 from oct_hf.hub.local import running
 from oct_hf.hub.publish import contents, with_code
@@ -140,12 +139,6 @@ def bench(small_run, tmp_path_factory):
         yield bench
         bench.close()
         assert TOKEN not in bench.log.read_text() and "<TOKEN>" in bench.log.read_text()
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def kind(method: str, path: str) -> str:

@@ -1,18 +1,10 @@
 """Publishing and loading by repository id: the real clients, in processes of their own, against the loopback Hub."""
 
 import json
-import os
-import socket
 import subprocess
 import sys
 
 import numpy as np
-import pytest
-
-from oct_hf.hub.local import running
-from oct_hf.hub.store import User
-
-TOKENS = {"hf_writer": User("clinic"), "hf_reader": User("clinic", write=False), "hf_other": User("other")}
 
 LOAD = """
 import json, os, sys
@@ -48,6 +40,7 @@ REFUSED = """
 import json, sys
 from huggingface_hub import HfApi
 from oct_hf.hub import publish as module
+from oct_hf.hub.patience import Patience
 run, endpoint, dead = sys.argv[1:]
 said = {}
 def attempt(name, repo="clinic/refused", token="hf_writer", endpoint=endpoint, **options):
@@ -64,30 +57,20 @@ api = HfApi(endpoint=endpoint, token="hf_writer")
 api.create_repo("clinic/thesis")
 api.upload_file(path_or_fileobj=b"x", path_in_repo="chapter.md", repo_id="clinic/thesis")
 attempt("something else", repo="clinic/thesis")
-commit = module._commit
-def moved(api, repo, files, revision, parent, *rest):
+commit = module.commit
+def moved(api, repo, files, revision, *rest, **options):
     api.upload_file(path_or_fileobj=b"x", path_in_repo="notes.md", repo_id=repo, revision=revision)
-    return commit(api, repo, files, revision, parent, *rest)
-module._commit = moved
+    return commit(api, repo, files, revision, *rest, **options)
+module.commit = moved
 attempt("moved meanwhile", repo="clinic/moved")
-module._commit = commit
-attempt("no network", endpoint=dead)
+module.commit = commit
+attempt("no network", endpoint=dead, patience=Patience(tries=2, first_wait_s=0.01))
+attempt("a broken token", token="hf_stolen_secret\n")
+attempt("no account", repo="refused")
+attempt("no such gate", gated="maybe")
 said["left"] = {name: api.list_repo_files("clinic/" + name) for name in ("thesis", "moved")}
 print(json.dumps(said))
 """
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """A running loopback Hub: its address, its request log, and the environment for clients."""
-    folder = tmp_path_factory.mktemp("site")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    home = {"HF_HOME": str(folder / "home"), "HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-    with running(folder / "hub", TOKENS, port) as app:
-        yield address, app.state.log, {**os.environ, **home, "HF_TOKEN": "hf_writer"}
 
 
 def call(environment, *command) -> subprocess.CompletedProcess:
@@ -95,7 +78,7 @@ def call(environment, *command) -> subprocess.CompletedProcess:
 
 
 def test_one_push_is_one_commit_that_every_loader_reads(site, finished_run):
-    _, log, environment = site
+    log, environment = site.log, site.environment
     command = [sys.executable, "-m", "oct_hf.cli", "publish", finished_run, "--repo", "clinic/tiny"]
     first = call(environment, *command)
     assert first.returncode == 0 and "in one commit, tagged v1" in first.stderr, first.stderr
@@ -120,7 +103,7 @@ def test_one_push_is_one_commit_that_every_loader_reads(site, finished_run):
 
 
 def test_what_is_refused_is_one_line_without_the_token_and_changes_nothing(site, finished_run):
-    address, _, environment = site
+    address, environment = site.address, site.environment
     before = {p: p.read_bytes() for p in (finished_run / "model").rglob("*") if p.is_file()}
     done = call(environment, sys.executable, "-c", REFUSED, finished_run, address, "http://127.0.0.1:9")
     assert done.returncode == 0, done.stderr
@@ -133,6 +116,9 @@ def test_what_is_refused_is_one_line_without_the_token_and_changes_nothing(site,
         "something else": "holds something else (chapter.md",
         "moved meanwhile": "somebody else committed meanwhile",
         "no network": "can't be reached",
+        "a broken token": "copy it again",
+        "no account": "is no repository id (you/name)",
+        "no such gate": "expected auto or manual",
     }.items():
         assert text in said[name] and "\n" not in said[name] and "secret" not in said[name], (name, said[name])
     assert said["left"] == {"thesis": [".gitattributes", "chapter.md"], "moved": [".gitattributes", "notes.md"]}
@@ -140,7 +126,7 @@ def test_what_is_refused_is_one_line_without_the_token_and_changes_nothing(site,
 
 
 def test_a_private_repository_is_absent_for_everybody_else(site, finished_run):
-    _, _, environment = site
+    environment = site.environment
     code = """
 import json, sys
 from huggingface_hub import HfApi
@@ -171,12 +157,12 @@ second = publish(sys.argv[1], "clinic/cut")
 assert (first.tag, second.tag, second.commit) == ("v1", "v1", None), (first, second)
 assert publish(sys.argv[1], "clinic/cut").tag is None
 """
-    done = call(site[2], sys.executable, "-c", code, finished_run)
+    done = call(site.environment, sys.executable, "-c", code, finished_run)
     assert done.returncode == 0, done.stderr
 
 
 def test_a_pull_request_leaves_main_as_it_was_and_says_what_it_can_not_carry(site, finished_run):
-    _, _, environment = site
+    environment = site.environment
     command = [sys.executable, "-m", "oct_hf.cli", "publish", finished_run, "--repo", "clinic/asked", "--create-pr"]
     done = call(environment, *command)
     assert done.returncode == 0 and "/clinic/asked/discussions/1" in done.stdout, done.stderr
@@ -195,12 +181,12 @@ print(json.dumps([files, [b.name for b in refs.branches], refs.tags]))
 
 
 def test_an_unfinished_run_is_not_published(site, tmp_path):
-    done = call(site[2], sys.executable, "-m", "oct_hf.cli", "publish", tmp_path, "--repo", "clinic/none")
+    done = call(site.environment, sys.executable, "-m", "oct_hf.cli", "publish", tmp_path, "--repo", "clinic/none")
     assert done.returncode == 2 and "is no finished run" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_a_dry_run_lists_files_and_sends_nothing(site, finished_run):
-    _, log, environment = site
+    log, environment = site.log, site.environment
     log.clear()
     command = [sys.executable, "-m", "oct_hf.cli", "publish", finished_run, "--repo", "clinic/dry", "--dry-run"]
     done = call(environment, *command)
