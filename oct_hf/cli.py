@@ -193,9 +193,12 @@ def publish(
     talk = _say if sys.stderr.isatty() else lambda _: None  # a log gets what came of it, in one line
     talk(f"publishing {run} to {repo}; Ctrl-C stops it, and the same command goes on")
     patience = Patience(tries=tries, say=talk)
-    done = publishing.publish(
-        run, repo, private=private, revision=revision, create_pr=create_pr, gated=gated, patience=patience
-    )
+    options = {"private": private, "revision": revision, "create_pr": create_pr, "gated": gated}
+    try:
+        done = publishing.publish(run, repo, **options, patience=patience)
+    except KeyboardInterrupt:  # typer would end without a word
+        _say("stopped; the same command goes on where it was")
+        raise typer.Exit(130) from None
     print(done.url)
     if create_pr and done.commit is not None:
         _say("a pull request carries the branch's files; tag and remote-code branch come when it is published itself")

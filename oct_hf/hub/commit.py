@@ -35,6 +35,7 @@ def commit(
     title: str,
     patience: Patience,
     *,
+    there: dict[str, str] | None = None,
     create_pr: bool = False,
     repo_type: str = "model",
 ) -> Committed:
@@ -50,6 +51,7 @@ def commit(
         parent: the commit that it is at.
         title: of the new commit.
         patience: with the Hub.
+        there: `listing` of the parent, where it is known already.
         create_pr: leaves the branch as it is and opens a pull request with the commit.
         repo_type: `model` or `dataset`.
 
@@ -59,7 +61,7 @@ def commit(
     """
     home = f"{api.endpoint}/{'' if repo_type == 'model' else f'{repo_type}s/'}{repo}"
     additions = [CommitOperationAdd(path, str(c) if isinstance(c, Path) else c) for path, c in files.items()]
-    there = patience(lambda: listing(api, repo, parent, repo_type))
+    there = patience(lambda: listing(api, repo, parent, repo_type)) if there is None else there
     if _same(there, additions):
         return Committed(parent, f"{home}/commit/{parent}", False)
     operations = additions + [CommitOperationDelete(path) for path in sorted(set(there) - set(files))]

@@ -5,11 +5,15 @@ tells it to, and sets no limit on silence. Here each request is made once, with 
 it belongs to is made again; so a step must be one that can be made twice.
 """
 
+import contextlib
 import importlib
 import json
 import re
+import signal
+import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,9 +86,9 @@ def one_try_a_request(stall_s: float) -> Iterator[None]:
     """Within the block, huggingface_hub's own client gives up on silence and raises PassingFault instead of retrying.
 
     The client is the one in use, so that a proxy or certificate configured for it stays; only how it sends is changed,
-    and changed back. A second thread waits until the first is through.
+    and changed back. A second thread waits until the first is through. Ctrl-C ends the requests under way at once.
     """
-    with _one_at_a_time:
+    with _one_at_a_time, _cut_by_ctrl_c() as watch:
         client = get_session()
         library = importlib.import_module(type(client).__module__.partition(".")[0])  # httpx or httpx2
         limits = library.Timeout(stall_s, connect=min(CONNECT_SECONDS, stall_s)).as_dict()
@@ -94,7 +98,7 @@ def one_try_a_request(stall_s: float) -> Iterator[None]:
             # Set here, since some calls of huggingface_hub pass timeout=None, which switches a client's own limit off.
             given = request.extensions.get("timeout", {})
             least = {act: min(limit, given.get(act) or limit) for act, limit in limits.items()}
-            request.extensions = {**request.extensions, "timeout": least}
+            request.extensions = {**request.extensions, "timeout": least, "trace": watch}
             try:
                 response = usual(request, **options)
             except (library.LocalProtocolError, library.UnsupportedProtocol):
@@ -111,6 +115,43 @@ def one_try_a_request(stall_s: float) -> Iterator[None]:
             yield
         finally:
             client.send = usual
+
+
+@contextmanager
+def _cut_by_ctrl_c() -> Iterator[Callable[[str, dict], None]]:
+    """Gives what notes each new connection; Ctrl-C shuts them, since it would else wait until the threads on which
+    huggingface_hub uploads are through with their files.
+    """
+    open_sockets, stopped = weakref.WeakSet(), threading.Event()
+
+    def shut(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+    def watch(event: str, about: dict) -> None:
+        stream = about.get("return_value")
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")) and hasattr(stream, "get_extra_info"):
+            open_sockets.add(stream.get_extra_info("socket"))
+            if stopped.is_set():
+                shut(stream.get_extra_info("socket"))
+
+    if threading.current_thread() is not threading.main_thread():
+        yield watch
+        return
+    usual = signal.getsignal(signal.SIGINT)
+
+    def stop(number, frame) -> None:
+        stopped.set()
+        for connection in list(open_sockets):
+            shut(connection)
+        if callable(usual):
+            usual(number, frame)
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield watch
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def _fault(error: Exception, library) -> str:

@@ -100,11 +100,13 @@ def publish(
         if revision != "main":
             patience(lambda: api.create_branch(repo, branch=revision, exist_ok=True))
         before = patience(lambda: api.model_info(repo, revision=revision))
-        _refuse_foreign(repo, patience(lambda: listing(api, repo, before.sha)))
+        there = patience(lambda: listing(api, repo, before.sha))
+        _refuse_foreign(repo, there)
         if gated and before.gated != gated:  # before there is anything to download
             patience(lambda: api.update_repo_settings(repo, gated=gated))
         files = contents(folder, repo)
-        done = commit(api, repo, files, revision, before.sha, _title(folder), patience, create_pr=create_pr)
+        title = _title(folder)
+        done = commit(api, repo, files, revision, before.sha, title, patience, there=there, create_pr=create_pr)
         sent = tuple(files) if done.changed else ()
         new = done.commit if done.changed else None
         if create_pr or revision != "main":

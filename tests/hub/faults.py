@@ -6,8 +6,12 @@ fault meets one request and no other.
 
 import asyncio
 import contextlib
+import os
 import re
+import resource
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 
@@ -30,6 +34,22 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+def start_hub(root, port: int, *options, file_bytes: int | None = None) -> subprocess.Popen:
+    """`oct-hf hub` as a process, answering; it can't write a file larger than `file_bytes`, as on a full disk."""
+
+    def limit() -> None:
+        if file_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+
+    command = [sys.executable, "-m", "oct_hf.cli", "hub", "--root", str(root), "--port", str(port), *options]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=limit
+    )
+    assert "HF_ENDPOINT" in process.stdout.readline(), process.stderr.read()
+    return process
 
 
 class Proxy:

@@ -5,14 +5,18 @@ import itertools
 import json
 import os
 import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
+import termios
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from faults import FAULTS, Proxy, free_port
+from faults import FAULTS, Proxy, free_port, start_hub
 
 from oct_hf.hub.local import running
 from oct_hf.hub.publish import contents, with_code
@@ -39,19 +43,18 @@ class Bench:
         self.log = root / "client.log"
         self.names = (f"r{number}" for number in itertools.count())
         self._before = self._fingerprint()
-        environment = {
+        self.environment = {
             **os.environ,
             "HF_HOME": str(root / "home"),
             "HF_ENDPOINT": f"http://127.0.0.1:{proxy.port}",
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_OFFLINE": "0",
             "HF_TOKEN": TOKEN,
-            "HF_DEBUG": "1",
         }
         self._errors = self.log.open("w")
         self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("pushing.py"))],
-            env=environment,
+            env=self.environment | {"HF_DEBUG": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -73,6 +76,10 @@ class Bench:
         assert "defect" not in said, said["defect"]
         assert "\n" not in said.get("refused", "") and TOKEN not in json.dumps(said), said
         return said
+
+    def command(self, name: str, *options: str) -> list[str]:
+        run = str(self.run)
+        return [sys.executable, "-m", "oct_hf.cli", "publish", run, "--repo", f"clinic/{name}", *options]
 
     def repository(self, name: str) -> Repository:
         return Repository(self.root / "hub" / "models" / "clinic" / f"{name}.git")
@@ -129,16 +136,16 @@ class Bench:
 def bench(small_run, tmp_path_factory):
     root = tmp_path_factory.mktemp("bench")
     hub_port, port = free_port(), free_port()
-    tokens = {TOKEN: User("clinic")}
     with (
         Proxy(port, hub_port) as proxy,
-        running(root / "hub", tokens, hub_port, address=f"http://127.0.0.1:{port}"),
+        running(root / "hub", {TOKEN: User("clinic")}, hub_port, address=f"http://127.0.0.1:{port}"),
     ):
         bench = Bench(root, small_run, proxy)
         bench.push("unharmed")
         yield bench
         bench.close()
-        assert TOKEN not in bench.log.read_text() and "<TOKEN>" in bench.log.read_text()
+        said = bench.log.read_text()
+        assert TOKEN not in said and "<TOKEN>" in said  # huggingface_hub has written its requests down, without it
 
 
 def kind(method: str, path: str) -> str:
@@ -238,3 +245,215 @@ def test_every_request_meets_every_fault_once_and_at_every_try(bench):
     every_time = run_matrix(bench, range(len(requests)), FAULTS, True, requests)
     print(f"{len(requests)} requests: {requests}; once: {once}; at every try: {every_time}")
     assert set(once) == {"finished"} and once.total() + every_time.total() >= 300
+
+
+def at_first(wanted: str, fault):
+    """A plan that harms the first request whose kind begins so."""
+    met = []
+
+    def plan(number: int, method: str, path: str):
+        if kind(method, path).startswith(wanted) and not met:
+            met.append(number)
+            return fault
+        return None
+
+    return plan
+
+
+def move(bench: Bench, name: str, branch: str) -> None:
+    """Somebody else commits."""
+    bench.repository(name).commit(branch, User("clinic"), "somebody's", {"notes.md": b"x"}, [])
+
+
+def test_a_commit_of_somebody_else_between_two_tries_is_not_overwritten(bench):
+    for name, fault in (("moved-before", "cut"), ("moved-after", "cut after")):
+        name = f"{next(bench.names)}-{name}"
+        harmed = at_first("POST /api/models/REPO/commit/main", fault)
+
+        def plan(number, method, path, name=name, harmed=harmed):
+            # The next request after the harmed commit asks where the branch is.
+            if bench.proxy.seen and "/commit/main" in bench.proxy.seen[-1][1]:
+                move(bench, name, "main")
+            return harmed(number, method, path)
+
+        said = bench.push(name, plan)
+        assert "somebody else committed meanwhile (412)" in said["refused"], said
+        assert "notes.md" in bench.held(name, "refs/heads/main")
+
+
+def test_a_pull_request_whose_answer_was_lost_is_opened_once(bench):
+    for fault in ("cut", "cut after", "cut answer", "500 after", "stall after"):
+        name = next(bench.names)
+        said = bench.push(name, at_first("POST /api/models/REPO/commit/main", fault), create_pr=True)
+        assert said["url"].endswith("/discussions/1"), said
+        assert [ref for ref, _ in bench.repository(name).refs()] == ["refs/heads/main", "refs/pr/1"]
+        assert bench.held(name, "refs/pr/1") == bench.wanted(name)[0] and bench.held(name, "refs/heads/main") == {}
+
+
+def test_a_wait_that_the_hub_asks_for_is_kept_and_one_too_long_is_a_reason_to_stop(bench):
+    try:
+        bench.proxy.retry_after = "1"
+        name = next(bench.names)
+        began = time.monotonic()
+        assert bench.push(name, at_first("POST /api/models/REPO/commit/main", "429"))["tag"] == "v1"
+        assert time.monotonic() - began >= 1
+        bench.proxy.retry_after = "86400"
+        said = bench.push(next(bench.names), at_first("POST /api/models/REPO/commit/main", "429"))
+    finally:
+        bench.proxy.retry_after = "0"
+    assert "answered 429 and asks to wait 86400 s; run it again" in said["refused"]
+
+
+def test_a_gate_stands_before_there_is_anything_to_download(bench):
+    name = next(bench.names)
+    said = bench.push(name, at_first("POST /api/models/REPO/commit/main", "cut"), gated="manual", tries=1)
+    assert "--gated manual" in said["refused"]
+    assert bench.repository(name).gated == "manual" and bench.held(name, "refs/heads/main") == {}
+    assert bench.push(name, gated="manual")["tag"] == "v1"
+    assert not [path for _, path in bench.proxy.seen if path.endswith("/settings")]  # it is as it should be
+
+
+def test_a_second_push_asks_little_and_sends_nothing(bench):
+    name = next(bench.names)
+    bench.push(name)
+    assert bench.push(name) == {"done": None, "tag": None, "url": bench.push(name)["url"]}
+    assert len(bench.proxy.seen) == 5 and {method for method, _ in bench.proxy.seen[1:]} == {"GET"}
+
+
+def test_ctrl_c_ends_a_push_that_hangs_at_once_and_the_next_one_completes_it(bench):
+    empty_large(bench)
+    name = next(bench.names)
+    bench.proxy.seen.clear()
+    bench.proxy.plan = lambda number, method, path: "stall" if method == "PUT" else None
+    push = subprocess.Popen(bench.command(name), env=bench.environment, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: len(bench.sent()) == 3)
+    push.send_signal(signal.SIGINT)
+    _, said = push.communicate(timeout=20)  # the client would wait 60 seconds for each upload
+    assert push.returncode == 130 and said.splitlines() == ["stopped; the same command goes on where it was"], said
+    bench.check_whole(name)
+    bench.proxy.plan = lambda number, method, path: None
+    done = subprocess.run(bench.command(name), env=bench.environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    bench.check_finished(name)
+
+
+def wait_for(happened) -> None:
+    until = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_a_push_writes_nothing_on_this_machine(bench):
+    def nothing() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    empty_large(bench)
+    bench.proxy.plan = lambda number, method, path: None
+    name = next(bench.names)
+    environment = bench.environment | {"PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(bench.command(name), env=environment, capture_output=True, text=True, preexec_fn=nothing)
+    assert done.returncode == 0, done.stderr
+    bench.check_finished(name)
+
+
+def test_bars_are_for_terminals_and_a_log_gets_one_line(bench):
+    empty_large(bench)
+    bench.proxy.plan = lambda number, method, path: None
+    name = next(bench.names)
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    push = subprocess.Popen(bench.command(name), env=bench.environment, stdout=subprocess.PIPE, stderr=theirs)
+    os.close(theirs)
+    shown = read_all(ours)
+    push.communicate()
+    assert push.returncode == 0 and "Ctrl-C stops it" in shown and "model.safetensors: 100%" in shown, shown
+    empty_large(bench)
+    name = next(bench.names)
+    done = subprocess.run(bench.command(name), env=bench.environment, capture_output=True, text=True)
+    assert re.fullmatch(r"\d+ files in one commit, tagged v1\n", done.stderr), done.stderr
+
+
+def read_all(terminal: int) -> str:
+    shown = b""
+    try:
+        while chunk := os.read(terminal, 4096):
+            shown += chunk
+    except OSError:  # Linux says that the other side is closed in this way
+        pass
+    os.close(terminal)
+    return shown.decode()
+
+
+def test_what_a_user_can_mend_is_one_line_and_exit_code_2(bench, tmp_path):
+    bench.proxy.plan = lambda number, method, path: None
+    own = bench.environment
+    none = {key: value for key, value in own.items() if key != "HF_TOKEN"} | {"HF_HOME": str(tmp_path)}
+    bench.push("taken")
+    bench.repository("taken").commit("main", User("clinic"), "x", {"thesis.md": b"x"}, list(bench.wanted("taken")[0]))
+    dead = own | {"HF_ENDPOINT": f"http://127.0.0.1:{free_port()}"}
+    cases = (
+        ("no token: run `hf auth login`", none, bench.command("none")),
+        ("not allowed (401)", own | {"HF_TOKEN": "hf_stolen"}, bench.command("stolen")),
+        ("holds something else (thesis.md", own, bench.command("taken")),
+        ("is no repository id (you/name)", own, bench.command("no spaces")),
+        ("can't be reached", dead, bench.command("dead", "--tries", "1")),
+        ("offline mode is enabled", own | {"HF_HUB_OFFLINE": "1"}, bench.command("offline")),
+        ("expected auto or manual", own, bench.command("gate", "--gated", "perhaps")),
+    )
+    for text, environment, command in cases:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+        assert text in done.stderr and done.stderr.startswith("error: "), done.stderr
+        assert TOKEN not in done.stderr and "hf_stolen" not in done.stderr and not done.stdout
+
+
+@pytest.fixture
+def killable(small_run, tmp_path):
+    """A bench whose Hub is a process, and what kills it and starts it again on the same folder."""
+    hub_port, port = free_port(), free_port()
+    root = tmp_path / "hub"
+    root.mkdir()
+    (root / "tokens.json").write_text(json.dumps({TOKEN: {"name": "clinic"}}))
+    hubs = [start_hub(root, hub_port, "--address", f"http://127.0.0.1:{port}")]
+
+    def kill_and_restart() -> None:
+        hubs[-1].kill()
+        hubs[-1].communicate()
+        hubs.append(start_hub(root, hub_port, "--address", f"http://127.0.0.1:{port}"))
+
+    with Proxy(port, hub_port) as proxy:
+        bench = Bench(tmp_path, small_run, proxy)
+        yield bench, kill_and_restart
+        bench.close()
+    hubs[-1].kill()
+    hubs[-1].communicate()
+
+
+def check_killed_at(bench: Bench, kill_and_restart, index: int, wait: float) -> None:
+    def killed() -> None:
+        time.sleep(wait)
+        kill_and_restart()
+
+    empty_large(bench)
+    name = next(bench.names)
+    said = bench.push(name, lambda number, method, path: killed if number == index else None)
+    assert said.get("tag") == "v1", (index, said)
+    bench.check_whole(name)
+    bench.check_finished(name)
+
+
+def test_a_push_outlives_a_hub_that_is_killed_and_restarted(killable):
+    bench, kill_and_restart = killable
+    requests = requests_of_a_push(bench)
+    for wanted in ("PUT", "POST /api/models/REPO/commit/main", "POST /api/models/REPO/tag"):
+        index = next(number for number, request in enumerate(requests) if request.startswith(wanted))
+        check_killed_at(bench, kill_and_restart, index, wait=0.01)
+
+
+@pytest.mark.slow
+def test_a_hub_may_be_killed_at_any_request_and_serves_whole_repositories_when_it_is_back(killable):
+    bench, kill_and_restart = killable
+    for index in range(len(requests_of_a_push(bench))):
+        for wait in (0, 0.02):
+            check_killed_at(bench, kill_and_restart, index, wait)

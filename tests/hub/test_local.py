@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.error import HTTPError
 
 import pytest
-from faults import free_port
+from faults import free_port, start_hub
 
 from oct_hf.hub.local import running
 from oct_hf.hub.store import PART_SECONDS, Repository, Store, User
@@ -236,22 +235,6 @@ def test_a_large_repository_is_listed_with_three_processes(tmp_path, monkeypatch
     assert [path for path, entry in listed.items() if entry["type"] == "directory"] == ["deep", "deep/er", "folder"]
 
 
-def start(root, port: int, *options, file_bytes: int | None = None) -> subprocess.Popen:
-    """`oct-hf hub` as a process, answering; it can't write a file larger than `file_bytes`, as on a full disk."""
-
-    def limit() -> None:
-        if file_bytes is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-
-    command = [sys.executable, "-m", "oct_hf.cli", "hub", "--root", str(root), "--port", str(port), *options]
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=limit
-    )
-    assert "HF_ENDPOINT" in process.stdout.readline(), process.stderr.read()
-    return process
-
-
 def test_a_hub_with_a_full_disk_says_so_and_goes_on_once_there_is_room(finished_run, tmp_path):
     root, port = tmp_path / "hub", free_port()
     environment = {
@@ -264,7 +247,7 @@ def test_a_hub_with_a_full_disk_says_so_and_goes_on_once_there_is_room(finished_
     run = lambda: subprocess.run(push, env=environment, capture_output=True, text=True)  # noqa: E731
     # 20 kB: no room for weights; 2 kB: none for what git writes either
     for room in (20_000, 2_000):
-        process = start(root, port, file_bytes=room)
+        process = start_hub(root, port, file_bytes=room)
         try:
             environment["HF_TOKEN"] = next(iter(json.loads((root / "tokens.json").read_text())))
             done = run()
@@ -278,7 +261,7 @@ def test_a_hub_with_a_full_disk_says_so_and_goes_on_once_there_is_room(finished_
         if room == 20_000:
             for file in (finished_run / "model").glob("*.safetensors"):
                 (root / "large" / hashlib.sha256(file.read_bytes()).hexdigest()).write_bytes(file.read_bytes())
-    process = start(root, port, "--log")
+    process = start_hub(root, port, "--log")
     try:
         done = run()
         assert done.returncode == 0 and "tagged v1" in done.stderr, done.stderr
