@@ -170,6 +170,10 @@ def publish(
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     revision: Annotated[str, typer.Option(help="Branch to publish to.")] = "main",
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")] = False,
+    gated: Annotated[
+        str | None, typer.Option(metavar="auto|manual", help="Who downloads must ask; you grant it, or the Hub does.")
+    ] = None,
+    tries: Annotated[int, typer.Option(min=1, help="Of each step, where the Hub fails or is silent.")] = 5,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go up, and send nothing.")] = False,
 ) -> None:
     """Upload a run's repository in one commit, with a version tag and the remote-code branch.
@@ -178,6 +182,7 @@ def publish(
     """
     _prepare_for_other_hubs()
     from oct_hf.hub import publish as publishing
+    from oct_hf.hub.patience import Patience
 
     if dry_run:
         folder = publishing.repository_folder(run)
@@ -185,9 +190,14 @@ def publish(
         sizes = {name: len(c) if isinstance(c, bytes) else c.stat().st_size for name, c in files.items()}
         _print_table(f"to {repo}@{revision}", ("file", "bytes"), [(name, f"{n:,}") for name, n in sizes.items()])
         return
-    done = publishing.publish(run, repo, private=private, revision=revision, create_pr=create_pr)
+    talk = _say if sys.stderr.isatty() else lambda _: None  # a log gets what came of it, in one line
+    talk(f"publishing {run} to {repo}; Ctrl-C stops it, and the same command goes on")
+    patience = Patience(tries=tries, say=talk)
+    done = publishing.publish(
+        run, repo, private=private, revision=revision, create_pr=create_pr, gated=gated, patience=patience
+    )
     print(done.url)
-    if create_pr:
+    if create_pr and done.commit is not None:
         _say("a pull request carries the branch's files; tag and remote-code branch come when it is published itself")
     elif done.commit is None:
         _say("nothing had changed")
@@ -236,6 +246,8 @@ def hub(
     root: Annotated[Path, typer.Option(help="Folder for everything the Hub keeps.")],
     port: int = 8765,
     host: Annotated[str, typer.Option(help="Address to listen on; leave it unless you mean to open it.")] = "127.0.0.1",
+    address: Annotated[str | None, typer.Option(help="http://… that clients use, where a proxy is in front.")] = None,
+    log: Annotated[bool, typer.Option("--log", help="A line a request: method, path and status; no tokens.")] = False,
 ) -> None:
     """Run a Hub for one site on this machine, for demonstrations and closed networks.
 
@@ -251,9 +263,10 @@ def hub(
 
     root.mkdir(parents=True, exist_ok=True)
     tokens = read_tokens(root / "tokens.json")
-    with running(root, tokens, port, host):
+    address = address or f"http://{host}:{port}"
+    with running(root, tokens, port, host, address, say=_say if log else None):
         first = next(iter(tokens))
-        print(f"export HF_ENDPOINT=http://{host}:{port} HF_HUB_DISABLE_XET=1 HF_TOKEN={first}", flush=True)
+        print(f"export HF_ENDPOINT={address} HF_HUB_DISABLE_XET=1 HF_TOKEN={first}", flush=True)
         _say(f"the Hub of {tokens[first].name} is running; tokens are in {root / 'tokens.json'}; Ctrl-C ends it")
         while True:
             time.sleep(3600)

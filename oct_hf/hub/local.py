@@ -10,27 +10,41 @@ import hashlib
 import json
 import threading
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 import uvicorn
 import yaml
-from fastapi import APIRouter, FastAPI, Header, Request, Response
+from fastapi import APIRouter, Body, Depends, FastAPI, Header, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
+from starlette.requests import ClientDisconnect
 
-from oct_hf.hub.store import LARGE, PATH, REGULAR_BYTES, HubError, Repository, Store, User, yaml_block
+from oct_hf.hub.store import LARGE, PATH, REGULAR_BYTES, HubError, Repository, Store, User, disk_error, yaml_block
 
 PART_BYTES = 64 * 2**20  # of a multipart upload
+LOGGED = 10_000  # requests that the log remembers
 Authorization = Header(default=None)
+Json = Annotated[dict, Body()]
 
 
-def create_app(root: str | Path, tokens: dict[str, User], address: str) -> FastAPI:
+def create_app(
+    root: str | Path,
+    tokens: dict[str, User],
+    address: str,
+    *,
+    part_bytes: int = PART_BYTES,
+    say: Callable[[str], None] | None = None,
+) -> FastAPI:
     """The Hub as an ASGI application.
 
     Args:
         root: folder for everything it keeps.
         tokens: who may write, by token.
         address: under which clients reach it, such as `http://127.0.0.1:8765`.
+        part_bytes: larger files come in parts of this size.
+        say: is told of each request: method, path and status, and nothing of its query, headers and body.
     """
     store = Store(Path(root), tokens)
     app = FastAPI(title="oct-hf loopback Hub")
@@ -41,28 +55,54 @@ def create_app(root: str | Path, tokens: dict[str, User], address: str) -> FastA
         headers = {"X-Error-Code": error.code, "X-Error-Message": error.message}
         return JSONResponse({"error": error.message}, error.status, headers)
 
+    @app.exception_handler(OSError)
+    def failed(request: Request, error: OSError) -> JSONResponse:
+        return refused(request, disk_error(error))
+
+    @app.exception_handler(ClientDisconnect)
+    def left(request: Request, _: ClientDisconnect) -> JSONResponse:
+        return refused(request, HubError(400, "The client left before it had sent everything"))
+
     @app.middleware("http")
     async def note(request: Request, answer):
         response = await answer(request)
         app.state.log.append((request.method, request.url.path, response.status_code))
+        del app.state.log[:-LOGGED]
+        if say:
+            say(f"{request.method} {request.url.path} {response.status_code}")
         return response
 
     app.include_router(_accounts(store, address))
     for kind in ("model", "dataset"):
         app.include_router(_reading(store, kind, address))
-        app.include_router(_writing(store, kind, address))
+        app.include_router(_writing(store, kind, address, part_bytes))
     app.include_router(_large_files(store))
     return app
 
 
 @contextmanager
-def running(root: str | Path, tokens: dict[str, User], port: int, host: str = "127.0.0.1"):
+def running(
+    root: str | Path,
+    tokens: dict[str, User],
+    port: int,
+    host: str = "127.0.0.1",
+    address: str | None = None,
+    **options,
+):
     """A Hub on a thread of this process, answering from the first moment of the block to its last.
+
+    Args:
+        root: folder for everything it keeps.
+        tokens: who may write, by token.
+        port: to listen on.
+        host: to listen on.
+        address: under which clients reach it, where that is another one (a proxy stands in front).
+        options: as of `create_app`.
 
     Yields:
         the FastAPI application; `app.state.log` has (method, path, status) of each request.
     """
-    app = create_app(root, tokens, f"http://{host}:{port}")
+    app = create_app(root, tokens, address or f"http://{host}:{port}", **options)
     server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -90,29 +130,31 @@ def _accounts(store: Store, address: str) -> APIRouter:
         return {"type": "user", "name": user.name, "fullname": user.name, "orgs": [], "auth": access}
 
     @routes.post("/api/validate-yaml")
-    async def validate(request: Request):
+    def validate(body: Json):
         try:
-            found = yaml_block((await request.json())["content"])
+            found = yaml_block(body["content"])
         except yaml.YAMLError as error:
             return JSONResponse({"errors": [{"message": str(error)}], "warnings": []}, 400)
         missing = [] if found else [{"message": "empty or missing yaml metadata in repo card"}]
         return {"errors": [], "warnings": missing}
 
     @routes.post("/api/repos/create")
-    async def create(request: Request, authorization: str | None = Authorization):
-        body = await request.json()
+    def create(body: Json, authorization: str | None = Authorization):
         user = store.writer(authorization, body.get("organization"))
         kind, name = body.get("type") or "model", body["name"]
         about = {"url": f"{address}/{_prefix(kind)}{user.name}/{name}", "name": f"{user.name}/{name}"}
-        if store.path(kind, user.name, name).exists():
-            return JSONResponse({"error": "You already created this repo", **about}, 409)
-        # Older clients send `private`, newer ones `visibility`.
-        store.create(kind, user, name, bool(body.get("private")) or body.get("visibility") == "private")
+        try:
+            if store.path(kind, user.name, name).exists():
+                raise HubError(409, "You already created this repo")
+            store.create(kind, user, name, bool(_private(body)))
+        except HubError as error:
+            if error.status != 409:
+                raise
+            return JSONResponse({"error": error.message, **about}, 409)  # clients read the address here too
         return about | {"id": about["name"]}
 
     @routes.delete("/api/repos/delete")
-    async def delete(request: Request, authorization: str | None = Authorization) -> dict:
-        body = await request.json()
+    def delete(body: Json, authorization: str | None = Authorization) -> dict:
         user = store.writer(authorization, body.get("organization"))
         store.delete(authorization, body.get("type") or "model", user.name, body["name"])
         return {}
@@ -143,7 +185,7 @@ def _reading(store: Store, kind: str, address: str) -> APIRouter:
             "lastModified": when,
             "createdAt": when,
             "private": repository.private,
-            "gated": False,
+            "gated": repository.gated,
             "disabled": False,
             "downloads": 0,
             "likes": 0,
@@ -160,43 +202,35 @@ def _reading(store: Store, kind: str, address: str) -> APIRouter:
         repository = store.repository(authorization, kind, namespace, name)
         commit, below = repository.resolve_with_path(rest)
         prefix = below.rstrip("/") + "/" if below else ""
-        found, folders = [], {}
-        for entry in repository.files(commit):
-            if not entry["path"].startswith(prefix):
-                continue
-            parts = entry["path"][len(prefix) :].split("/")
-            for depth in range(1, len(parts) if recursive else min(len(parts), 2)):
-                path = prefix + "/".join(parts[:depth])
-                folders[path] = {"type": "directory", "path": path, "oid": repository.tree(commit, path), "size": 0}
-            if recursive or len(parts) == 1:
-                found.append(entry)
-        if below and not found and not folders:
+        inside = [entry for entry in repository.entries(commit) if entry["path"].startswith(prefix)]
+        if below and not inside:
             raise HubError(404, "Entry not found", "EntryNotFound")
-        return [*folders.values(), *found]
+        found = [entry for entry in inside if recursive or "/" not in entry["path"][len(prefix) :]]
+        return sorted(found, key=lambda entry: entry["type"])  # folders first
+
+    async def asked(request: Request) -> list[str]:
+        is_json = "json" in request.headers.get("content-type", "")
+        return (await request.json())["paths"] if is_json else (await request.form()).getlist("paths")
 
     @routes.post(api + "/paths-info/{revision:path}")
-    async def paths_info(
-        namespace: str, name: str, revision: str, request: Request, authorization: str | None = Authorization
+    def paths_info(
+        namespace: str,
+        name: str,
+        revision: str,
+        wanted: Annotated[list[str], Depends(asked)],
+        authorization: str | None = Authorization,
     ):
         repository = store.repository(authorization, kind, namespace, name)
-        commit = repository.resolve(revision)
-        is_json = "json" in request.headers.get("content-type", "")
-        wanted = (await request.json())["paths"] if is_json else (await request.form()).getlist("paths")
-        entries = repository.files(commit)
-        found = [entry for entry in entries if entry["path"] in wanted]
-        folders = [path for path in wanted if any(entry["path"].startswith(path + "/") for entry in entries)]
-        return found + [
-            {"type": "directory", "path": path, "oid": repository.tree(commit, path), "size": 0} for path in folders
-        ]
+        return [entry for entry in repository.entries(repository.resolve(revision)) if entry["path"] in wanted]
 
     @routes.get(api + "/refs")
-    def refs(namespace: str, name: str, authorization: str | None = Authorization) -> dict:
-        listed = {"branches": [], "tags": [], "converts": []}
+    def refs(namespace: str, name: str, include_prs: bool = False, authorization: str | None = Authorization) -> dict:
+        groups = {"heads": "branches", "tags": "tags", "pr": "pullRequests"}
+        listed = {"branches": [], "tags": [], "converts": []} | ({"pullRequests": []} if include_prs else {})
         for ref, commit in store.repository(authorization, kind, namespace, name).refs():
-            if ref.startswith("refs/pr/"):
-                continue
-            group = "tags" if ref.startswith("refs/tags/") else "branches"
-            listed[group].append({"name": ref.split("/", 2)[2], "ref": ref, "targetCommit": commit})
+            _, group, short = ref.split("/", 2)
+            if groups[group] in listed:
+                listed[groups[group]].append({"name": short, "ref": ref, "targetCommit": commit})
         return listed
 
     @routes.get(api + "/commits/{revision:path}")
@@ -211,6 +245,9 @@ def _reading(store: Store, kind: str, address: str) -> APIRouter:
     def download(namespace: str, name: str, rest: str, request: Request, authorization: str | None = Authorization):
         repository = store.repository(authorization, kind, namespace, name)
         commit, path = repository.resolve_with_path(rest)
+        user = store.user(authorization)
+        if repository.gated and (user is None or user.name != namespace):
+            raise HubError(403 if user else 401, f"Access to {namespace}/{name} is restricted", "GatedRepo")
         entry = next((entry for entry in repository.files(commit) if entry["path"] == path), None)
         headers = {"X-Repo-Commit": commit}
         if entry is None:
@@ -226,7 +263,7 @@ def _reading(store: Store, kind: str, address: str) -> APIRouter:
     return routes
 
 
-def _writing(store: Store, kind: str, address: str) -> APIRouter:
+def _writing(store: Store, kind: str, address: str, part_bytes: int) -> APIRouter:
     """Branches, tags, uploads and commits."""
     routes = APIRouter()
     api = f"/api/{kind}s/{{namespace}}/{{name}}"
@@ -236,12 +273,18 @@ def _writing(store: Store, kind: str, address: str) -> APIRouter:
         repository = store.repository(authorization, kind, namespace, name)
         return store.writer(authorization, namespace), repository
 
-    @routes.post(api + "/tag/{revision:path}")
-    async def tag(
-        namespace: str, name: str, revision: str, request: Request, authorization: str | None = Authorization
-    ):
+    @routes.put(api + "/settings")
+    def settings(namespace: str, name: str, body: Json, authorization: str | None = Authorization) -> dict:
         _, repository = writable(authorization, namespace, name)
-        repository.add_ref("tags", (await request.json())["tag"], repository.resolve(revision))
+        if body.get("gated") not in (None, False, "auto", "manual"):
+            raise HubError(400, "gated must be auto, manual or false")
+        repository.set_up(_private(body), body.get("gated"))
+        return {"private": repository.private, "gated": repository.gated}
+
+    @routes.post(api + "/tag/{revision:path}")
+    def tag(namespace: str, name: str, revision: str, body: Json, authorization: str | None = Authorization):
+        _, repository = writable(authorization, namespace, name)
+        repository.add_ref("tags", body["tag"], repository.resolve(revision))
         return {}
 
     @routes.delete(api + "/tag/{tag:path}")
@@ -250,22 +293,23 @@ def _writing(store: Store, kind: str, address: str) -> APIRouter:
         return {}
 
     @routes.post(api + "/branch/{branch:path}")
-    async def branch(
-        namespace: str, name: str, branch: str, request: Request, authorization: str | None = Authorization
+    def branch(
+        namespace: str,
+        name: str,
+        branch: str,
+        body: Annotated[dict | None, Body()] = None,
+        authorization: str | None = Authorization,
     ):
         _, repository = writable(authorization, namespace, name)
-        start = json.loads(await request.body() or "{}").get("startingPoint", "main")
-        repository.add_ref("heads", branch, repository.resolve(start))
+        repository.add_ref("heads", branch, repository.resolve((body or {}).get("startingPoint", "main")))
         return {}
 
     @routes.post(api + "/preupload/{revision:path}")
-    async def preupload(
-        namespace: str, name: str, revision: str, request: Request, authorization: str | None = Authorization
-    ):
+    def preupload(namespace: str, name: str, revision: str, body: Json, authorization: str | None = Authorization):
         _, repository = writable(authorization, namespace, name)
         known = {entry["path"]: entry for entry in repository.files(repository.resolve(revision))}
         answers = []
-        for file in (await request.json())["files"]:
+        for file in body["files"]:
             large = file["size"] > REGULAR_BYTES or file["path"].endswith(LARGE)
             entry = known.get(file["path"])
             oid = (entry.get("lfs") or entry)["oid"] if entry else None
@@ -274,31 +318,38 @@ def _writing(store: Store, kind: str, address: str) -> APIRouter:
         return {"files": answers}
 
     @routes.post(f"/{_prefix(kind)}{{namespace}}/{{name}}.git/info/lfs/objects/batch")
-    async def batch(namespace: str, name: str, request: Request, authorization: str | None = Authorization):
+    def batch(
+        namespace: str, name: str, body: Annotated[bytes, Depends(_whole)], authorization: str | None = Authorization
+    ):
         writable(authorization, namespace, name)
-        body = await request.json()
+        body = json.loads(body)  # its Content-Type is git's own
         objects, transfer = [], "basic"
         for wanted in body["objects"]:
             answer = dict(wanted)
             if not store.has(wanted["oid"]):
                 link, key = f"{address}/large/{wanted['oid']}", f"?key={store.signature('write', wanted['oid'])}"
                 upload = {"href": link + key, "header": {}}
-                if "multipart" in body.get("transfers", []) and wanted["size"] > PART_BYTES:
-                    transfer, parts = "multipart", -(-wanted["size"] // PART_BYTES)
+                if "multipart" in body.get("transfers", []) and wanted["size"] > part_bytes:
+                    transfer, parts = "multipart", -(-wanted["size"] // part_bytes)
                     upload["header"] = {f"{i:05d}": f"{link}/part/{i}{key}" for i in range(1, parts + 1)}
-                    upload["header"]["chunk_size"] = str(PART_BYTES)
+                    upload["header"]["chunk_size"] = str(part_bytes)
                     upload["href"] = f"{link}/complete/{parts}{key}"
                 answer["actions"] = {"upload": upload}
             objects.append(answer)
         return {"transfer": transfer, "objects": objects}
 
     @routes.post(api + "/commit/{revision:path}")
-    async def commit(
-        namespace: str, name: str, revision: str, request: Request, authorization: str | None = Authorization
+    def commit(
+        namespace: str,
+        name: str,
+        revision: str,
+        body: Annotated[bytes, Depends(_whole)],
+        create_pr: bool = False,
+        authorization: str | None = Authorization,
     ):
         user, repository = writable(authorization, namespace, name)
         header, files, deleted = {}, {}, []
-        for line in (await request.body()).splitlines():
+        for line in body.splitlines():
             item = json.loads(line)
             key, value = item["key"], item["value"]
             if key == "header":
@@ -317,17 +368,15 @@ def _writing(store: Store, kind: str, address: str) -> APIRouter:
                 entries = repository.files(repository.resolve(revision))
                 deleted += [entry["path"] for entry in entries if entry["path"].startswith(inside)]
         message = "\n\n".join(filter(None, (header.get("summary"), header.get("description"))))
-        home, pull_request = f"{address}/{_prefix(kind)}{namespace}/{name}", {}
-        if request.query_params.get("create_pr"):
-            number = repository.open_pull_request(revision)
-            revision, pull_request = f"refs/pr/{number}", {"pullRequestUrl": f"{home}/discussions/{number}"}
-        made = repository.commit(revision, user, message, files, deleted, header.get("parentCommit"))
+        home = f"{address}/{_prefix(kind)}{namespace}/{name}"
+        parent = header.get("parentCommit")
+        made, number = repository.commit(revision, user, message, files, deleted, parent, as_pull_request=create_pr)
         return {
             "success": True,
             "commitOid": made,
             "commitUrl": f"{home}/commit/{made}",
             "hookOutput": "",
-        } | pull_request
+        } | ({"pullRequestUrl": f"{home}/discussions/{number}"} if create_pr else {})
 
     return routes
 
@@ -339,26 +388,18 @@ def _large_files(store: Store) -> APIRouter:
     @routes.put("/large/{oid}")
     async def put(oid: str, request: Request, key: str = "") -> dict:
         store.check("write", oid, key)
-        with store.receiving(oid) as file:
-            async for chunk in request.stream():
-                file.write(chunk)
+        await store.receive(oid, request.stream())
         return {}
 
     @routes.put("/large/{oid}/part/{number}")
     async def put_part(oid: str, number: int, request: Request, key: str = "") -> Response:
         store.check("write", oid, key)
-        content = await request.body()
-        store.part(oid, number).write_bytes(content)
-        return Response(headers={"ETag": f'"{hashlib.md5(content, usedforsecurity=False).hexdigest()}"'})
+        return Response(headers={"ETag": f'"{await store.receive_part(oid, number, request.stream())}"'})
 
     @routes.post("/large/{oid}/complete/{parts}")
     def complete(oid: str, parts: int, key: str = "") -> dict:
         store.check("write", oid, key)
-        with store.receiving(oid) as file:
-            for number in range(1, parts + 1):
-                file.write(store.part(oid, number).read_bytes())
-        for number in range(1, parts + 1):
-            store.part(oid, number).unlink()
+        store.join_parts(oid, parts)
         return {}
 
     @routes.api_route("/large/{oid}", methods=["GET", "HEAD"])
@@ -367,6 +408,18 @@ def _large_files(store: Store) -> APIRouter:
         return FileResponse(store.file(oid), headers={"ETag": f'"{oid}"'})
 
     return routes
+
+
+async def _whole(request: Request) -> bytes:
+    """A request's body, read before its handler starts; the handlers that call git are no coroutines, so they run on
+    threads and hold up nobody else.
+    """
+    return await request.body()
+
+
+def _private(body: dict) -> bool | None:
+    """What a request wants; older clients send `private`, newer ones `visibility`."""
+    return body["visibility"] == "private" if "visibility" in body else body.get("private")
 
 
 def _prefix(kind: str) -> str:

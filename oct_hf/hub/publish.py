@@ -1,27 +1,29 @@
 """Publishes a run: one atomic commit, a version tag, and the branch with the custom class's code.
 
 A reader sees the old model or the new one and never a mix: everything goes into one commit whose parent is what was
-there when publishing began. Only what `repository.ALLOWED` names is uploaded; what the Hub has is not sent again.
+there when publishing began. Only what `repository.ALLOWED` names is uploaded; what the Hub has is not sent again. Each
+step can be made twice, so a fault that passes is answered by trying again (`patience.py`), and any other one by running
+the same command again. Nothing is written on this machine.
 """
 
 import json
 import re
+import shlex
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalTokenNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from oct_hf.errors import OCTError
 from oct_hf.hub.card import render_card
+from oct_hf.hub.commit import commit, listing
+from oct_hf.hub.patience import Patience, one_try_a_request
+from oct_hf.hub.plain_errors import PublishError, plain_errors
 from oct_hf.hub.repository import check_allowed
 from oct_hf.inference.predictor import model_folder
 from oct_hf.model import configuration_oct, modeling_oct
@@ -31,10 +33,6 @@ AUTO_MAP = {
     "AutoConfig": "configuration_oct.OCTConfig",
     "AutoModelForImageClassification": "modeling_oct.OCTForImageClassification",
 }
-
-
-class PublishError(OCTError):
-    """The Hub refused or couldn't be reached; the run's folder is as it was."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +63,8 @@ def publish(
     private: bool = False,
     revision: str = "main",
     create_pr: bool = False,
+    gated: str | None = None,
+    patience: Patience | None = None,
 ) -> Published:
     """Uploads a run's repository folder.
 
@@ -76,32 +76,43 @@ def publish(
         private: for a new repository.
         revision: the branch.
         create_pr: opens a pull request instead; it carries the branch's files, but no tag and no code branch.
+        gated: who wants to download must ask: `auto` grants it, `manual` leaves it to you. As it was, where not given.
+        patience: with a Hub that fails, stalls or asks to wait.
 
     Returns:
         what was done; publishing the same run again changes nothing.
 
     Raises:
-        PublishError: refused or unreachable, in one line.
+        PublishError: refused, or not to be reached for longer than the patience lasts, in one line.
         OCTError: no finished run, or something in it that may not be published.
     """
     folder = repository_folder(run)
+    if gated not in (None, "auto", "manual"):
+        raise PublishError(f'gated: found "{gated}", expected auto or manual')
+    token, patience = _usable(token), patience or Patience()
     api = HfApi(endpoint=endpoint, token=token)
-    with _plain_errors(repo, api.endpoint):
-        api.create_repo(repo, private=private, exist_ok=True)
+    again = f"run it again, it goes on where it stopped: {_command(run, repo, private, revision, create_pr, gated)}"
+    with plain_errors(repo, api.endpoint, again, token), one_try_a_request(patience.stall_s), _bars_on_terminals():
+        if repo.count("/") != 1:
+            raise HFValidationError("the account is missing")
+        patience(lambda: api.create_repo(repo, private=private, exist_ok=True))
         if revision != "main":
-            api.create_branch(repo, branch=revision, exist_ok=True)
-        before = api.model_info(repo, revision=revision).sha
-        _refuse_foreign(api, repo, before)
+            patience(lambda: api.create_branch(repo, branch=revision, exist_ok=True))
+        before = patience(lambda: api.model_info(repo, revision=revision))
+        _refuse_foreign(repo, patience(lambda: listing(api, repo, before.sha)))
+        if gated and before.gated != gated:  # before there is anything to download
+            patience(lambda: api.update_repo_settings(repo, gated=gated))
         files = contents(folder, repo)
-        done = _commit(api, repo, files, revision, before, _title(folder), create_pr)
-        if create_pr:
-            return Published(repo, done.pr_url, done.oid, None, tuple(files))
-        changed = done.oid != before
-        tag = _tag(api, repo, done.oid) if revision == "main" else None
-        if revision == "main":
-            _publish_code(api, repo, files, done.oid)
-        sent = tuple(files) if changed else ()
-        return Published(repo, done.commit_url, done.oid if changed else None, tag, sent)
+        done = commit(api, repo, files, revision, before.sha, _title(folder), patience, create_pr=create_pr)
+        sent = tuple(files) if done.changed else ()
+        new = done.commit if done.changed else None
+        if create_pr or revision != "main":
+            return Published(repo, done.url, new, None, sent)
+        refs = patience(lambda: api.list_repo_refs(repo))
+        tag = _tag(api, repo, done.commit, refs.tags, patience)
+        code = {branch.name: branch.target_commit for branch in refs.branches}.get(CODE_BRANCH)
+        _publish_code(api, repo, files, done.commit, code, patience)
+        return Published(repo, done.url, new, tag, sent)
 
 
 def repository_folder(run: str | Path) -> Path:
@@ -129,40 +140,52 @@ def contents(folder: Path, repo: str) -> dict[str, Path | bytes]:
     return files
 
 
-def _commit(api: HfApi, repo: str, files: dict, revision: str, parent: str, title: str, create_pr: bool = False):
-    """One commit that leaves exactly `files` (and .gitattributes) on the branch."""
-    there = set(api.list_repo_files(repo, revision=parent)) - {".gitattributes"}
-    operations = [CommitOperationAdd(path, str(c) if isinstance(c, Path) else c) for path, c in files.items()]
-    operations += [CommitOperationDelete(path) for path in sorted(there - set(files))]
-    return api.create_commit(
-        repo, operations, commit_message=title, revision=revision, parent_commit=parent, create_pr=create_pr
-    )
-
-
-def _publish_code(api: HfApi, repo: str, files: dict[str, Path | bytes], main: str) -> None:
-    """The branch for `trust_remote_code=True`: the same model, its class, and the `auto_map` that names it."""
-    api.create_branch(repo, branch=CODE_BRANCH, revision=main, exist_ok=True)
+def with_code(files: dict[str, Path | bytes]) -> dict[str, Path | bytes]:
+    """What goes onto the code branch: the same model, its class, and the `auto_map` that names it."""
     config = json.loads(Path(files["config.json"]).read_text()) | {"auto_map": AUTO_MAP}
     code = {Path(module.__file__).name: Path(module.__file__) for module in (configuration_oct, modeling_oct)}
-    files = {**files, **code, "config.json": (json.dumps(config, indent=2) + "\n").encode()}
-    parent = api.model_info(repo, revision=CODE_BRANCH).sha
-    _commit(api, repo, files, CODE_BRANCH, parent, "The custom class, for trust_remote_code")
+    return {**files, **code, "config.json": (json.dumps(config, indent=2) + "\n").encode()}
 
 
-def _tag(api: HfApi, repo: str, commit: str) -> str | None:
-    """Tags a commit as the next version (v1, v2, …); None where it has its version already."""
-    tags = api.list_repo_refs(repo).tags
-    numbers = {int(match[1]): tag for tag in tags if (match := re.fullmatch(r"v(\d+)", tag.name))}
-    if any(tag.target_commit == commit for tag in numbers.values()):
+def _publish_code(
+    api: HfApi, repo: str, files: dict[str, Path | bytes], main: str, head: str | None, patience: Patience
+) -> None:
+    """The branch for `trust_remote_code=True`.
+
+    Args:
+        main: the commit on `main` that it starts from where there is none yet.
+        head: the commit that it is at.
+    """
+    if head is None:
+        patience(lambda: api.create_branch(repo, branch=CODE_BRANCH, revision=main, exist_ok=True))
+    title = "The custom class, for trust_remote_code"
+    commit(api, repo, with_code(files), CODE_BRANCH, head or main, title, patience)
+
+
+def _tag(api: HfApi, repo: str, commit: str, tags: list, patience: Patience) -> str | None:
+    """Tags a commit as the next version (v1, v2, …) of `tags`; None where it has its version already."""
+    if _version(tags, commit):
         return None
-    tag = f"v{max(numbers, default=0) + 1}"
-    api.create_tag(repo, tag=tag, revision=commit)
-    return tag
+
+    def step() -> str:
+        nonlocal tags
+        if tags is None and (made := _version(tags := api.list_repo_refs(repo).tags, commit)):
+            return made  # by the try before this one, whose answer was lost
+        numbers = [int(tag.name[1:]) for tag in tags if re.fullmatch(r"v\d+", tag.name)]
+        tag, tags = f"v{max(numbers, default=0) + 1}", None
+        api.create_tag(repo, tag=tag, revision=commit)
+        return tag
+
+    return patience(step)
 
 
-def _refuse_foreign(api: HfApi, repo: str, commit: str) -> None:
+def _version(tags: list, commit: str) -> str | None:
+    return next((tag.name for tag in tags if tag.target_commit == commit and re.fullmatch(r"v\d+", tag.name)), None)
+
+
+def _refuse_foreign(repo: str, there: dict[str, str]) -> None:
     """A repository with somebody's other content is not overwritten."""
-    files = set(api.list_repo_files(repo, revision=commit)) - {".gitattributes", "README.md"}
+    files = set(there) - {"README.md"}
     if files and "run.json" not in files:
         raise PublishError(f"{repo} holds something else ({', '.join(sorted(files)[:3])} …); choose another name")
 
@@ -172,50 +195,30 @@ def _title(folder: Path) -> str:
     return f"{run['name']}: balanced accuracy {run['results']['test']['balanced_accuracy']:.3f} on the test side"
 
 
-@contextmanager
-def _plain_errors(repo: str, endpoint: str) -> Iterator[None]:
-    """One line for what the Hub or the network says; no token is ever part of it."""
-    try:
-        with _causes_of_failed_uploads():
-            yield
-    except LocalTokenNotFoundError:
-        raise PublishError("no token: run `hf auth login`, or set HF_TOKEN") from None
-    except HFValidationError as error:
-        raise PublishError(f"{repo} is no repository id (you/name): {str(error).splitlines()[0]}") from None
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise PublishError(f"{repo} on {endpoint}: {_first_line(error)}; is the token allowed to see it?") from None
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 0
-        raise PublishError(f"{repo} on {endpoint}: {_ADVICE.get(status, _first_line(error))}") from None
-    except OCTError:
-        raise
-    except Exception as error:
-        # huggingface_hub changes its HTTP library between versions (requests, httpx, httpx2)
-        if not isinstance(error, OSError) and not type(error).__module__.startswith(("httpx", "httpcore", "requests")):
-            raise
-        why = _first_line(error) or type(error).__name__
-        raise PublishError(f"{endpoint} can't be reached ({why}); the run is whole, publish again later") from None
+def _usable(token: str | None) -> str:
+    """The token to use; one with a line break in it would come back in the text of an error about a bad header."""
+    token = token or get_token()
+    if not token:
+        raise PublishError("no token: run `hf auth login`, or set HF_TOKEN")
+    if not re.fullmatch(r"[!-~]+", token):
+        raise PublishError("the token has a character in it that no token has (a blank, a line break); copy it again")
+    return token
+
+
+def _command(run: str | Path, repo: str, private: bool, revision: str, create_pr: bool, gated: str | None) -> str:
+    options = ["--private"] * private + ["--revision", revision] * (revision != "main") + ["--create-pr"] * create_pr
+    return shlex.join(["oct-hf", "publish", str(run), "--repo", repo, *options, *(["--gated", gated] if gated else [])])
 
 
 @contextmanager
-def _causes_of_failed_uploads() -> Iterator[None]:
-    """huggingface_hub wraps what went wrong with an upload in a RuntimeError; the cause is what helps."""
+def _bars_on_terminals() -> Iterator[None]:
+    """huggingface_hub draws a bar for each large file wherever it runs; a log is no place for them."""
+    if sys.stderr.isatty() or "ipykernel" in sys.modules or are_progress_bars_disabled():
+        yield
+        return
+    with warnings.catch_warnings(action="ignore"):  # HF_HUB_DISABLE_PROGRESS_BARS=0 wants them everywhere
+        disable_progress_bars()
     try:
         yield
-    except RuntimeError as error:
-        raise (error.__cause__ or error) from None
-
-
-_ADVICE = {
-    400: "refused as invalid (400); is the name made of letters, digits, -, _ and . alone?",
-    401: "not allowed (401); run `hf auth login` with a valid token",
-    403: "not allowed (403); the token needs write access to this repository",
-    409: "conflict (409); somebody else writes there now, publish again",
-    412: "somebody else committed meanwhile (412); look at it, then publish again",
-    413: "a file is too large for this Hub (413)",
-}
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else ""
+    finally:
+        enable_progress_bars()

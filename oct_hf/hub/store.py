@@ -4,6 +4,7 @@ git gives what a Hub must promise: a commit is whole or absent, and a branch mov
 """
 
 import contextlib
+import errno
 import hashlib
 import hmac
 import json
@@ -11,9 +12,12 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 import urllib.parse
+from collections.abc import AsyncIterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +31,9 @@ NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,94}[A-Za-z0-9]|[A-Za-z0-9
 PATH = re.compile(r"(?!.*(^|/)(\.\.?|\.git)(/|$))[^\x00-\x1f/\\][^\x00-\x1f\\]*")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 POINTER = re.compile(rb"version https://git-lfs[^\n]*\noid sha256:([0-9a-f]{64})\nsize (\d+)")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PART_SECONDS = 24 * 3600  # after which a part of an upload that nobody finished is removed
+POINTER_BYTES = 400  # a pointer is smaller
 ATTRIBUTES = "".join(f"*{kind} filter=lfs diff=lfs merge=lfs -text\n" for kind in LARGE).encode()
 
 
@@ -36,6 +43,12 @@ class HubError(Exception):
     def __init__(self, status: int, message: str, code: str = ""):
         super().__init__(message)
         self.status, self.message, self.code = status, message, code
+
+
+def disk_error(error: OSError) -> HubError:
+    """What a Hub says when it can't write: 507 where its disk is full."""
+    full = error.errno in FULL
+    return HubError(507 if full else 500, "This Hub's disk is full" if full else f"This Hub failed: {error.strerror}")
 
 
 @dataclass(frozen=True)
@@ -53,20 +66,44 @@ class Repository:
         self.path = path
 
     def git(self, *arguments: str, data: bytes | None = None, check: bool = True, **environment: str) -> bytes | None:
-        """Output of a git command; None where it failed and `check` is off."""
+        """Output of a git command; None where it failed and `check` is off.
+
+        Raises:
+            HubError: 507, there is no room for what git writes; 500, it failed otherwise.
+        """
+        own = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
         done = subprocess.run(
             ["git", "-C", str(self.path), *arguments],
             input=data,
             capture_output=True,
-            env={**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, **environment},
+            env={**own, "GIT_CONFIG_GLOBAL": os.devnull, **environment},
         )
-        if done.returncode and check:
-            raise RuntimeError(done.stderr.decode(errors="replace"))
-        return done.stdout if done.returncode == 0 else None
+        if done.returncode == 0:
+            return done.stdout
+        said = done.stderr.decode(errors="replace")
+        if any(os.strerror(number) in said for number in FULL) or done.returncode == -getattr(signal, "SIGXFSZ", 0):
+            raise HubError(507, "This Hub's disk is full")
+        if check:
+            raise HubError(500, f"git {arguments[0]} failed: {said.strip().splitlines()[0] if said.strip() else '?'}")
+        return None
 
     @property
     def private(self) -> bool:
         return (self.path / "private").exists()
+
+    @property
+    def gated(self) -> str | bool:
+        """`auto` or `manual` where downloads must be asked for, else False."""
+        mark = self.path / "gated"
+        return mark.read_text() if mark.exists() else False
+
+    def set_up(self, private: bool | None = None, gated: str | bool | None = None) -> None:
+        """Changes the settings that are given."""
+        for name, value in (("private", private), ("gated", gated)):
+            if value:
+                (self.path / name).write_text("" if value is True else str(value))
+            elif value is not None:
+                (self.path / name).unlink(missing_ok=True)
 
     def resolve(self, revision: str) -> str:
         """The commit of a branch, tag or hash.
@@ -81,18 +118,37 @@ class Repository:
             raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return found.decode().strip()
 
-    def files(self, commit: str) -> list[dict]:
-        """Every file of a commit as the tree endpoint lists it; large files with their own size and hash."""
-        entries = []
-        for line in self.git("ls-tree", "-r", "-l", "-z", commit).decode().split("\0")[:-1]:
+    def entries(self, commit: str) -> list[dict]:
+        """Every file and folder of a commit as the tree endpoint lists it; large files with their own size and hash."""
+        found, small = [], {}
+        for line in self.git("ls-tree", "-r", "-t", "-l", "-z", commit).decode().split("\0")[:-1]:
             about, path = line.split("\t", 1)
-            _, _, oid, size = about.split()
-            entry = {"type": "file", "path": path, "oid": oid, "size": int(size)}
-            if int(size) < 400 and (match := POINTER.match(self.git("cat-file", "blob", oid))):
-                large = {"oid": match[1].decode(), "size": int(match[2]), "pointerSize": int(size)}
-                entry |= {"size": large["size"], "lfs": large}
-            entries.append(entry)
-        return entries
+            _, kind, oid, size = about.split()
+            if kind == "tree":
+                found.append({"type": "directory", "path": path, "oid": oid, "size": 0})
+                continue
+            found.append({"type": "file", "path": path, "oid": oid, "size": int(size)})
+            if int(size) < POINTER_BYTES:
+                small[oid] = int(size)
+        pointers = self._pointers(small)
+        for entry in found:
+            if entry["oid"] in pointers:
+                entry |= {"size": pointers[entry["oid"]]["size"], "lfs": pointers[entry["oid"]]}
+        return found
+
+    def _pointers(self, sizes: dict[str, int]) -> dict[str, dict]:
+        """Which of these blobs stand for a large file; one git process reads them all."""
+        found, output, start = {}, self.git("cat-file", "--batch", data="\n".join(sizes).encode()), 0
+        for oid, size in sizes.items():  # answers come in order: "OID blob SIZE\n", the content, "\n"
+            start = output.index(b"\n", start) + 1
+            if match := POINTER.match(output, start, start + size):
+                found[oid] = {"oid": match[1].decode(), "size": int(match[2]), "pointerSize": size}
+            start += size + 1
+        return found
+
+    def files(self, commit: str) -> list[dict]:
+        """The `entries` that are files."""
+        return [entry for entry in self.entries(commit) if entry["type"] == "file"]
 
     def commit(
         self,
@@ -102,7 +158,8 @@ class Repository:
         files: dict[str, bytes],
         deleted: list[str],
         expected: str | None = None,
-    ) -> str:
+        as_pull_request: bool = False,
+    ) -> tuple[str, int | None]:
         """One new commit on a branch, which moves only if nobody else has moved it meanwhile.
 
         Args:
@@ -112,6 +169,10 @@ class Repository:
             files: content by path; of large files, their pointer.
             deleted: paths.
             expected: the commit that the branch must be at.
+            as_pull_request: leave the branch, and let a new `refs/pr/N` hold the commit.
+
+        Returns:
+            the commit, and N.
 
         Raises:
             HubError: 412, the branch is elsewhere.
@@ -135,9 +196,17 @@ class Repository:
             tree = self.git("write-tree", **names).decode().strip()
             above = ["-p", parent] if parent else []
             commit = self.git("commit-tree", tree, *above, data=message.encode(), **names).decode().strip()
+        if as_pull_request:
+            number = 1
+            while self.git("update-ref", f"refs/pr/{number}", commit, "0" * 40, check=False) is None:
+                number += 1
+            return commit, number
         if self.git("update-ref", ref, commit, parent or "0" * 40, check=False) is None:
+            now = self.git("rev-parse", "--verify", "-q", ref, check=False)
+            if (now.decode().strip() if now else None) == parent:
+                raise HubError(503, f"{branch} can't be moved now; try again")
             raise HubError(412, "A commit has happened since. Please refresh and try again.")
-        return commit
+        return commit, None
 
     def resolve_with_path(self, rest: str) -> tuple[str, str]:
         """Commit and path of `REVISION/PATH`, where the revision may be written with %2F, or be `refs/pr/N`."""
@@ -162,14 +231,6 @@ class Repository:
         if self.git("update-ref", ref, commit, "0" * 40, check=False) is None:
             raise HubError(409, "Reference already exists")
 
-    def open_pull_request(self, branch: str) -> int:
-        """A new `refs/pr/N` at the branch's commit; gives N."""
-        commit = self.resolve(branch)
-        number = 1
-        while self.git("update-ref", f"refs/pr/{number}", commit, "0" * 40, check=False) is None:
-            number += 1
-        return number
-
     def delete_ref(self, kind: str, name: str) -> None:
         """Removes a branch or tag.
 
@@ -180,10 +241,6 @@ class Repository:
         if name.startswith("-") or self.git("rev-parse", "--verify", "-q", ref, check=False) is None:
             raise HubError(404, f"Invalid rev id: {name}", "RevisionNotFound")
         self.git("update-ref", "-d", ref)
-
-    def tree(self, commit: str, path: str) -> str:
-        """git's id of a folder."""
-        return self.git("rev-parse", f"{commit}:{path}").decode().strip()
 
     def time(self, commit: str) -> int:
         """When a commit was made, in seconds since 1970."""
@@ -212,13 +269,22 @@ class Repository:
 
 
 class Store:
-    """The folder of a site: repositories, large files, tokens."""
+    """The folder of a site: repositories, large files, tokens. One process at a time may have it."""
 
     def __init__(self, root: Path, tokens: dict[str, User]):
         self.root, self.tokens = root, tokens
-        self.large = root / "large"
+        self.large, self.unfinished = root / "large", root / "unfinished"
+        self._clear_after_a_kill()
         self.large.mkdir(parents=True, exist_ok=True)
+        self.unfinished.mkdir(exist_ok=True)
         self.secret = secrets.token_bytes(32)  # of the links to large files; they needn't outlive the process
+
+    def _clear_after_a_kill(self) -> None:
+        """What was half-written by a process that is no more; a lock that it left would stop every later commit."""
+        shutil.rmtree(self.unfinished, ignore_errors=True)
+        for repository in self.root.glob("*s/*/*.git"):
+            for lock in (*repository.glob("*.lock"), *(repository / "refs").rglob("*.lock")):
+                lock.unlink(missing_ok=True)
 
     def user(self, authorization: str | None) -> User | None:
         """Whom an Authorization header names; None without one.
@@ -267,17 +333,25 @@ class Store:
         return repository
 
     def create(self, kind: str, user: User, name: str, private: bool) -> None:
-        """A new repository with one commit; it appears under its name only when it is whole."""
+        """A new repository with one commit; it appears under its name only when it is whole.
+
+        Raises:
+            HubError: 409, there is one of this name.
+        """
         path = self.path(kind, user.name, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.root) as scratch:
+        with tempfile.TemporaryDirectory(dir=self.unfinished) as scratch:
             new = Repository(Path(scratch) / "new.git")
             new.path.mkdir()
             new.git("init", "--bare", "-q", "-b", "main")
             new.commit("main", user, "initial commit", {".gitattributes": ATTRIBUTES}, [])
-            if private:
-                (new.path / "private").touch()
-            new.path.rename(path)
+            new.set_up(private=private)
+            try:
+                new.path.rename(path)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                raise HubError(409, "You already created this repo") from None
 
     def delete(self, authorization: str | None, kind: str, namespace: str, name: str) -> None:
         """Removes a repository; large files stay, since others may hold them too."""
@@ -311,27 +385,75 @@ class Store:
         size = (self.large / oid).stat().st_size
         return f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {size}\n".encode()
 
-    def part(self, oid: str, number: int) -> Path:
+    async def receive(self, oid: str, content: AsyncIterable[bytes]) -> None:
+        """Keeps an upload; it takes its place only if its content is what its name says.
+
+        Raises:
+            HubError: 422, the content has another hash; 400, the name is no hash.
+        """
+        with self._incoming(oid) as write:
+            async for chunk in content:
+                write(chunk)
+
+    def _part(self, oid: str, number: int) -> Path:
         """Where one part of an upload waits for the others."""
         if not SHA256.fullmatch(oid):
             raise HubError(400, f"Not a SHA-256: {oid}")
-        return self.large / f"{oid}.part{number}"
+        return self.unfinished / f"{oid}.part{number}"
 
-    @contextlib.contextmanager
-    def receiving(self, oid: str):
-        """A file to write an upload to; it takes its place only if its content is what its name says.
+    async def receive_part(self, oid: str, number: int, content: AsyncIterable[bytes]) -> str:
+        """Keeps one part of an upload and gives its MD5; parts that nobody came back for are removed."""
+        for old in self.unfinished.glob("*.part*"):
+            if old.stat().st_mtime < time.time() - PART_SECONDS:
+                old.unlink(missing_ok=True)
+        path, digest = self._part(oid, number), hashlib.md5(usedforsecurity=False)
+        handle, name = tempfile.mkstemp(dir=self.unfinished)
+        try:
+            with open(handle, "wb") as file:
+                async for chunk in content:
+                    digest.update(chunk)
+                    file.write(chunk)
+            os.replace(name, path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+        return digest.hexdigest()
+
+    def join_parts(self, oid: str, count: int) -> None:
+        """Makes an upload of its parts, which are gone afterwards, whatever came of it.
 
         Raises:
-            HubError: 400, the content has another hash.
+            HubError: 422, a part is missing, or the content has another hash.
         """
-        self.part(oid, 0)
-        handle, name = tempfile.mkstemp(dir=self.large)
+        parts = [self._part(oid, number) for number in range(1, count + 1)]
         try:
-            with open(handle, "w+b") as file:
-                yield file
-                file.seek(0)
-                if hashlib.file_digest(file, "sha256").hexdigest() != oid:
-                    raise HubError(400, "The content has another SHA-256 than its name")
+            with self._incoming(oid) as write:
+                for part in parts:
+                    if not part.exists():
+                        raise HubError(422, f"{part.name} was not uploaded")
+                    with part.open("rb") as file:
+                        while chunk := file.read(2**20):
+                            write(chunk)
+        finally:
+            for part in parts:
+                part.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _incoming(self, oid: str):
+        """A function to write an upload with, which is hashed on its way."""
+        if not SHA256.fullmatch(oid):
+            raise HubError(400, f"Not a SHA-256: {oid}")
+        digest = hashlib.sha256()
+        handle, name = tempfile.mkstemp(dir=self.unfinished)
+        try:
+            with open(handle, "wb") as file:
+
+                def write(chunk: bytes) -> None:
+                    digest.update(chunk)
+                    file.write(chunk)
+
+                yield write
+            if digest.hexdigest() != oid:
+                raise HubError(422, "The content has another SHA-256 than its name")
             os.replace(name, self.large / oid)
         finally:
             Path(name).unlink(missing_ok=True)
