@@ -61,8 +61,8 @@ def finetune(
     if skip_bad:
         given.append("data.skip_bad=true")
     difference = None
+    _prepare_for_other_hubs()
     if again:
-        _prepare_for_other_hubs()
         from oct_hf.hub.download import download
         from oct_hf.runs.again import rerun, rerun_recipe
 

@@ -98,17 +98,7 @@ def render_card(run: dict, repo: str | None = None) -> str:
         run: the content of run.json.
         repo: its id on the Hub, once it has one; the code examples then use it.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(packaged("model_card")),
-        undefined=jinja2.StrictUndefined,  # a fact that is missing is an error here, not a blank on the card
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["score"] = lambda value: "n/a" if value is None else f"{value:.3f}"
-    environment.filters["describe"] = describe
-    environment.filters["plain"] = plain
-    return environment.get_template("model.md.jinja").render(
+    return template("model.md.jinja").render(
         metadata=card_metadata(run).to_yaml(),
         run=run,
         data=run["data"],
@@ -123,6 +113,32 @@ def render_card(run: dict, repo: str | None = None) -> str:
         licence=model_licence(run),
         files=run["files"],
     )
+
+
+def render_interim_card(name: str, epoch: int, epochs: int, validation: dict) -> str:
+    """README.md of the branch `in-training`.
+
+    Args:
+        name: of the run.
+        epoch, epochs: the best so far, and of how many.
+        validation: `balanced_accuracy` at least.
+    """
+    return template("in_training.md.jinja").render(name=name, epoch=epoch, epochs=epochs, validation=validation)
+
+
+def template(name: str) -> jinja2.Template:
+    """A card's template; a fact that is missing is an error when it is rendered, not a blank on the card."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(packaged("model_card")),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["score"] = lambda value: "n/a" if value is None else f"{value:.3f}"
+    environment.filters["describe"] = describe
+    environment.filters["plain"] = plain
+    return environment.get_template(name)
 
 
 def plain(text: str) -> str:

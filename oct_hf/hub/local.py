@@ -287,6 +287,13 @@ def _writing(store: Store, kind: str, address: str, part_bytes: int) -> APIRoute
         repository.add_ref("tags", body["tag"], repository.resolve(revision))
         return {}
 
+    @routes.delete(api + "/branch/{branch:path}")
+    def unbranch(namespace: str, name: str, branch: str, authorization: str | None = Authorization):
+        if branch == "main":
+            raise HubError(400, "The branch main can't be deleted")
+        writable(authorization, namespace, name)[1].delete_ref("heads", branch)
+        return {}
+
     @routes.delete(api + "/tag/{tag:path}")
     def untag(namespace: str, name: str, tag: str, authorization: str | None = Authorization):
         writable(authorization, namespace, name)[1].delete_ref("tags", tag)

@@ -64,6 +64,7 @@ def verify(model: Downloaded, predict: Callable[[Path], Predictions] | None = No
 
     Raises:
         ModelError: it isn't a repository of this package.
+        DataError: what `predict` says of the data at hand.
     """
     claims = _Claims(model)
     faults = file_faults(model.folder, model.files, model.revision)
@@ -78,7 +79,6 @@ def verify(model: Downloaded, predict: Callable[[Path], Predictions] | None = No
         ("figures", _figures),
         ("reference answers", _examples),
         ("loaders", _loaders),
-        ("images", lambda claims: _images(claims, predict)),
     ):
         try:
             checks.append(check(claims))
@@ -86,7 +86,8 @@ def verify(model: Downloaded, predict: Callable[[Path], Predictions] | None = No
             # A file that can't be understood is a fault of the repository, not of the program.
             why = " ".join(str(error).split())[:300] or type(error).__name__
             checks.append(Check(name, "stopped", (f"{name}: {why}",)))
-    return checks
+    # Outside of the above: what is wrong with the data given is no fault of the repository.
+    return [*checks, _images(claims, predict)]
 
 
 class _Claims:

@@ -14,7 +14,7 @@ import torch
 from oct_hf import __version__
 from oct_hf.data.splits import certificate, count_sides, fingerprint
 from oct_hf.runs.labelled import LabelledSet
-from oct_hf.training.recipe import Recipe
+from oct_hf.training.recipe import HubRecipe, Recipe
 
 LIBRARIES = (
     "torch",
@@ -118,11 +118,13 @@ def sha256(path: Path) -> str:
 
 
 def public_recipe(recipe: Recipe) -> Recipe:
-    """The recipe without this machine's paths; a weights file keeps its name."""
+    """The recipe without this machine's paths and its author's repository; a weights file keeps its name."""
     weights = recipe.model.weights
     return dataclasses.replace(
         recipe,
         data=dataclasses.replace(recipe.data, path=None),
         split=dataclasses.replace(recipe.split, path=None),
+        push_to_hub=False,
+        hub=HubRecipe(),
         model=dataclasses.replace(recipe.model, base=_name_only(recipe.model.base), weights=_name_only(weights)),
     )

@@ -28,7 +28,7 @@ from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.runs.facts import HOME_FACTS, public_recipe, run_facts
 from oct_hf.runs.folder import check_free, open_folder, plain_errors, read_run, write_json
 from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data, predict_sides, public_ids
-from oct_hf.training.callbacks import EpochLines, StopOnSignal, epoch_rows
+from oct_hf.training.callbacks import EpochLines, OnBest, StopOnSignal, epoch_rows
 from oct_hf.training.recipe import DataRecipe, Recipe
 from oct_hf.training.trainer import OCTTrainer, last_checkpoint
 
@@ -70,6 +70,7 @@ def finetune(
     quiet_libraries()
     with plain_errors(folder):
         check_free(folder, recipe, overwrite)
+        hub = _hub(recipe)
         # The global generators decide a random network's start.
         transformers.set_seed(recipe.train.seed)
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -82,15 +83,17 @@ def finetune(
         model = build_model(recipe, data.names)
         facts = run_facts(recipe, data, skipped, model)
         if not open_folder(folder, facts, overwrite):
+            _publish(hub, folder)
             return json.loads((folder / "run.json").read_text())
         write_json(folder / "log" / "augmentation.json", augmentation.to_dict())
         preprocessing = Preprocessing.from_pretrained_cfg(model.config.pretrained_cfg)
         facts["seconds"] = {"data": round(time.monotonic() - started, 1)}
-        trainer = _train(recipe, folder, data, model, preprocessing, augmentation, facts)
+        trainer = _train(recipe, folder, data, model, preprocessing, augmentation, facts, hub)
         _measure_and_write(recipe, folder, data, trainer, preprocessing, facts)
         facts["seconds"]["total"] = round(time.monotonic() - started, 1)
         facts["status"] = "done"
         write_json(folder / "run.json", facts)
+        _publish(hub, folder)
         return facts
 
 
@@ -170,7 +173,7 @@ def quiet_libraries() -> None:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def _train(recipe, folder, data, model, preprocessing, augmentation, facts) -> OCTTrainer:
+def _train(recipe, folder, data, model, preprocessing, augmentation, facts, hub) -> OCTTrainer:
     began = time.monotonic()
     train, validation = (
         Pixels.from_dataset(data.dataset.select(np.flatnonzero(data.sides == side)), preprocessing, augmentation)
@@ -185,6 +188,8 @@ def _train(recipe, folder, data, model, preprocessing, augmentation, facts) -> O
     checkpoints = folder / "checkpoints"
     callbacks = [EpochLines(folder / "log" / "epochs.csv"), stop]
     trainer = OCTTrainer(model, recipe.train, preprocessing, train, validation, checkpoints, score, callbacks)
+    if hub:
+        trainer.add_callback(OnBest(lambda state: _push_best(hub, recipe, trainer, preprocessing, state)))
     facts["seconds"]["decoding"] = round(time.monotonic() - began, 1)
     known, checkpoint = read_run(folder), last_checkpoint(checkpoints)
     if known["status"] == "trained" and checkpoint:
@@ -209,6 +214,32 @@ def _train(recipe, folder, data, model, preprocessing, augmentation, facts) -> O
     }
     write_json(folder / "run.json", facts | {"status": "trained"})
     return trainer
+
+
+def _hub(recipe: Recipe):
+    """Where `push_to_hub` publishes to, made before anything slow; None without it."""
+    if not recipe.push_to_hub:
+        return None
+    from oct_hf.hub.in_training import TrainingBranch
+
+    return TrainingBranch(recipe.hub.repo, recipe.name, recipe.hub.private, recipe.hub.gated)
+
+
+def _push_best(hub, recipe, trainer, preprocessing, state) -> None:
+    """The weights that were just measured, to the branch `in-training`."""
+
+    def save(target: Path) -> None:
+        with trainer.averaged():
+            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(target)
+        write_json(target / "preprocessor_config.json", preprocessing.to_dict())
+
+    row = epoch_rows(state.log_history)[-1]
+    hub.push(save, recipe.name, round(row["epoch"]), round(state.num_train_epochs), row)
+
+
+def _publish(hub, folder: Path) -> None:
+    if hub:
+        print(f"published: {hub.finish(folder).url}", file=sys.stderr)
 
 
 def _measure_and_write(recipe, folder, data, trainer, preprocessing, facts) -> None:

@@ -5,10 +5,11 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 
 class EpochLines(TrainerCallback):
@@ -60,6 +61,17 @@ class MovingAverage(TrainerCallback):
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         self.ema.update(model, step=state.global_step)
+
+
+class OnBest(TrainerCallback):
+    """Hands the Trainer's state to a function after each checkpoint that is the best so far."""
+
+    def __init__(self, act: Callable[[TrainerState], None]):
+        self.act = act
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero and state.best_global_step == state.global_step:
+            self.act(state)
 
 
 class StopOnSignal(TrainerCallback):

@@ -106,6 +106,15 @@ class CardRecipe:
 
 
 @checked(frozen=True, config=_STRICT)
+class HubRecipe:
+    """Where `push_to_hub` publishes to. Not part of the published recipe: a rerun must not push to its author."""
+
+    repo: str | None = None  # you/name; the token's account and the recipe's name where not given
+    private: bool = False
+    gated: Literal["auto", "manual"] | None = None
+
+
+@checked(frozen=True, config=_STRICT)
 class Recipe:
     """A whole fine-tuning run, as one YAML file describes it."""
 
@@ -117,6 +126,8 @@ class Recipe:
     augment: str | tuple[str | dict[str, Any], ...] = "standard"
     train: TrainRecipe = field(default_factory=TrainRecipe)
     card: CardRecipe = field(default_factory=CardRecipe)
+    push_to_hub: bool = False  # the best weights so far to the branch in-training, at the end everything to main
+    hub: HubRecipe = field(default_factory=HubRecipe)
 
     def to_dict(self) -> dict:
         """Plain types only, every field written out."""
