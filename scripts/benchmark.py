@@ -1,6 +1,6 @@
 """Measures what the README claims of speed and memory, as ratios within one run.
 
-python scripts/benchmark.py [data] [training] [startup] [--data FOLDER] [--out benchmark.json]
+python scripts/benchmark.py [data] [training] [startup] [push] [--data FOLDER] [--run FOLDER] [--out benchmark.json]
 
 Pairs run in turn, each preparation in a process of its own; the median ratio counts. Timings depend on the machine and
 on what else it does, so none of them is a test.
@@ -9,6 +9,7 @@ on what else it does, so none of them is a test.
 import argparse
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -166,6 +167,64 @@ def benchmark_startup() -> dict:
     }
 
 
+def benchmark_push(run: Path | None, scratch: Path) -> dict:
+    """`oct-hf publish` of EfficientNetV2-B0 to a Hub on this machine, twice: whole processes, and what they send."""
+    import threading
+
+    import uvicorn
+
+    from oct_hf import finetune
+    from oct_hf.hub.local import create_app
+    from oct_hf.hub.store import User
+    from oct_hf.training.recipe import load_recipe
+
+    if run is None:
+        run = scratch / "run"
+        few = ["data.patients=8", "data.scans=1", "model.image_size=64", "train.epochs=1", "train.batch_size=8"]
+        finetune(load_recipe("demo", few), run)
+    taken = socket.socket()
+    taken.bind(("127.0.0.1", 0))
+    address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    hub = create_app(scratch / "hub", {"hf_benchmark": User("benchmark")}, address)
+    requests, sent = [], []
+
+    async def counted(scope, receive, send):
+        async def count():
+            message = await receive()
+            sent.append(len(message.get("body", b"")))
+            return message
+
+        if scope["type"] == "http" and scope["path"] != "/api/agent-harnesses":  # huggingface_hub's own, once a day
+            requests.append(f"{scope['method']} {scope['path']}")
+        await hub(scope, count, send)
+
+    server = uvicorn.Server(uvicorn.Config(counted, log_level="warning"))
+    thread = threading.Thread(target=server.run, args=([taken],), daemon=True)
+    thread.start()
+    clean = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+    environment = {**clean, "HF_ENDPOINT": address, "HF_TOKEN": "hf_benchmark", "HF_HOME": str(scratch / "home")}
+    command = [Path(sys.executable).with_name("oct-hf"), "publish", run, "--repo"]
+    result = {"repository_mb": round(sum(p.stat().st_size for p in (run / "model").rglob("*.*")) / 1e6, 2)}
+    seconds = {"first": [], "second": []}
+    for number in range(PAIRS):
+        for push, times in seconds.items():
+            if push == "first":
+                for file in (scratch / "hub" / "large").iterdir():
+                    file.unlink()
+            requests.clear()
+            sent.clear()
+            began = time.perf_counter()
+            subprocess.run([*command, f"benchmark/r{number}"], env=environment, capture_output=True, check=True)
+            times.append(time.perf_counter() - began)
+            result[f"{push}_requests"] = len(requests)
+            result[f"{push}_bytes"] = sum(sent)
+            result[f"{push}_large_files"] = sum(request.startswith("PUT") for request in requests)
+            result[f"{push}_s"] = _median(times)
+    server.should_exit = True
+    thread.join()
+    return result
+
+
 def _bscans(folder: Path | None, scratch: Path) -> list[bytes]:
     """JPEGs to prepare: those of a folder, or 200 phantoms of a device's size."""
     if folder is not None:
@@ -211,19 +270,22 @@ def _median(values) -> float:
 def main() -> None:
     """Runs the parts asked for and prints and writes what they measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="data|training|startup", help="all three where none is named")
+    parser.add_argument("parts", nargs="*", metavar="data|training|startup|push", help="all where none is named")
     parser.add_argument("--data", type=Path, help="folder with JPEG B-scans; phantoms where not given")
+    parser.add_argument("--run", type=Path, help="finished run to push; a small one is made where not given")
     parser.add_argument("--out", type=Path, default=Path("benchmark.json"))
     given = parser.parse_args()
-    if strange := set(given.parts) - {"data", "training", "startup"}:
-        parser.error(f"no benchmark {', '.join(strange)}; there are data, training and startup")
+    parts = ("data", "training", "startup", "push")
+    if strange := set(given.parts) - set(parts):
+        parser.error(f"no benchmark {', '.join(strange)}; there are {', '.join(parts)}")
     results = {"cores": os.cpu_count(), "data_from": "a folder of B-scans" if given.data else "phantoms"}
     with tempfile.TemporaryDirectory() as scratch:
-        for part in given.parts or ["data", "training", "startup"]:
+        for part in given.parts or parts:
             run = {
                 "data": lambda: benchmark_data(given.data, Path(scratch)),
                 "training": lambda: benchmark_training(Path(scratch)),
                 "startup": benchmark_startup,
+                "push": lambda: benchmark_push(given.run, Path(scratch)),
             }[part]
             results[part] = run()
             print(part)
