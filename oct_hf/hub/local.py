@@ -8,16 +8,14 @@ import base64
 import datetime
 import hashlib
 import json
-import threading
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import uvicorn
 import yaml
 from fastapi import APIRouter, FastAPI, Header, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 
+from oct_hf import serving
 from oct_hf.hub.store import LARGE, PATH, REGULAR_BYTES, HubError, Repository, Store, User, yaml_block
 
 PART_BYTES = 64 * 2**20  # of a multipart upload
@@ -63,18 +61,8 @@ def running(root: str | Path, tokens: dict[str, User], port: int, host: str = "1
         the FastAPI application; `app.state.log` has (method, path, status) of each request.
     """
     app = create_app(root, tokens, f"http://{host}:{port}")
-    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        if not thread.is_alive():
-            raise OSError(f"port {port} can't be used")
-        time.sleep(0.01)
-    try:
+    with serving.running(app, serving.take_port(port, host)):
         yield app
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def _accounts(store: Store, address: str) -> APIRouter:
