@@ -109,16 +109,15 @@ _INPUT = {
     "properties": {
         "inputs": {"type": "string", "description": "The image as base64, or as a base64 data: URL. No address."},
         "parameters": {
-            "type": "object",
+            "type": ["object", "null"],
             "additionalProperties": False,
             "properties": {
                 "top_k": {
-                    "type": "integer",
+                    "type": ["integer", "null"],
                     "minimum": 1,
-                    "nullable": True,
                     "description": "Only the most probable; all labels where not given.",
                 },
-                "function_to_apply": {"type": "string", "enum": [*FUNCTIONS], "default": "softmax"},
+                "function_to_apply": {"enum": [*FUNCTIONS, None], "default": "softmax"},
             },
         },
     },
