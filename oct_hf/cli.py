@@ -243,7 +243,7 @@ def serve(
 ) -> None:
     """Answer the Hub's inference API over HTTP: POST an image, get labels and scores; /docs, /health, /metrics.
 
-    One B-scan a request, raw or as base64 in JSON: 10 MiB, 100 megapixels.
+    One B-scan a request, raw or as base64 in JSON: 10 MiB, 16 megapixels.
     Addresses aren't fetched. 128 requests wait at most; more get 503.
     No authentication, no TLS. SIGTERM (exit code 143) or Ctrl-C (130)
     ends it after it has answered what it accepted.

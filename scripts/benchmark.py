@@ -198,7 +198,7 @@ class Pipeline:
     def __init__(self):
         self.classify = pipeline("image-classification", model=model)
         self.labels, self.batch_size = tuple(self.classify.model.config.id2label.values()), batch_size
-    def read(self, source):
+    def read(self, source, max_pixels):
         return Image.open(io.BytesIO(source))
     def logits(self, images):
         rows = self.classify(images, batch_size=len(images), top_k=None, function_to_apply="none")

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, Pretrained
 from transformers.utils import cached_file, logging
 
 from oct_hf.errors import BadImageError, ModelError
-from oct_hf.images import EXTENSIONS, Preprocessing, read_image
+from oct_hf.images import EXTENSIONS, MAX_PIXELS, Preprocessing, read_image
 from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.threads import in_order
 
@@ -57,9 +57,10 @@ class Predictor:
         self.batch_size = batch_size
         self.labels = tuple(self.model.config.id2label[i] for i in range(self.model.config.num_labels))
 
-    def read(self, source: str | Path | bytes | np.ndarray) -> np.ndarray:
-        """Pixels for the model, float32 `(3, height, width)`; raises BadImageError."""
-        return self.preprocessing(source if isinstance(source, np.ndarray) else read_image(source))
+    def read(self, source: str | Path | bytes | np.ndarray, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+        """Pixels for the model, float32 `(3, height, width)`; raises BadImageError, also of a file too large."""
+        given = isinstance(source, np.ndarray)
+        return self.preprocessing(source if given else read_image(source, max_pixels=max_pixels))
 
     @torch.inference_mode()
     def logits(self, pixels: Sequence[np.ndarray]) -> np.ndarray:

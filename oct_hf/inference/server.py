@@ -2,7 +2,7 @@
 
 Concurrent requests go through the model in batches (`batching`); what a body may hold is in `contract`. Limits: a body
 of 10 MiB (413), 128 requests accepted and not yet answered (503 with Retry-After), 30 s for a body to arrive (408), and
-what `images.read_image` refuses (400: under 16 pixels, over 100 megapixels, several frames). One B-scan a request.
+pictures of 16 megapixels and of one frame, at least 16 pixels a side (400). One B-scan a request.
 There is no authentication and no TLS, so it listens on 127.0.0.1 unless told otherwise.
 """
 
@@ -29,6 +29,7 @@ from oct_hf.inference.batching import Batcher
 BODY_BYTES = 10 * 2**20
 QUEUE = 128  # requests
 BODY_SECONDS = 30
+PIXELS = 16_000_000  # a B-scan has under 3 million; reading one of 16 takes 240 MB, on as many threads as cores
 CLIENT_GONE = 499  # nobody reads this answer; it is the usual number for it in a log
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class Classifier(Protocol):
     labels: tuple[str, ...]
     batch_size: int
 
-    def read(self, source: bytes):
+    def read(self, source: bytes, max_pixels: int):
         """One encoded image as `logits` wants it, on a reading thread; raises BadImageError."""
 
     def logits(self, pixels: list) -> np.ndarray:
@@ -147,7 +148,7 @@ def create_app(
 
     def read(body: bytes) -> tuple:
         query = contract.read_query(body)
-        return classifier.read(query.image), query
+        return classifier.read(query.image, PIXELS), query
 
     @app.get("/health", summary="The model and its labels, once it answers")
     async def health() -> dict:

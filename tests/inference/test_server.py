@@ -182,6 +182,14 @@ def test_forty_clients_at_once_get_their_own_answers_from_batches(predictor):
     assert values["oct_hf_batch_size_bucket 8.0"] == values["oct_hf_batch_size_count"]  # and none above the limit
 
 
+def test_a_picture_that_unpacks_to_far_more_than_a_bscan_is_refused_before_it_is_decoded(port, image):
+    bomb = _png(np.zeros((4001, 4000), np.uint8))
+    assert len(bomb) < 100_000
+    status, _, said = ask(port, bomb)
+    assert status == 400 and "has 4000x4001 pixels, more than 16 megapixels" in said["error"]
+    assert ask(port, image)[0] == 200
+
+
 @pytest.mark.parametrize(
     "body, status, text",
     [
@@ -192,7 +200,8 @@ def test_forty_clients_at_once_get_their_own_answers_from_batches(predictor):
         (b"{" * 5000, 400, "no JSON"),
         (b'{"inputs": 3}', 400, "base64 string"),
         (b'{"image": "aGVsbG8="}', 400, "base64 string"),
-        (b'{"inputs": "not base64!"}', 400, "no base64"),
+        (b'{"inputs": "aGVs!bG8="}', 400, "no base64"),
+        (b'{"inputs": "aGVsbG8"}', 400, "no base64"),
         (b'{"inputs": "aGVsbG8="}', 400, "is not an image"),
         (b'{"inputs": "data:image/png,abc"}', 400, "isn't base64"),
         (b'{"inputs": "http://127.0.0.1:9/a.png"}', 400, "fetches none"),
@@ -224,7 +233,7 @@ class Slow:
     def __init__(self):
         self.go, self.batches = threading.Event(), []
 
-    def read(self, source: bytes) -> bytes:
+    def read(self, source: bytes, max_pixels: int) -> bytes:
         return source
 
     def logits(self, pixels: list) -> np.ndarray:
