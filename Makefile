@@ -11,7 +11,7 @@ demo: $(READY)
 	@# A finished demo is made anew; one that was stopped goes on.
 	@if grep -qs '"status": "done"' runs/demo/run.json; then rm -rf runs/demo; fi
 	$(BIN)/oct-hf finetune demo --out runs/demo
-	$(BIN)/python scripts/load_anywhere.py runs/demo/model
+	$(BIN)/python scripts/publish_locally.py runs/demo
 
 test: lint $(NODE)
 	$(BIN)/python -m pytest -m "not slow and not live"

@@ -24,7 +24,7 @@ _FULL_SCALES = (255.0, 4095.0, 65535.0)
 MAX_PIXELS = 100_000_000  # a B-scan has under 3 million; more is a mistake or a decompression bomb
 
 
-def read_image(source: bytes | str | Path, name: str | None = None) -> np.ndarray:
+def read_image(source: bytes | str | Path, name: str | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decodes one B-scan whole, so that a truncated or corrupt file is found here and not later.
 
     16-bit gray is scaled to 8 bits by the smallest full scale that holds its values (255, 4095 or 65535: devices store
@@ -34,12 +34,13 @@ def read_image(source: bytes | str | Path, name: str | None = None) -> np.ndarra
     Args:
         source: the encoded file, or its path.
         name: what to call it in an error.
+        max_pixels: refused above it; decoding takes up to 15 bytes of memory a pixel.
 
     Returns:
         uint8, `(height, width)` where the picture is gray, `(height, width, 3)` where it is truly coloured.
 
     Raises:
-        BadImageError: it can't be read, holds several frames, or has a side under 16 pixels or over 100 megapixels.
+        BadImageError: it can't be read, holds several frames, has a side under 16 pixels, or too many pixels.
     """
     name = name or (str(source) if not isinstance(source, bytes) else "image")
     if not isinstance(source, bytes):
@@ -51,22 +52,22 @@ def read_image(source: bytes | str | Path, name: str | None = None) -> np.ndarra
         raise BadImageError(name, "is empty (0 bytes)")
     try:
         with Image.open(io.BytesIO(source)) as image:
-            _check_shape(image, name)
+            _check_shape(image, name, max_pixels)
             return _gray_where_gray(_eight_bits(ImageOps.exif_transpose(image)))
     except Image.UnidentifiedImageError:
         raise BadImageError(name, f"is not an image (it begins with {source[:12]!r})") from None
     except Image.DecompressionBombError:
-        raise BadImageError(name, f"has more than {MAX_PIXELS // 10**6} megapixels") from None
+        raise BadImageError(name, f"has more than {max_pixels // 10**6} megapixels") from None
     except BadImageError:
         raise
     except Exception as error:  # pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
         raise BadImageError(name, f"can't be decoded ({error})") from None
 
 
-def _check_shape(image: Image.Image, name: str) -> None:
+def _check_shape(image: Image.Image, name: str, max_pixels: int) -> None:
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise BadImageError(name, f"has {width}x{height} pixels, more than {MAX_PIXELS // 10**6} megapixels")
+    if width * height > max_pixels:
+        raise BadImageError(name, f"has {width}x{height} pixels, more than {max_pixels // 10**6} megapixels")
     if min(width, height) < MIN_SIDE:
         raise BadImageError(name, f"has {width}x{height} pixels; a B-scan needs at least {MIN_SIDE}x{MIN_SIDE}")
     frames = getattr(image, "n_frames", 1)

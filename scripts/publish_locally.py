@@ -63,7 +63,7 @@ def main(folder: Path) -> None:
         with background([*OCT_HF, "hub", "--root", f"{scratch}/hub", "--port", "0"], environment, "export") as line:
             environment |= dict(word.split("=", 1) for word in line.split()[1:])
             run([*OCT_HF, "publish", folder, "--repo", REPO], environment)
-            loader = Path(__file__).with_name("load_anywhere.py")
+            loader = os.path.relpath(Path(__file__).with_name("load_anywhere.py"))
             run([sys.executable, loader, REPO, *images[:3]], environment)
             with background([*OCT_HF, "serve", REPO, "--port", "0"], environment, "answers at") as line:
                 ask(line.split("answers at ")[1].split()[0], images[0])

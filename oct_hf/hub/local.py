@@ -8,19 +8,17 @@ import base64
 import datetime
 import hashlib
 import json
-import threading
-import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-import uvicorn
 import yaml
 from fastapi import APIRouter, Body, Depends, FastAPI, Header, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from starlette.requests import ClientDisconnect
 
+from oct_hf import serving
 from oct_hf.hub.store import LARGE, PATH, REGULAR_BYTES, HubError, Repository, Store, User, disk_error, yaml_block
 
 PART_BYTES = 64 * 2**20  # of a multipart upload
@@ -49,6 +47,7 @@ def create_app(
     store = Store(Path(root), tokens)
     app = FastAPI(title="oct-hf loopback Hub")
     app.state.log = []
+    app.state.address = address
 
     @app.exception_handler(HubError)
     def refused(_: Request, error: HubError) -> JSONResponse:
@@ -94,27 +93,19 @@ def running(
     Args:
         root: folder for everything it keeps.
         tokens: who may write, by token.
-        port: to listen on.
+        port: to listen on; 0 takes a free one.
         host: to listen on.
         address: under which clients reach it, where that is another one (a proxy stands in front).
         options: as of `create_app`.
 
     Yields:
-        the FastAPI application; `app.state.log` has (method, path, status) of each request.
+        the FastAPI application; `app.state.log` has (method, path, status) of each request, `app.state.address` where
+        it is reached.
     """
-    app = create_app(root, tokens, address or f"http://{host}:{port}", **options)
-    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        if not thread.is_alive():
-            raise OSError(f"port {port} can't be used")
-        time.sleep(0.01)
-    try:
+    taken = serving.take_port(port, host)
+    app = create_app(root, tokens, address or f"http://{host}:{taken.getsockname()[1]}", **options)
+    with serving.running(app, taken):
         yield app
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def _accounts(store: Store, address: str) -> APIRouter:

@@ -4,18 +4,19 @@ Files are decoded on threads beside the network, in order, a few at a time, so t
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForImageClassification
+from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig
 from transformers.utils import cached_file, logging
 
 from oct_hf.errors import BadImageError, ModelError
-from oct_hf.images import EXTENSIONS, Preprocessing, read_image
+from oct_hf.images import EXTENSIONS, MAX_PIXELS, Preprocessing, read_image
 from oct_hf.model.folder import model_folder as model_folder
 from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.threads import in_order
@@ -51,16 +52,26 @@ class Predictor:
     def __init__(self, model, preprocessing: Preprocessing | None = None, batch_size: int = 16, device=None):
         if isinstance(model, str | Path):
             model, preprocessing = _load(Path(model).as_posix())  # a Hub id keeps its slash on every system
+            model = model.to(memory_format=torch.channels_last)  # a fifth faster on a CPU, to the same answers
         self.model = model.to(device or best_device()).eval()
         self.preprocessing = preprocessing
         self.batch_size = batch_size
         self.labels = tuple(self.model.config.id2label[i] for i in range(self.model.config.num_labels))
 
+    def read(self, source: str | Path | bytes | np.ndarray, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+        """Pixels for the model, float32 `(3, height, width)`; raises BadImageError, also of a file too large."""
+        given = isinstance(source, np.ndarray)
+        return self.preprocessing(source if given else read_image(source, max_pixels=max_pixels))
+
     @torch.inference_mode()
-    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
-        """float32 `(n, labels)` of preprocessed pixels, float32 `(n, 3, height, width)`."""
-        batch = torch.from_numpy(pixels).to(self.model.device)
-        return self.model(pixel_values=batch).logits.float().softmax(-1).cpu().numpy()
+    def logits(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """float32 `(n, labels)` of n preprocessed images, each float32 `(3, height, width)`."""
+        batch = torch.from_numpy(np.asarray(pixels)).to(self.model.device)
+        return self.model(pixel_values=batch).logits.float().cpu().numpy()
+
+    def probabilities(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """As `logits`, after the softmax."""
+        return torch.from_numpy(self.logits(pixels)).softmax(-1).numpy()
 
     def predict(self, sources: Iterable[str | Path | bytes | np.ndarray]) -> Iterator[Prediction]:
         """One `Prediction` a source, in order; a file that can't be read gives one with `error` and the rest go on.
@@ -71,13 +82,13 @@ class Predictor:
 
         def read(source) -> np.ndarray | BadImageError:
             try:
-                return self.preprocessing(source if isinstance(source, np.ndarray) else read_image(source))
+                return self.read(source)
             except BadImageError as error:
                 return error
 
         for group in _groups(in_order(read, sources), self.batch_size):
             images = [result for _, result in group if not isinstance(result, BadImageError)]
-            rows = iter(self.probabilities(np.stack(images)) if images else ())
+            rows = iter(self.probabilities(images) if images else ())
             for source, result in group:
                 name = str(source) if isinstance(source, str | Path) else "image"
                 if isinstance(result, BadImageError):
@@ -119,18 +130,34 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _load(name: str):
+def load_description(name: str) -> tuple[PretrainedConfig, Preprocessing]:
+    """What a folder or Hub id says of its model (labels are in the config), without the weights.
+
+    Raises:
+        ModelError: there is none, or its preprocessing can't be followed.
+    """
     if Path(name).exists() and not (Path(name) / "config.json").is_file():
         hint = " (did you mean its folder model/?)" if (Path(name) / "model" / "config.json").is_file() else ""
         raise ModelError(f"{name}: no config.json, so this is no model folder{hint}")
+    with _unloadable(name):
+        config = AutoConfig.from_pretrained(name)
+        preprocessing = json.loads(Path(cached_file(name, "preprocessor_config.json")).read_text())
+    return config, Preprocessing.from_dict(preprocessing)
+
+
+def _load(name: str):
+    config, preprocessing = load_description(name)
+    loader = OCTForImageClassification if config.model_type == "timm_wrapper" else AutoModelForImageClassification
+    with _unloadable(name):
+        return loader.from_pretrained(name), preprocessing
+
+
+@contextmanager
+def _unloadable(name: str) -> Iterator[None]:
     try:
-        kind = AutoConfig.from_pretrained(name).model_type
-        loader = OCTForImageClassification if kind == "timm_wrapper" else AutoModelForImageClassification
-        model = loader.from_pretrained(name)
-        config = json.loads(Path(cached_file(name, "preprocessor_config.json")).read_text())
+        yield
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"{name}: no model that can be loaded ({str(error).strip().splitlines()[0]})") from None
-    return model, Preprocessing.from_dict(config)
 
 
 def _groups(items: Iterable, size: int) -> Iterator[list]:

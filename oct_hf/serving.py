@@ -1,0 +1,75 @@
+"""An ASGI application on a port: on a thread for the length of a block, or in the foreground until a signal.
+
+The port is taken before anything slow is loaded, so that one in use is said at once and as one line.
+"""
+
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from oct_hf.errors import OCTError
+
+SHUTDOWN_SECONDS = 60  # what was accepted is answered within it; a connection that still hangs is then cut
+
+
+def take_port(port: int, host: str = "127.0.0.1") -> socket.socket:
+    """A bound socket; connections are refused until it is served.
+
+    Args:
+        port: 0 takes a free one, which `socket.getsockname()[1]` tells.
+
+    Raises:
+        OCTError: the port is in use or not allowed, or the host is no address of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        taken = socket.socket(family, kind, protocol)
+        if hasattr(socket, "SO_REUSEPORT"):  # a port just left is free again; Windows means another thing by it
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(address)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OCTError(f"{host}:{port} can't be served ({reason}); another port: --port") from None
+    return taken
+
+
+@contextmanager
+def running(app, taken: socket.socket) -> Iterator[None]:
+    """Serves on a thread of this process, answering from the first moment of the block to its last."""
+    server = uvicorn.Server(_config(app))
+    thread = threading.Thread(target=server.run, args=([taken],), daemon=True)
+    thread.start()
+    while not server.started:
+        if not thread.is_alive():
+            raise OCTError(f"port {taken.getsockname()[1]} can't be served")
+        time.sleep(0.01)
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def run_until_stopped(app, taken: socket.socket, ready: Callable[[], None] = lambda: None) -> int:
+    """Serves until SIGINT or SIGTERM, then answers what was accepted; gives the signal's number.
+
+    Args:
+        ready: called once a client can connect.
+    """
+    received = []
+    # uvicorn raises the signal once more after it has ended, for whoever had a handler before: that is this one.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: received.append(number))
+    taken.listen()
+    ready()
+    uvicorn.Server(_config(app)).run([taken])
+    return received[-1] if received else 0
+
+
+def _config(app) -> uvicorn.Config:
+    return uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_SECONDS)
