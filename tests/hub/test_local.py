@@ -34,8 +34,9 @@ class Hub:
         data = raw if raw is not None else json.dumps(body).encode() if body is not None else None
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
         where = path if path.startswith("http") else self.address + path
+        request = urllib.request.Request(where, data, headers, method=method)
         try:
-            with urllib.request.urlopen(urllib.request.Request(where, data, headers, method=method)) as answer:
+            with urllib.request.urlopen(request, timeout=20) as answer:
                 return answer.status, json.loads(answer.read() or b"{}")
         except HTTPError as error:
             return error.code, json.loads(error.read() or b"{}")
