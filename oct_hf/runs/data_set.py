@@ -188,7 +188,7 @@ def _facts(
         "grouped_by": about.grouped_by,
         "labels": data.names,
         "columns": ["image", *columns],
-        "folds": sorted(set(columns.get("fold", [])) - {""}),
+        "folds": sorted(set(columns.get("fold", [])) - {""}, key=lambda fold: (len(fold), fold)),
         **_count(patients),
         "mixed": sum(classes > 1 for classes in Counter(patient for patient, _ in pairs).values()),
         "left_out": len(skipped),
