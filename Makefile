@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NODE := tests/node/node_modules/.ready
 
-.PHONY: demo test test-all lint benchmark wheel clean
+.PHONY: demo test test-all test-live lint benchmark wheel clean
 
 demo: $(READY)
 	@# A finished demo is made anew; one that was stopped goes on.
@@ -14,10 +14,16 @@ demo: $(READY)
 	$(BIN)/python scripts/publish_locally.py runs/demo
 
 test: lint $(NODE)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not live"
 
 test-all: lint $(NODE)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not live"
+
+# On the real Hub, with a token that may write; makes one private repository and deletes it.
+# HF_TOKEN=... OCT_HF_LIVE_REPO=you/name make test-live
+test-live: $(READY)
+	@test -n "$$HF_TOKEN" && test -n "$$OCT_HF_LIVE_REPO" || { echo "make test-live needs HF_TOKEN (may write) and OCT_HF_LIVE_REPO=you/name"; exit 2; }
+	$(BIN)/python -m pytest -m live tests/hub/test_live.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Measures what the README claims of speed and memory, as ratios within one run.
 
-python scripts/benchmark.py [data] [training] [serving] [startup] [--data FOLDER] [--out benchmark.json]
+python scripts/benchmark.py [data] [training] [serving] [startup] [push] [--data FOLDER] [--run FOLDER] [--out FILE]
 
 Pairs run in turn, each preparation in a process of its own; the median ratio counts. Timings depend on the machine and
 on what else it does, so none of them is a test.
@@ -183,6 +183,55 @@ def benchmark_startup() -> dict:
     }
 
 
+def benchmark_push(run: Path | None, scratch: Path) -> dict:
+    """`oct-hf publish` of EfficientNetV2-B0 to a Hub on this machine, twice: whole processes, and what they send."""
+    from oct_hf import finetune, serving
+    from oct_hf.hub.local import create_app
+    from oct_hf.hub.store import User
+    from oct_hf.training.recipe import load_recipe
+
+    if run is None:
+        run = scratch / "run"
+        few = ["data.patients=8", "data.scans=1", "model.image_size=64", "train.epochs=1", "train.batch_size=8"]
+        finetune(load_recipe("demo", few), run)
+    taken = serving.take_port(0)
+    address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    hub = create_app(scratch / "hub", {"hf_benchmark": User("benchmark")}, address)
+    requests, sent = [], []
+
+    async def counted(scope, receive, send):
+        async def count():
+            message = await receive()
+            sent.append(len(message.get("body", b"")))
+            return message
+
+        if scope["type"] == "http" and scope["path"] != "/api/agent-harnesses":  # huggingface_hub's own, once a day
+            requests.append(f"{scope['method']} {scope['path']}")
+        await hub(scope, count, send)
+
+    clean = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+    environment = {**clean, "HF_ENDPOINT": address, "HF_TOKEN": "hf_benchmark", "HF_HOME": str(scratch / "home")}
+    command = [Path(sys.executable).with_name("oct-hf"), "publish", run, "--repo"]
+    result = {"repository_mb": round(sum(p.stat().st_size for p in (run / "model").rglob("*.*")) / 1e6, 2)}
+    seconds = {"first": [], "second": []}
+    with serving.running(counted, taken):
+        for number in range(PAIRS):
+            for push, times in seconds.items():
+                if push == "first":
+                    for file in (scratch / "hub" / "large").iterdir():
+                        file.unlink()
+                requests.clear()
+                sent.clear()
+                began = time.perf_counter()
+                subprocess.run([*command, f"benchmark/r{number}"], env=environment, capture_output=True, check=True)
+                times.append(time.perf_counter() - began)
+                result[f"{push}_requests"] = len(requests)
+                result[f"{push}_bytes"] = sum(sent)
+                result[f"{push}_large_files"] = sum(request.startswith("PUT") for request in requests)
+                result[f"{push}_s"] = _median(times)
+    return result
+
+
 SERVE = """
 import io, json, sys, warnings
 kind, model, batch_size = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -331,11 +380,12 @@ def _median(values) -> float:
 def main() -> None:
     """Runs the parts asked for and prints and writes what they measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="data|training|serving|startup", help="all where none is named")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="all where none is named")
     parser.add_argument("--data", type=Path, help="folder with JPEG B-scans; phantoms where not given")
+    parser.add_argument("--run", type=Path, help="finished run to push; a small one is made where not given")
     parser.add_argument("--out", type=Path, default=Path("benchmark.json"))
     given = parser.parse_args()
-    parts = ("data", "training", "serving", "startup")
+    parts = ("data", "training", "serving", "startup", "push")
     if strange := set(given.parts) - set(parts):
         parser.error(f"no benchmark {', '.join(strange)}; there are {', '.join(parts)}")
     results = {"cores": os.cpu_count(), "data_from": "a folder of B-scans" if given.data else "phantoms"}
@@ -346,6 +396,7 @@ def main() -> None:
                 "training": lambda: benchmark_training(Path(scratch)),
                 "serving": lambda: benchmark_serving(given.data, Path(scratch)),
                 "startup": benchmark_startup,
+                "push": lambda: benchmark_push(given.run, Path(scratch)),
             }[part]
             results[part] = run()
             print(part)

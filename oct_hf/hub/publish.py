@@ -29,6 +29,7 @@ from oct_hf.hub.plain_errors import PublishError, plain_errors
 from oct_hf.model.folder import model_folder
 
 CODE_BRANCH = "remote-code"
+_plain_errors = plain_errors  # as publish_data.py knows it
 CODE = ("configuration_oct.py", "modeling_oct.py")
 AUTO_MAP = {
     "AutoConfig": "configuration_oct.OCTConfig",

@@ -437,7 +437,8 @@ def check_killed_at(bench: Bench, kill_and_restart, index: int, wait: float) -> 
 
     empty_large(bench)
     name = next(bench.names)
-    said = bench.push(name, lambda number, method, path: killed if number == index else None)
+    # The connection is cut when the Hub is back, and a start takes a second.
+    said = bench.push(name, lambda number, method, path: killed if number == index else None, stall_s=30)
     assert said.get("tag") == "v1", (index, said)
     bench.check_whole(name)
     bench.check_finished(name)

@@ -65,7 +65,7 @@ module.commit = moved
 attempt("moved meanwhile", repo="clinic/moved")
 module.commit = commit
 attempt("no network", endpoint=dead, patience=Patience(tries=2, first_wait_s=0.01))
-attempt("a broken token", token="hf_stolen_secret\n")
+attempt("a broken token", token="hf_stolen_secret" + chr(10))
 attempt("no account", repo="refused")
 attempt("no such gate", gated="maybe")
 said["left"] = {name: api.list_repo_files("clinic/" + name) for name in ("thesis", "moved")}
