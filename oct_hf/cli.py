@@ -265,10 +265,10 @@ def verify(
     _prepare_for_other_hubs()
     from oct_hf.hub.download import download
     from oct_hf.hub.verify import verify as check
-    from oct_hf.inference.predictor import quiet_transformers
     from oct_hf.runs.again import drawn_data, predict_again
+    from oct_hf.runs.run import quiet_libraries
 
-    quiet_transformers()
+    quiet_libraries()
     found = download(model)
     predict = predict_again(data) if data or drawn_data(found) else None
     checks = check(found, predict)

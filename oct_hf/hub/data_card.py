@@ -1,15 +1,10 @@
 """The data set card: a Jinja template filled from the counted facts of oct-hf.json; what isn't known is absent."""
 
-import re
-
 import datasets
-import jinja2
 from huggingface_hub import DatasetCardData
 
-from oct_hf.hub.card import plain
+from oct_hf.hub.card import template
 from oct_hf.hub.licences import REDISTRIBUTABLE
-from oct_hf.labels import describe
-from oct_hf.packaged import packaged
 
 _SIZES = (("n<1K", 10**3), ("1K<n<10K", 10**4), ("10K<n<100K", 10**5), ("100K<n<1M", 10**6), ("1M<n<10M", 10**7))
 
@@ -55,16 +50,8 @@ def render_data_card(facts: dict, features: datasets.Features, repo: str) -> str
         features: of the rows.
         repo: its id on the Hub.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(packaged("model_card")),
-        undefined=jinja2.StrictUndefined,  # a fact that is missing is an error here, not a blank on the card
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"describe": describe, "plain": plain, "link": _link, "thousands": "{:,}".format}
     licence, licence_url = REDISTRIBUTABLE[facts["license"]]
-    return environment.get_template("dataset.md.jinja").render(
+    return template("dataset.md.jinja", thousands="{:,}".format).render(
         metadata=data_card_metadata(facts, features).to_yaml(),
         facts=facts,
         labels=facts["labels"],
@@ -76,8 +63,3 @@ def render_data_card(facts: dict, features: datasets.Features, repo: str) -> str
         licence_url=licence_url,
         repo=repo,
     )
-
-
-def _link(address: str) -> str:
-    """A link where the text is a web address, else the text."""
-    return f"<{address}>" if re.fullmatch(r"https?://[^\s<>\\]+", address) else plain(address)

@@ -12,10 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import HfApi
 
 from oct_hf.errors import OCTError
-from oct_hf.hub.publish import Published, PublishError, _plain_errors
+from oct_hf.hub.commit import commit, listing
+from oct_hf.hub.patience import Patience
+from oct_hf.hub.plain_errors import PublishError
+from oct_hf.hub.publish import Published
+from oct_hf.hub.talking import talking_to, usable_token
 
 FACTS_FILE = "oct-hf.json"
 CROISSANT_FILE = "croissant.json"
@@ -31,6 +35,7 @@ def publish_data_folder(
     token: str | None = None,
     endpoint: str | None = None,
     private: bool = False,
+    patience: Patience | None = None,
 ) -> Published:
     """Has the folder built, and uploads it.
 
@@ -41,6 +46,7 @@ def publish_data_folder(
         token: the one that `hf auth login` stored, where not given.
         endpoint: of another Hub than huggingface.co.
         private: for a new repository.
+        patience: with a Hub that fails, stalls or asks to wait.
 
     Returns:
         what was done; publishing the same data again changes nothing.
@@ -48,22 +54,23 @@ def publish_data_folder(
     Raises:
         PublishError: refused, unreachable, or the repository holds something else; in one line.
     """
+    token, patience = usable_token(token), patience or Patience()
     api = HfApi(endpoint=endpoint, token=token)
-    with _plain_errors(repo, api.endpoint):
-        api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
-        about = api.dataset_info(repo)
+    with talking_to(api, repo, "give the same command again", patience):
+        patience(lambda: api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True))
+        about = patience(lambda: api.dataset_info(repo))
         if private and not about.private:
             raise PublishError(f"{repo} is public already, and --private doesn't change that; choose another name")
-        there = set(api.list_repo_files(repo, repo_type="dataset", revision=about.sha))
+        there = set(patience(lambda: listing(api, repo, about.sha, "dataset")))
         _refuse_foreign(repo, there)
-        previous = _published_croissant(api, repo, about.sha) if CROISSANT_FILE in there else None
+        previous = patience(lambda: _published_croissant(api, repo, about.sha)) if CROISSANT_FILE in there else None
     with building_folder() as folder:
         title = build(folder, f"{api.endpoint}/datasets/{repo}", previous)
         files = contents(folder)
-        with _plain_errors(repo, api.endpoint):
-            done = _commit(api, repo, files, there, about.sha, title)
-    changed = done.oid != about.sha
-    return Published(repo, done.commit_url, done.oid if changed else None, None, tuple(files) if changed else ())
+        with talking_to(api, repo, "give the same command again", patience):
+            done = commit(api, repo, files, "main", about.sha, title, patience, repo_type="dataset")
+    changed = done.changed
+    return Published(repo, done.url, done.commit if changed else None, None, tuple(files) if changed else ())
 
 
 @contextmanager
@@ -86,13 +93,6 @@ def contents(folder: Path) -> dict[str, Path]:
         if path.is_symlink() or path.suffix not in ALLOWED:
             raise OCTError(f"{name} may not be published; only {', '.join(ALLOWED)} files may")
     return files
-
-
-def _commit(api: HfApi, repo: str, files: dict[str, Path], there: set[str], parent: str, title: str):
-    """One commit that leaves exactly `files` (and .gitattributes)."""
-    operations = [CommitOperationAdd(path, str(file)) for path, file in files.items()]
-    operations += [CommitOperationDelete(path) for path in sorted(there - set(files) - {".gitattributes"})]
-    return api.create_commit(repo, operations, commit_message=title, repo_type="dataset", parent_commit=parent)
 
 
 def _refuse_foreign(repo: str, there: set[str]) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from huggingface_hub import HfApi
 
 from oct_hf import __version__
-from oct_hf.data.splits import SIDES, UNUSED
+from oct_hf.data.splits import SIDES, UNUSED, fingerprint
 from oct_hf.errors import DataError
 from oct_hf.hub.croissant import croissant, date_of
 from oct_hf.hub.data_card import render_data_card
@@ -26,7 +26,7 @@ from oct_hf.hub.licences import require_redistributable
 from oct_hf.hub.publish import Published
 from oct_hf.hub.publish_data import CROISSANT_FILE, FACTS_FILE, building_folder, contents, publish_data_folder
 from oct_hf.hub.shards import SHARD_BYTES, write_shards
-from oct_hf.runs.labelled import LabelledSet, assign_sides, fingerprint, load_data
+from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data
 from oct_hf.runs.published_rows import Pictures, features_of, fold_names, is_public, published_columns, published_rows
 from oct_hf.training.recipe import DataRecipe, Recipe
 
@@ -192,7 +192,7 @@ def _facts(
         **_count(patients),
         "mixed": sum(classes > 1 for classes in Counter(patient for patient, _ in pairs).values()),
         "left_out": len(skipped),
-        "fingerprint": fingerprint(data),
+        "fingerprint": fingerprint(data.hashes, data.patients, data.labels),
         "split": {"by": split.by, "test_fold": test_fold, "seed": split.seed},
         "sides": sides,
         "pictures": {
