@@ -19,14 +19,9 @@ from tqdm import tqdm
 from oct_hf.data.deidentify import without_metadata
 from oct_hf.data.layout import PUBLISHED_SIDES
 from oct_hf.data.splits import SIDES
-from oct_hf.runs.labelled import LabelledSet
+from oct_hf.runs.labelled import LabelledSet, is_public
 from oct_hf.threads import in_order
 from oct_hf.training.recipe import DataRecipe
-
-
-def is_public(data: DataRecipe) -> bool:
-    """Whether the set is public with its patient ids, file names and folds; drawn phantoms are."""
-    return data.public or data.name == "phantom"
 
 
 class Pictures:
