@@ -21,6 +21,7 @@ _WHERE = {
     "evaluate_model": "oct_hf.runs.run",
     "finetune": "oct_hf.runs.run",
     "prepare": "oct_hf.data.oct",
+    "publish_data": "oct_hf.runs.data_set",
     "read_image": "oct_hf.images",
     "split_by_patient": "oct_hf.data.splits",
     "write_repository": "oct_hf.hub.repository",

@@ -208,6 +208,48 @@ def publish(
         _say(f"{len(done.files)} files in one commit" + (f", tagged {done.tag}" if done.tag else ""))
 
 
+@app.command("publish-data")
+def publish_data(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (demo, oct2017, folder, …) or a .yaml file.")],
+    repo: Annotated[str, typer.Option(help="Repository id, such as you/oct-data.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    data: Data = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without the files that can't be used.")] = False,
+    out: Annotated[Path | None, typer.Option(help="With --dry-run: write what would go up to this new folder.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go up, and send nothing.")] = False,
+) -> None:
+    """Upload a recipe's B-scans as a data set: Parquet with card and Croissant, split as fine-tuning splits it.
+
+    Example: oct-hf publish-data oct2017 --data OCT2017/ --repo you/oct2017
+    """
+    from oct_hf.training.recipe import load_recipe
+
+    if out is not None and not dry_run:
+        raise OCTError("--out goes with --dry-run")
+    given = [*(overrides or [])]
+    if data is not None:
+        given.append(f"data.path={json.dumps(str(data))}")
+    if skip_bad:
+        given.append("data.skip_bad=true")
+    chosen = load_recipe(recipe, given)
+    _prepare_for_other_hubs()
+
+    from oct_hf.runs import data_set
+
+    if dry_run:
+        files = data_set.dry_run(chosen, repo, out)
+        _print_table(f"to the data set {repo}", ("file", "bytes"), [(name, f"{n:,}") for name, n in files.items()])
+    else:
+        done = data_set.publish_data(chosen, repo, private=private)
+        print(done.url)
+        _say("nothing had changed" if done.commit is None else f"{len(done.files)} files in one commit")
+    if not chosen.data.public and chosen.data.name != "phantom":
+        _say(
+            "patient ids are pseudonyms and metadata was removed; text in the pixels was not searched for: look at them"
+        )
+
+
 @app.command()
 def verify(
     model: Annotated[str, typer.Argument(metavar="REPO[@REVISION]", help="A Hub id, a run or a model folder.")],
@@ -223,10 +265,10 @@ def verify(
     _prepare_for_other_hubs()
     from oct_hf.hub.download import download
     from oct_hf.hub.verify import verify as check
-    from oct_hf.inference.predictor import quiet_transformers
     from oct_hf.runs.again import drawn_data, predict_again
+    from oct_hf.runs.run import quiet_libraries
 
-    quiet_transformers()
+    quiet_libraries()
     found = download(model)
     predict = predict_again(data) if data or drawn_data(found) else None
     checks = check(found, predict)

@@ -126,7 +126,7 @@ def render_interim_card(name: str, epoch: int, epochs: int, validation: dict) ->
     return template("in_training.md.jinja").render(name=name, epoch=epoch, epochs=epochs, validation=validation)
 
 
-def template(name: str) -> jinja2.Template:
+def template(name: str, **filters) -> jinja2.Template:
     """A card's template; a fact that is missing is an error when it is rendered, not a blank on the card."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(packaged("model_card")),
@@ -135,9 +135,13 @@ def template(name: str) -> jinja2.Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["score"] = lambda value: "n/a" if value is None else f"{value:.3f}"
-    environment.filters["describe"] = describe
-    environment.filters["plain"] = plain
+    environment.filters |= {
+        "score": lambda value: "n/a" if value is None else f"{value:.3f}",
+        "describe": describe,
+        "plain": plain,
+        "link": link,
+        **filters,
+    }
     return environment.get_template(name)
 
 
@@ -145,6 +149,11 @@ def plain(text: str) -> str:
     """Text from outside on one line, which Markdown shows as it is: no tag, cell, link or heading starts in it."""
     one_line = " ".join(str(text).split())
     return re.sub(r"[|<>\\`*_\[\]#]", lambda match: _ENTITIES.get(match[0], "\\" + match[0]), one_line)
+
+
+def link(address: str) -> str:
+    """A link where the text is a web address, else the text."""
+    return f"<{address}>" if re.fullmatch(r"https?://[^\s<>\\]+", address) else plain(address)
 
 
 def _title(path: str) -> str:

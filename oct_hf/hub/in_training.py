@@ -7,18 +7,17 @@ the next best checkpoint is pushed again.
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi
 
 from oct_hf.errors import OCTError
+from oct_hf.hub.allowed import check_allowed
 from oct_hf.hub.card import render_interim_card
 from oct_hf.hub.commit import commit, listing
-from oct_hf.hub.patience import Patience, one_try_a_request
-from oct_hf.hub.plain_errors import plain_errors
-from oct_hf.hub.publish import Published, _bars_on_terminals, _refuse_foreign, _usable, publish
-from oct_hf.hub.repository import check_allowed
+from oct_hf.hub.patience import Patience
+from oct_hf.hub.publish import Published, publish, refuse_foreign
+from oct_hf.hub.talking import talking_to, usable_token
 
 BRANCH = "in-training"
 
@@ -47,14 +46,14 @@ class TrainingBranch:
         gated: str | None = None,
         patience: Patience | None = None,
     ):
-        self._api = HfApi(token=_usable(None))
+        self._api = HfApi(token=usable_token())
         self._patience = patience or Patience()
         self._private, self._gated = private, gated
-        with self._talking(repo or name):
+        with self._talking(repo or f"you/{name}"):
             self.repo = repo or f"{self._patience(self._api.whoami)['name']}/{name}"
             self._patience(lambda: self._api.create_repo(self.repo, private=private, exist_ok=True))
             head = self._patience(lambda: self._api.model_info(self.repo)).sha
-            _refuse_foreign(self.repo, self._patience(lambda: listing(self._api, self.repo, head)))
+            refuse_foreign(self.repo, self._patience(lambda: listing(self._api, self.repo, head)))
 
     def push(self, save: Callable[[Path], None], name: str, epoch: int, epochs: int, validation: dict) -> bool:
         """Commits weights to the branch; False, and a line that says why, where the Hub doesn't take them.
@@ -94,12 +93,5 @@ class TrainingBranch:
                 self._patience(lambda: self._api.delete_branch(self.repo, branch=BRANCH))
         return done
 
-    @contextmanager
     def _talking(self, repo: str):
-        again = "give the same command again"
-        with (
-            plain_errors(repo, self._api.endpoint, again, self._api.token),
-            one_try_a_request(self._patience.stall_s),
-            _bars_on_terminals(),
-        ):
-            yield
+        return talking_to(self._api, repo, "give the same command again", self._patience)

@@ -9,27 +9,21 @@ the same command again. Nothing is written on this machine.
 import json
 import re
 import shlex
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from huggingface_hub import HfApi
 
 from oct_hf import model
 from oct_hf.hub.allowed import check_allowed
 from oct_hf.hub.card import render_card
 from oct_hf.hub.commit import commit, listing
-from oct_hf.hub.patience import Patience, one_try_a_request
-from oct_hf.hub.plain_errors import PublishError, plain_errors
+from oct_hf.hub.patience import Patience
+from oct_hf.hub.plain_errors import PublishError
+from oct_hf.hub.talking import talking_to, usable_token
 from oct_hf.model.folder import model_folder
 
 CODE_BRANCH = "remote-code"
-_plain_errors = plain_errors  # as publish_data.py knows it
 CODE = ("configuration_oct.py", "modeling_oct.py")
 AUTO_MAP = {
     "AutoConfig": "configuration_oct.OCTConfig",
@@ -91,18 +85,18 @@ def publish(
     folder = repository_folder(run)
     if gated not in (None, "auto", "manual"):
         raise PublishError(f'gated: found "{gated}", expected auto or manual')
-    token, patience = _usable(token), patience or Patience()
+    token, patience = usable_token(token), patience or Patience()
     api = HfApi(endpoint=endpoint, token=token)
     again = f"run it again, it goes on where it stopped: {_command(run, repo, private, revision, create_pr, gated)}"
-    with plain_errors(repo, api.endpoint, again, token), one_try_a_request(patience.stall_s), _bars_on_terminals():
-        if repo.count("/") != 1:
-            raise HFValidationError("the account is missing")
+    with talking_to(api, repo, again, patience):
         patience(lambda: api.create_repo(repo, private=private, exist_ok=True))
         if revision != "main":
             patience(lambda: api.create_branch(repo, branch=revision, exist_ok=True))
         before = patience(lambda: api.model_info(repo, revision=revision))
+        if private and not before.private:
+            raise PublishError(f"{repo} is public already, and --private doesn't change that; choose another name")
         there = patience(lambda: listing(api, repo, before.sha))
-        _refuse_foreign(repo, there)
+        refuse_foreign(repo, there)
         if gated and before.gated != gated:  # before there is anything to download
             patience(lambda: api.update_repo_settings(repo, gated=gated))
         files = contents(folder, repo)
@@ -187,7 +181,7 @@ def _version(tags: list, commit: str) -> str | None:
     return next((tag.name for tag in tags if tag.target_commit == commit and re.fullmatch(r"v\d+", tag.name)), None)
 
 
-def _refuse_foreign(repo: str, there: dict[str, str]) -> None:
+def refuse_foreign(repo: str, there: dict[str, str]) -> None:
     """A repository with somebody's other content is not overwritten."""
     files = set(there) - {"README.md"}
     if files and "run.json" not in files:
@@ -199,30 +193,6 @@ def _title(folder: Path) -> str:
     return f"{run['name']}: balanced accuracy {run['results']['test']['balanced_accuracy']:.3f} on the test side"
 
 
-def _usable(token: str | None) -> str:
-    """The token to use; one with a line break in it would come back in the text of an error about a bad header."""
-    token = token or get_token()
-    if not token:
-        raise PublishError("no token: run `hf auth login`, or set HF_TOKEN")
-    if not re.fullmatch(r"[!-~]+", token):
-        raise PublishError("the token has a character in it that no token has (a blank, a line break); copy it again")
-    return token
-
-
 def _command(run: str | Path, repo: str, private: bool, revision: str, create_pr: bool, gated: str | None) -> str:
     options = ["--private"] * private + ["--revision", revision] * (revision != "main") + ["--create-pr"] * create_pr
     return shlex.join(["oct-hf", "publish", str(run), "--repo", repo, *options, *(["--gated", gated] if gated else [])])
-
-
-@contextmanager
-def _bars_on_terminals() -> Iterator[None]:
-    """huggingface_hub draws a bar for each large file wherever it runs; a log is no place for them."""
-    if sys.stderr.isatty() or "ipykernel" in sys.modules or are_progress_bars_disabled():
-        yield
-        return
-    with warnings.catch_warnings(action="ignore"):  # HF_HUB_DISABLE_PROGRESS_BARS=0 wants them everywhere
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()

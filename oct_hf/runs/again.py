@@ -95,10 +95,11 @@ def rerun_recipe(model: Downloaded, overrides: list[str]) -> Recipe:
     if not (model.folder / "recipe.yaml").is_file() or not (model.folder / "split.csv").is_file():
         raise ModelError(f"{model.name}: no recipe.yaml and split.csv in it, so it can't be trained again")
     recipe = load_recipe(model.folder / "recipe.yaml", overrides)
-    if recipe.split.by == "file" and not recipe.split.path:
-        recipe = dataclasses.replace(
-            recipe, split=dataclasses.replace(recipe.split, path=str(model.folder / "split.csv"))
-        )
+    split = recipe.split
+    unsaid = (split.by == "file" and not split.path) or (split.by == "fold" and not split.test_fold)
+    if unsaid:
+        split = dataclasses.replace(split, by="file", path=str(model.folder / "split.csv"))
+        recipe = dataclasses.replace(recipe, split=split)
     weights = recipe.model.weights
     if weights not in ("hub", "random"):
         expected = json.loads((model.folder / "run.json").read_text(encoding="utf-8"))["model"]["weights_sha256"]

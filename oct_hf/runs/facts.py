@@ -13,7 +13,7 @@ import torch
 
 from oct_hf import __version__
 from oct_hf.data.splits import certificate, count_sides, fingerprint
-from oct_hf.runs.labelled import LabelledSet
+from oct_hf.runs.labelled import LabelledSet, is_public
 from oct_hf.training.recipe import HubRecipe, Recipe
 
 LIBRARIES = (
@@ -65,7 +65,7 @@ def run_facts(recipe: Recipe, data: LabelledSet, skipped: list[dict], model) -> 
         },
         "split": {
             "by": recipe.split.by,
-            "test_fold": recipe.split.test_fold,
+            "test_fold": public_recipe(recipe).split.test_fold,
             "seed": recipe.split.seed,
             "sides": count_sides(data.labels, data.patients, data.sides, data.names),
             "certificate": certificate(data.patients, data.sides, data.hashes),
@@ -120,10 +120,12 @@ def sha256(path: Path) -> str:
 def public_recipe(recipe: Recipe) -> Recipe:
     """The recipe without this machine's paths and its author's repository; a weights file keeps its name."""
     weights = recipe.model.weights
+    # Where each patient is a fold, its name is the patient's id; a rerun then takes split.csv.
+    folds = {} if is_public(recipe.data) else {"test_fold": None, "validation_fold": None}
     return dataclasses.replace(
         recipe,
         data=dataclasses.replace(recipe.data, path=None),
-        split=dataclasses.replace(recipe.split, path=None),
+        split=dataclasses.replace(recipe.split, path=None, **folds),
         push_to_hub=False,
         hub=HubRecipe(),
         model=dataclasses.replace(recipe.model, base=_name_only(recipe.model.base), weights=_name_only(weights)),

@@ -91,4 +91,9 @@ def predict_sides(predictor: Predictor, data: LabelledSet) -> Predictions:
 
 def public_ids(patients: list[str], data: DataRecipe) -> list[str]:
     """Published ids stay where the data set is public, or strangers couldn't verify; all others become pseudonyms."""
-    return patients if data.public or data.name == "phantom" else pseudonyms(patients, KEY_FILE)
+    return patients if is_public(data) else pseudonyms(patients, KEY_FILE)
+
+
+def is_public(data: DataRecipe) -> bool:
+    """Whether the set is public with its patient ids, file names and folds; drawn phantoms are."""
+    return data.public or data.name == "phantom"

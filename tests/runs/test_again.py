@@ -8,7 +8,10 @@ import pytest
 
 from oct_hf.errors import DataError, ModelError
 from oct_hf.hub.download import download
-from oct_hf.runs.again import compare, rerun, rerun_recipe
+from oct_hf.hub.verify import verify
+from oct_hf.runs.again import compare, predict_again, rerun, rerun_recipe
+from oct_hf.runs.run import finetune
+from oct_hf.training.recipe import make_recipe
 
 
 def test_a_rerun_on_the_same_machine_has_the_same_weights_to_the_last_bit(finished_run, tmp_path):
@@ -64,3 +67,24 @@ def test_a_folder_without_a_recipe_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match=r"no recipe.yaml and split.csv"):
         rerun_recipe(download(str(tmp_path)), [])
+
+
+def test_a_private_fold_is_not_named_and_a_rerun_takes_the_published_split(clinic, tmp_path):
+    rows = [f"{p.relative_to(clinic).as_posix()},{p.parent.name},{p.parent.name}" for p in clinic.rglob("*.png")]
+    rows = [row.rpartition(",")[0] + "," + {"0": "SECRET", "1": "B"}.get(row[-1], "C") for row in sorted(rows)]
+    (clinic / "patients.csv").write_text("\n".join(["file,patient,fold", *rows]) + "\n")
+    recipe = {
+        "name": "clinic",
+        "data": {"name": "folder", "path": str(clinic), "csv": "patients.csv"},
+        "split": {"by": "fold", "test_fold": "SECRET", "validation_fold": "B"},
+        "model": {"base": "test_efficientnet", "weights": "random", "image_size": 64},
+        "train": {"epochs": 1, "batch_size": 8, "workers": 0},
+    }
+    finetune(make_recipe(recipe), tmp_path / "run")
+    published = download(str(tmp_path / "run"))
+    for file in ("README.md", "run.json", "recipe.yaml", "split.csv"):
+        assert "SECRET" not in (published.folder / file).read_text()
+    assert [c.faults for c in verify(published, predict_again(clinic)) if c.faults] == []
+    path = f"data.path={json.dumps(str(clinic))}"
+    _, difference = rerun(published, rerun_recipe(published, [path]), tmp_path / "again")
+    assert difference.identical

@@ -1,0 +1,498 @@
+"""Publishing data sets: the real clients, in processes of their own, against the loopback Hub."""
+
+import hashlib
+import io
+import json
+import os
+import re
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import mlcroissant
+import numpy as np
+import pytest
+import yaml
+from markdown_it import MarkdownIt
+from PIL import Image
+from pyarrow import parquet
+
+from oct_hf.data.splits import read_split
+from oct_hf.errors import DataError
+from oct_hf.hub.licences import REDISTRIBUTABLE, require_redistributable
+from oct_hf.hub.local import running
+from oct_hf.hub.store import User
+from oct_hf.images import read_image
+from oct_hf.runs import data_set
+from oct_hf.training.recipe import make_recipe
+
+TOKENS = {"hf_writer": User("clinic"), "hf_reader": User("clinic", write=False), "hf_other": User("other")}
+PHANTOMS = {
+    "name": "demo",
+    "data": {"name": "phantom", "patients": 6, "scans": 2, "height": 96, "width": 96},
+    "split": {"validation": 0.2, "test": 0.3},
+}
+NAME = "Mustermann"
+
+PUBLISH = """
+import json, sys
+from huggingface_hub import HfApi
+from oct_hf import cli, publish_data
+from oct_hf.errors import OCTError
+from oct_hf.training.recipe import make_recipe
+phantoms, clinic = (make_recipe(json.loads(text)) for text in sys.argv[1:])
+said = {}
+def attempt(name, recipe=phantoms, repo="clinic/refused", **options):
+    try:
+        done = publish_data(recipe, repo, **options)
+        said[name] = [done.commit, done.tag, list(done.files)]
+    except OCTError as error:
+        said[name] = str(error)
+api = HfApi()
+attempt("first", repo="clinic/phantoms")
+attempt("second", repo="clinic/phantoms")
+attempt("private", clinic, "clinic/secret", private=True)
+attempt("public already", repo="clinic/phantoms", private=True)
+attempt("read only", token="hf_reader")
+attempt("another's name", token="hf_other")
+api.create_repo("clinic/others", repo_type="dataset")
+api.upload_file(path_or_fileobj=b"x", path_in_repo="data/train-00000-of-00001.parquet", repo_id="clinic/others",
+                repo_type="dataset")
+attempt("another data set", repo="clinic/others")
+api.upload_file(path_or_fileobj=b"x", path_in_repo="notes.txt", repo_id="clinic/secret", repo_type="dataset")
+attempt("a file beside ours", clinic, "clinic/secret")
+api.delete_file("notes.txt", "clinic/secret", repo_type="dataset")
+said["left"] = {name: sorted(api.list_repo_files("clinic/" + name, repo_type="dataset"))
+                for name in ("phantoms", "secret", "others")}
+sys.argv = ["oct-hf", "publish-data", "demo", "--repo", "clinic/phantoms", "data.patients=7", "data.scans=2",
+            "data.height=96", "data.width=96"]
+try:
+    cli.main()
+except SystemExit as end:
+    said["exit"] = end.code
+said["commits"] = [commit.title for commit in api.list_repo_commits("clinic/phantoms", repo_type="dataset")]
+print(json.dumps(said))
+"""
+
+LOAD = """
+import json, os, re, sys
+sys.modules["oct_hf"] = None
+import datasets, huggingface_hub
+first, public, private = sys.argv[1:]
+streamed = datasets.load_dataset(public, revision=first, split="train", streaming=True)
+rows = [row["content_hash"] for row in streamed.take(3)]
+huggingface_hub.whoami()  # in the server's log, the end of what streaming asked for
+card = huggingface_hub.DatasetCard.load(public)
+for block in re.findall(r"```python\\n(.*?)```", card.text, re.DOTALL):
+    exec(block, {})
+data = datasets.load_dataset(public, revision=first)
+try:
+    huggingface_hub.HfApi(token="hf_other").dataset_info(private)
+    seen = "public"
+except huggingface_hub.errors.RepositoryNotFoundError:
+    seen = "absent"
+print(json.dumps({
+    "features": {name: repr(feature) for name, feature in data["train"].features.items()},
+    "streamed features": {name: repr(feature) for name, feature in streamed.features.items()},
+    "rows": {
+        side: [
+            [row["content_hash"], data[side].features["label"].int2str(row["label"]), row["patient_id"], row["source"],
+             row["image"].mode, row["image"].tobytes().hex()]
+            for row in data[side]
+        ]
+        for side in data
+    },
+    "streamed": rows,
+    "private seen by others": seen,
+    "private": {side: len(rows) for side, rows in datasets.load_dataset(private).items()},
+    "snapshots": {
+        name: huggingface_hub.snapshot_download(name, repo_type="dataset", revision=revision)
+        for name, revision in ((public, first), (private, "main"))
+    },
+}), flush=True)
+os._exit(0)  # pyarrow may hang at exit where a stream wasn't read to its end (apache/arrow issue 45214)
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A running loopback Hub: its request log, and the environment for clients."""
+    folder = tmp_path_factory.mktemp("site")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home = {
+        "HF_HOME": str(folder / "home"),
+        "OCT_HF_HOME": str(folder / "oct"),
+        "HF_ENDPOINT": f"http://127.0.0.1:{port}",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": "hf_writer",
+    }
+    with running(folder / "hub", TOKENS, port) as app:
+        yield app.state.log, {**os.environ, **home}
+
+
+def call(environment, *command) -> dict:
+    """The JSON in the last line that a command prints."""
+    done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def named_clinic(folder: Path) -> Path:
+    """Phantoms as a clinic may have them: the patient's name in file names, folds and the files' metadata."""
+    from oct_hf.data.phantom import draw
+
+    rows = ["file,who,side,fold"]
+    for label in ("DME", "NORMAL"):
+        for patient in range(6):
+            who = f"{NAME}{patient}{label}"
+            (folder / label).mkdir(parents=True, exist_ok=True)
+            for scan in range(2):
+                picture = Image.fromarray(draw(label, 1, patient + 100 * (label == "DME"), scan, 96, 96).image)
+                name = f"{label}/{who}_{scan}." + ("png" if scan else "jpg")
+                exif = Image.Exif()
+                exif[0x010E] = who
+                picture.save(folder / name, exif=exif, comment=who)
+                rows.append(f"{name},{who},{'OD' if patient % 2 else 'OS'},{who}")
+    (folder / "patients.csv").write_text("\n".join(rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clinic_recipe(tmp_path_factory) -> dict:
+    return {
+        "name": "clinic",
+        "data": {
+            "name": "folder",
+            "path": str(named_clinic(tmp_path_factory.mktemp("named") / f"{NAME}_clinic")),
+            "csv": "patients.csv",
+            "columns": {"patient": "who", "eye": "side"},
+            "license": "cc-by-nc-4.0",
+        },
+        "split": {"validation": 0.2, "test": 0.3},
+    }
+
+
+@pytest.fixture(scope="module")
+def published(site, clinic_recipe) -> tuple[dict, list]:
+    """What publishing phantoms and a private clinic said, and what the server was asked."""
+    log, environment = site
+    said = call(environment, sys.executable, "-c", PUBLISH, json.dumps(PHANTOMS), json.dumps(clinic_recipe))
+    return said, list(log)
+
+
+@pytest.fixture(scope="module")
+def loaded(site, published) -> dict:
+    first = published[0]["first"][0]
+    site[0].clear()
+    return call(site[1], sys.executable, "-c", LOAD, first, "clinic/phantoms", "clinic/secret")
+
+
+def build(recipe: dict, folder: Path, **options) -> dict:
+    folder.mkdir()
+    made = make_recipe(recipe)
+    data, skipped = data_set.load_for_publishing(made)
+    return data_set.write_data_set(data, made, skipped, folder, "you/data", "https://hub.example/you/data", **options)
+
+
+def rows_of(folder: Path) -> dict[str, list[dict]]:
+    sides: dict[str, list[dict]] = {}
+    for path in sorted((folder / "data").glob("*.parquet")):
+        sides.setdefault(path.name.split("-")[0], []).extend(parquet.read_table(path).to_pylist())
+    return sides
+
+
+def test_a_push_is_one_commit_and_a_second_one_sends_nothing(published):
+    said, log = published
+    commit, tag, files = said["first"]
+    assert (
+        commit
+        and tag is None
+        and files
+        == [
+            "README.md",
+            "croissant.json",
+            "data/test-00000-of-00001.parquet",
+            "data/train-00000-of-00001.parquet",
+            "data/validation-00000-of-00001.parquet",
+            "oct-hf.json",
+        ]
+    )
+    starts = [number for number, entry in enumerate(log) if entry[1] == "/api/repos/create"]
+    first, second = log[starts[0] : starts[1]], log[starts[1] : starts[2]]
+    commits = [path for method, path, _ in first if method == "POST" and "/commit/" in path]
+    assert commits == ["/api/datasets/clinic/phantoms/commit/main"]
+    assert len([entry for entry in first if entry[0] == "PUT"]) == 3
+    assert said["second"] == [None, None, []]
+    assert not [entry for entry in second if entry[0] == "PUT" or "/commit/" in entry[1]]
+    assert said["left"]["phantoms"] == [".gitattributes", *files]
+
+
+def test_the_command_publishes_a_larger_set_over_the_smaller_one(published):
+    titles = published[0]["commits"]
+    assert titles[:2] == [f"OCT phantoms (drawn): {n} B-scans of {n // 2} patients" for n in (56, 48)]
+
+
+def test_what_is_refused_is_one_line_and_leaves_the_repository_as_it_was(published):
+    said, _ = published
+    for name, text in {
+        "public already": "clinic/phantoms is public already",
+        "read only": "needs write access",
+        "another's name": "needs write access",
+        "another data set": "holds something else (data/train-00000-of-00001.parquet",
+        "a file beside ours": "holds something else (notes.txt",
+    }.items():
+        assert text in said[name] and "\n" not in said[name] and "hf_" not in said[name], said[name]
+    assert said["left"]["others"] == [".gitattributes", "data/train-00000-of-00001.parquet"]
+
+
+def test_load_dataset_gives_images_and_classes_with_nothing_installed(loaded):
+    features = loaded["features"]
+    assert features["label"] == "ClassLabel(names=['CNV', 'DME', 'DRUSEN', 'NORMAL'])"
+    assert features["image"].startswith("Image(") and loaded["streamed features"] == features
+    assert list(loaded["rows"]) == ["train", "validation", "test"]
+    assert loaded["streamed"] == [row[0] for row in loaded["rows"]["train"][:3]]
+
+
+def test_the_first_rows_of_a_stream_need_nothing_of_the_other_sides(loaded, site):
+    log = site[0]
+    asked = log[: next(number for number, entry in enumerate(log) if entry[1] == "/api/whoami-v2")]
+    large = {(path, status) for method, path, status in asked if method == "GET" and path.startswith("/large/")}
+    facts = json.loads((Path(loaded["snapshots"]["clinic/phantoms"]) / "oct-hf.json").read_text())
+    train = next(shard["sha256"] for shard in facts["shards"] if shard["side"] == "train")
+    assert large == {(f"/large/{train}", 206)}  # by ranges, not whole
+
+
+def test_rows_are_the_sources_pixels_and_the_finetunings_split(loaded):
+    recipe = make_recipe(PHANTOMS)
+    data, _ = data_set.load_for_publishing(recipe)
+    expected = {}
+    for number, row in enumerate(data.dataset):
+        pixels = row["image"].tobytes().hex()
+        who = [data.labels[number], row["patient_id"], row["source"], row["image"].mode, pixels]
+        expected.setdefault(str(data.sides[number]), {})[row["content_hash"]] = who
+    assert {side: {row[0]: row[1:] for row in rows} for side, rows in loaded["rows"].items()} == expected
+
+
+def test_a_private_data_set_is_absent_for_others(loaded):
+    assert loaded["private seen by others"] == "absent" and sum(loaded["private"].values()) == 24
+
+
+def test_no_patient_is_on_two_sides_and_classes_come_mixed(loaded):
+    sides = {side: {row[2] for row in rows} for side, rows in loaded["rows"].items()}
+    assert not sides["train"] & sides["test"] and not sides["train"] & sides["validation"]
+    assert not sides["validation"] & sides["test"] and len(set.union(*sides.values())) == 24
+    assert len({row[1] for row in loaded["rows"]["train"][:12]}) > 2
+
+
+def test_nothing_of_a_clinics_patient_names_goes_up(loaded, clinic_recipe):
+    folder = Path(loaded["snapshots"]["clinic/secret"])
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".parquet", ".md", ".json", ""}
+    for path in files:
+        assert NAME.encode().lower() not in path.read_bytes().lower(), path.name
+    files = [path.read_bytes() for path in Path(clinic_recipe["data"]["path"]).rglob("*.*g")]
+    originals = {hashlib.sha256(data).hexdigest(): data for data in files}
+    rows = [row for side in rows_of(folder).values() for row in side]
+    assert NAME not in repr([{name: value for name, value in row.items() if name != "image"} for row in rows])
+    assert {row["content_hash"] for row in rows} == set(originals)
+    for row in rows:
+        original = originals[row["content_hash"]]
+        assert NAME.encode() in original and row["image"]["path"] is None
+        assert np.array_equal(read_image(row["image"]["bytes"]), read_image(original))
+        assert re.fullmatch("[0-9a-f]{16}", row["patient_id"]) and row["eye"] in ("OD", "OS")
+        assert row["fold"].isdigit() and "source" not in row
+    assert len({row["patient_id"] for row in rows}) == 12
+    kinds = {Image.open(io.BytesIO(row["image"]["bytes"])).format for row in rows}
+    assert kinds == {"JPEG", "PNG"}
+
+
+def test_the_split_csv_of_a_model_still_finds_its_bscans(loaded, clinic_recipe, tmp_path):
+    from oct_hf.data.splits import write_split
+
+    data, _ = data_set.load_for_publishing(make_recipe(clinic_recipe))
+    write_split(tmp_path / "split.csv", data.hashes, data.patients, data.labels, data.sides)
+    for side, rows in rows_of(Path(loaded["snapshots"]["clinic/secret"])).items():
+        known = read_split(tmp_path / "split.csv", data.hashes)
+        assert {row["content_hash"] for row in rows} == set(np.array(data.hashes)[known == side])
+
+
+def test_the_same_data_gives_the_same_files_to_the_byte(tmp_path, clinic_recipe):
+    moved = tmp_path / "elsewhere" / "clinic"
+    shutil.copytree(clinic_recipe["data"]["path"], moved)
+    build(clinic_recipe, tmp_path / "one")
+    previous = json.loads((tmp_path / "one" / "croissant.json").read_text())
+    previous["datePublished"] = "2001-01-01"
+    again = clinic_recipe | {"data": clinic_recipe["data"] | {"path": str(moved)}}
+    build(again, tmp_path / "two", previous=previous)
+    for path in (tmp_path / "one").rglob("*"):
+        other = tmp_path / "two" / path.relative_to(tmp_path / "one")
+        if path.is_file() and path.name != "croissant.json":
+            assert path.read_bytes() == other.read_bytes(), path.name
+    assert json.loads((tmp_path / "two" / "croissant.json").read_text()) == previous
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the Croissant library
+def test_real_bscans_go_out_as_published_and_croissant_reads_them(samples, tmp_path):
+    folder = tmp_path / "set"
+    recipe = {
+        "data": {
+            "name": "oct2017",
+            "path": str(samples / "oct2017_sample"),
+            "public": True,
+            "title": "OCT2017 sample",
+            "license": "cc-by-4.0",
+            "homepage": "https://data.mendeley.com/datasets/rscbjbr9sj",
+            "citation": "Kermany et al., Cell 172(5), 2018",
+        },
+        "split": {"by": "fold", "test_fold": "test"},
+    }
+    facts = build(recipe, folder, shard_bytes=500_000)
+    assert facts["pictures"]["original"] == facts["images"] == 80 and len(facts["shards"]) > 6
+    sides = rows_of(folder)
+    for side, rows in sides.items():
+        assert facts["sides"][side]["images"] == len(rows)
+        for row in rows:
+            assert row["image"]["bytes"] == (samples / "oct2017_sample" / row["source"]).read_bytes()
+            assert row["source"].split("-")[1] == row["patient_id"]
+
+    described = mlcroissant.Dataset(folder / "croissant.json")
+    issues = described.metadata.ctx.issues
+    assert not issues.errors and not issues.warnings, issues.report()
+    files = {f.id: f for f in described.metadata.distribution if type(f).__name__ == "FileObject"}
+    assert set(files) == {path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")}
+    for name, file in files.items():
+        data = (folder / name).read_bytes()
+        assert file.sha256 == hashlib.sha256(data).hexdigest() and file.content_size == f"{len(data)} B"
+    records = list(described.records("default"))
+    assert len(records) == 80
+    for record in records:
+        row = next(
+            r
+            for r in sides[record["default/split"].decode()]
+            if bytes(r["content_hash"], "ascii") == record["default/content_hash"]
+        )
+        assert record["default/label"] == row["label"]
+        assert record["default/image"].tobytes() == Image.open(io.BytesIO(row["image"]["bytes"])).tobytes()
+    assert [r["labels/name"] for r in described.records("labels")] == facts["labels"]
+
+
+def test_guards_go_into_a_side_that_the_card_keeps_out_of_training(samples, tmp_path):
+    recipe = {
+        "data": {
+            "name": "folder",
+            "path": str(samples / "neh_sample"),
+            "csv": "groups.csv",
+            "columns": {"patient": "eye", "fold": "fold", "guard": "guard"},
+            "grouped_by": "eye",
+            "public": True,
+            "license": "cc-by-4.0",
+        },
+        "split": {"by": "fold", "test_fold": "4"},
+    }
+    facts = build(recipe, tmp_path / "neh")
+    assert list(facts["sides"]) == ["train", "validation", "test", "unused"] and "guard" in facts["folds"]
+    card = (tmp_path / "neh" / "README.md").read_text()
+    assert "**`unused` is for neither training nor testing" in card and "so one patient may be on two sides" in card
+    assert f"| unused | {facts['sides']['unused']['images']} (" in card
+
+
+def test_the_cards_metadata_is_what_the_hub_reads_and_its_counts_are_the_rows(tmp_path):
+    facts = build(PHANTOMS, tmp_path / "set")
+    header, body = (tmp_path / "set" / "README.md").read_text()[4:].split("\n---\n", 1)
+    header = yaml.safe_load(header)
+    assert header["license"] == "apache-2.0" and header["task_categories"] == ["image-classification"]
+    assert header["size_categories"] == ["n<1K"] and header["pretty_name"] == "OCT phantoms (drawn)"
+    assert [f["split"] for f in header["configs"][0]["data_files"]] == ["train", "validation", "test"]
+    rows = rows_of(tmp_path / "set")
+    for split in header["dataset_info"]["splits"]:
+        side = split["name"]
+        assert split["num_examples"] == len(rows[side])
+        cells = [f"{len(rows[side])} ({len({r['patient_id'] for r in rows[side]})})"]
+        for label in range(4):
+            mine = [r["patient_id"] for r in rows[side] if r["label"] == label]
+            cells.append(f"{len(mine)} ({len(set(mine))})")
+        assert f"| {side} | " + " | ".join(cells) + " |" in body
+    assert "None: no person was imaged." in body and facts["left_out"] == 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the Croissant library
+def test_text_from_outside_can_not_break_the_card(tmp_path, clinic_recipe):
+    outside = {
+        "title": "Clinic | <script>alert(1)</script>\n---\nlicense: mit",
+        "homepage": "https://x.example/ [a](javascript:alert(1))",
+        "citation": "# Heading\n\n<img src=x>",
+    }
+    build(clinic_recipe | {"data": clinic_recipe["data"] | outside}, tmp_path / "set")
+    header, body = (tmp_path / "set" / "README.md").read_text()[4:].split("\n---\n", 1)
+    assert yaml.safe_load(header)["license"] == "cc-by-nc-4.0"
+    page = MarkdownIt("gfm-like", {"linkify": False}).render(body)
+    assert "<script" not in page and "<img" not in page and "javascript" not in "".join(re.findall("<[^>]*>", page))
+    assert page.count("<h1>") == 1 and "Clinic |" in page
+    assert not mlcroissant.Dataset(tmp_path / "set" / "croissant.json").metadata.ctx.issues.errors
+
+
+@pytest.mark.parametrize(
+    "licence, text",
+    [
+        (None, "isn't known"),
+        ("other", "not known to allow"),
+        ("cc-by-nd-4.0", "no derivatives"),
+        ("cc-by-nc-nd-4.0", "no derivatives"),
+        ("cc-by-4", 'did you mean "cc-by-4.0"'),
+        ("all rights reserved", "not known to allow"),
+    ],
+)
+def test_a_licence_that_does_not_allow_it_is_refused_before_any_file_is_read(licence, text):
+    recipe = make_recipe({"data": {"name": "folder", "path": "/nowhere", "license": licence}})
+    with pytest.raises(DataError, match=re.escape(text)) as refusal:
+        data_set.load_for_publishing(recipe)
+    assert "data.license=cc-by-4.0" in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_licences_are_those_that_permit_and_each_says_where_it_stands():
+    for licence, (title, address) in REDISTRIBUTABLE.items():
+        require_redistributable(licence)
+        assert title and address.startswith("https://") and "-nd" not in licence
+
+
+def test_a_dry_run_lists_everything_sends_nothing_and_leaves_what_was_asked(site, tmp_path, monkeypatch, capsys):
+    import datasets
+
+    from oct_hf import cli
+
+    sizes = ["data.patients=5", "data.scans=1", "data.height=96", "data.width=96"]
+    monkeypatch.setattr(sys, "argv", ["oct-hf", "publish-data", "demo", "--repo", "you/dry", "--dry-run", *sizes])
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--out", str(tmp_path / "look")])
+    site[0].clear()
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    said = capsys.readouterr()
+    assert not end.value.code and "data/train-00000-of-00001.parquet" in said.out and "pseudonym" not in said.err
+    assert 'load_dataset("you/dry")' in (tmp_path / "look" / "README.md").read_text() and site[0] == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["look"]
+    assert not list(Path(datasets.config.HF_DATASETS_CACHE).glob("publish-*"))
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2 and "is there already" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    recipe = make_recipe(PHANTOMS)
+    data, skipped = data_set.load_for_publishing(recipe)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # as a disk with 20 kB left
+        with (
+            pytest.raises(DataError, match="no room to build the data set") as full,
+            data_set.building_folder() as folder,
+        ):
+            data_set.write_data_set(data, recipe, skipped, folder, "you/data", "https://hub.example")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(full.value) and not folder.exists()
