@@ -144,7 +144,8 @@ def predict(
         table.check_format(out)
     from tqdm import tqdm
 
-    from oct_hf.inference.predictor import Predictor, find_images, model_folder, quiet_transformers
+    from oct_hf.inference.predictor import Predictor, find_images, quiet_transformers
+    from oct_hf.model.folder import model_folder
 
     quiet_transformers()
     files = find_images(images)
@@ -194,11 +195,7 @@ def publish(
     talk(f"publishing {run} to {repo}; Ctrl-C stops it, and the same command goes on")
     patience = Patience(tries=tries, say=talk)
     options = {"private": private, "revision": revision, "create_pr": create_pr, "gated": gated}
-    try:
-        done = publishing.publish(run, repo, **options, patience=patience)
-    except KeyboardInterrupt:  # typer would end without a word
-        _say("stopped; the same command goes on where it was")
-        raise typer.Exit(130) from None
+    done = publishing.publish(run, repo, **options, patience=patience)
     print(done.url)
     if create_pr and done.commit is not None:
         _say("a pull request carries the branch's files; tag and remote-code branch come when it is published itself")
@@ -310,9 +307,10 @@ def serve(
     from oct_hf import serving
 
     taken = serving.take_port(port, host)
-    from oct_hf.inference.predictor import model_folder, quiet_transformers
+    from oct_hf.inference.predictor import quiet_transformers
     from oct_hf.inference.runtime import serving_predictor, share_cores
     from oct_hf.inference.server import create_app
+    from oct_hf.model.folder import model_folder
 
     quiet_transformers()
     batches, threads = share_cores()
@@ -389,9 +387,10 @@ def main() -> None:
     except OCTError as error:
         _say(f"error: {error}")
         sys.exit(2)
-    except KeyboardInterrupt:
-        _say("stopped; the same command goes on where it was")
-        sys.exit(130)
+    except SystemExit as ended:
+        if isinstance(getattr(ended.__context__, "__cause__", None), KeyboardInterrupt):  # typer ends without a word
+            _say("stopped; the same command goes on where it was")
+        raise
 
 
 def _prepare_for_other_hubs() -> None:

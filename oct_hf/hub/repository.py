@@ -15,7 +15,6 @@ from oct_hf.data.splits import write_split
 from oct_hf.errors import ModelError
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.evaluation.report import can_draw, confusion_matrix_figure, training_figure
-from oct_hf.hub.allowed import ALLOWED as ALLOWED
 from oct_hf.hub.allowed import check_allowed
 from oct_hf.hub.card import render_card
 from oct_hf.images import Preprocessing

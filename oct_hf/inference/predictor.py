@@ -17,7 +17,6 @@ from transformers.utils import cached_file, logging
 
 from oct_hf.errors import BadImageError, ModelError
 from oct_hf.images import EXTENSIONS, MAX_PIXELS, Preprocessing, read_image
-from oct_hf.model.folder import model_folder as model_folder
 from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.threads import in_order
 

@@ -22,8 +22,9 @@ from oct_hf.evaluation.oct_metrics import measure
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.hub.repository import write_repository
 from oct_hf.images import Preprocessing
-from oct_hf.inference.predictor import Predictor, model_folder, quiet_transformers
+from oct_hf.inference.predictor import Predictor, quiet_transformers
 from oct_hf.labels import describe, label_map
+from oct_hf.model.folder import model_folder
 from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.runs.facts import HOME_FACTS, public_recipe, run_facts
 from oct_hf.runs.folder import check_free, open_folder, plain_errors, read_run, write_json

@@ -240,7 +240,7 @@ def test_a_private_folder_is_predicted_again_image_by_image(clinic, tmp_path):
     }
 
 
-def test_verify_by_repository_id_and_exit_code_one_for_a_number_changed_on_the_hub(site, finished_run):
+def test_verify_by_repository_id_and_exit_code_one_for_a_number_changed_on_the_hub(site, finished_run, tmp_path):
     def call(*command) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "oct_hf.cli", *map(str, command)]
         return subprocess.run(command, env=site.environment, capture_output=True, text=True)
@@ -249,6 +249,10 @@ def test_verify_by_repository_id_and_exit_code_one_for_a_number_changed_on_the_h
     for revision in ("", "@v1", "@remote-code"):
         done = call("verify", f"clinic/checked{revision}")
         assert done.returncode == 0 and "everything that was checked holds" in done.stdout, done.stdout + done.stderr
+    script = Path(__file__).parents[2] / "scripts" / "finetune.py"
+    again = [sys.executable, script, "--rerun", "clinic/checked", "--out", tmp_path / "again"]
+    done = subprocess.run([*map(str, again)], env=site.environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "the same to the last bit" in done.stdout, done.stdout + done.stderr
     tamper = """
 import sys
 from huggingface_hub import HfApi, hf_hub_download

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from oct_hf import OCTForImageClassification, Predictor, evaluate_model, finetune
 from oct_hf.errors import DataError, ModelError, RunError
 from oct_hf.evaluation.predictions import Predictions
-from oct_hf.hub.repository import ALLOWED
+from oct_hf.hub.allowed import ALLOWED
 from oct_hf.runs.run import Stopped
 from oct_hf.training.recipe import load_recipe, make_recipe
 
