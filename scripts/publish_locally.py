@@ -59,7 +59,8 @@ def main(folder: Path) -> None:
     """Hub, publish, load by id, widget, verify."""
     images = sorted((folder / "model" / "examples").glob("*.png"))
     with tempfile.TemporaryDirectory() as scratch:
-        environment = {**os.environ, "HF_HOME": f"{scratch}/home", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        # A cache of its own: what is loaded must come from this Hub, not from an earlier demo.
+        environment = {**os.environ, "HF_HUB_CACHE": f"{scratch}/cache", "HF_HUB_OFFLINE": "0"}
         with background([*OCT_HF, "hub", "--root", f"{scratch}/hub", "--port", "0"], environment, "export") as line:
             environment |= dict(word.split("=", 1) for word in line.split()[1:])
             run([*OCT_HF, "publish", folder, "--repo", REPO], environment)

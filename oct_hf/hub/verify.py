@@ -137,8 +137,12 @@ class _Claims:
             "images": len(hashes),
             "groups": len(set(patients)),
             "fingerprint": fingerprint(hashes, patients, labels),
+            **{key: recipe["data"][key] for key in ("name", "homepage", "license", "citation", "public", "grouped_by")},
+            "title": recipe["data"]["title"] or recipe["data"]["name"],
         }
         run["model"] |= {
+            "base": recipe["model"]["base"],
+            "weights": recipe["model"]["weights"],
             "architecture": network.config.architecture,
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "image_size": network.config.pretrained_cfg["input_size"][-1],
@@ -201,8 +205,8 @@ _SOURCES = {
     "results": "predictions.parquet gives",
     "labels": "predictions.parquet has",
     "split": "split.csv gives",
-    "data": "split.csv gives",
-    "model": "the weights and config.json give",
+    "data": "split.csv and recipe.yaml give",
+    "model": "the weights, config.json and recipe.yaml give",
     "training": "its history and split.csv give",
     "recipe": "recipe.yaml says",
     "name": "recipe.yaml says",

@@ -103,6 +103,14 @@ def test_every_loader_reads_it_and_gives_the_same(live, finished_run):
     assert answers["remote_class"].startswith("transformers_modules.")
 
 
+def test_everything_that_it_says_of_itself_holds(live, finished_run):
+    publish(live, finished_run)
+    repo, environment = live
+    command = [sys.executable, "-m", "oct_hf.cli", "verify", repo]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "everything that was checked holds" in done.stdout, done.stdout + done.stderr
+
+
 def test_what_is_refused_is_one_line(live, finished_run):
     repo, environment = live
     stolen = publish((repo, environment | {"HF_TOKEN": "hf_nobody_has_this_token"}), finished_run)

@@ -127,6 +127,17 @@ def test_a_card_whose_run_json_was_changed_with_it_is_still_caught(repository):
     assert any("balanced accuracy" in fault and "**0.987**" in fault for fault in found["card"])
 
 
+def test_a_licence_that_the_recipe_does_not_have_is_caught(repository):
+    run = json.loads((repository / "run.json").read_text())
+    run["data"] |= {"license": "mit", "title": "A larger set"}
+    (repository / "run.json").write_text(json.dumps(run))
+    (repository / "README.md").write_text(render_card(run))
+    found = faults(repository)
+    assert any("data.license is mit" in fault for fault in found["numbers"])
+    assert any("A larger set" in fault for fault in found["card"])
+    assert any("metadata.license" in fault for fault in found["card"])
+
+
 def test_a_swapped_figure_is_caught_even_with_its_checksum_forged(repository):
     figure = repository / "figures" / "confusion_matrix.png"
     with Image.open(figure) as image:
