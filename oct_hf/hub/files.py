@@ -10,10 +10,12 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from oct_hf.hub.allowed import ALLOWED
-from oct_hf.model import configuration_oct, modeling_oct
+from oct_hf import model
+from oct_hf.hub.allowed import ALLOWED, CODE, CODE_BRANCH
 
 _STARTS = {".png": b"\x89PNG\r\n\x1a\n", ".parquet": b"PAR1"}
+# The first is of every pickle since 2003; the others call something, which is what makes a pickle dangerous.
+_OF_A_PICKLE = {"PROTO", "GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "REDUCE", "NEWOBJ"}
 _TEXT = (".json", ".yaml", ".md", ".csv", ".xml")
 
 
@@ -28,8 +30,8 @@ def file_faults(folder: Path, files: Sequence[str], revision: str | None = None)
     faults = []
     for name in files:
         path = folder / name
-        if revision == "remote-code" and name in _own_code():
-            if path.read_bytes() != _own_code()[name].read_bytes():
+        if revision == CODE_BRANCH and name in CODE:
+            if path.read_bytes() != Path(model.__file__).with_name(name).read_bytes():
                 faults.append(f"{name}: is not the code of this version of oct-hf; read it before you trust it")
         elif path.suffix not in ALLOWED:
             faults.append(f"{name}: a kind of file that may not be published ({', '.join(ALLOWED)} may)")
@@ -37,13 +39,9 @@ def file_faults(folder: Path, files: Sequence[str], revision: str | None = None)
             faults.append(f"{name}: a link that leaves the repository")
         elif why := _content_fault(path):
             faults.append(f"{name}: {why}")
-    if revision != "remote-code" and "config.json" in files and "auto_map" in _read_json(folder / "config.json"):
+    if revision != CODE_BRANCH and "config.json" in files and "auto_map" in _read_json(folder / "config.json"):
         faults.append("config.json: auto_map asks readers to run code")
     return faults
-
-
-def _own_code() -> dict[str, Path]:
-    return {Path(module.__file__).name: Path(module.__file__) for module in (configuration_oct, modeling_oct)}
 
 
 def _real_root(folder: Path) -> Path:
@@ -123,8 +121,12 @@ def _onnx_fault(path: Path) -> str | None:
 
 
 def _is_pickle(path: Path) -> bool:
+    """Whether unpickling the file would come to an end; weights can begin like one, so it must also look like one."""
+    seen = set()
     try:
         with open(path, "rb") as file:
-            return any(op.name == "STOP" for op, _, _ in pickletools.genops(file))
+            for operation, _, _ in pickletools.genops(file):
+                seen.add(operation.name)
     except (ValueError, UnicodeDecodeError, OverflowError, IndexError):
         return False
+    return bool(seen & _OF_A_PICKLE)

@@ -15,16 +15,15 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from oct_hf import model
-from oct_hf.hub.allowed import check_allowed
+from oct_hf.hub.allowed import CODE, CODE_BRANCH, check_allowed
 from oct_hf.hub.card import render_card
 from oct_hf.hub.commit import commit, listing
+from oct_hf.hub.files import file_faults
 from oct_hf.hub.patience import Patience
 from oct_hf.hub.plain_errors import PublishError
 from oct_hf.hub.talking import talking_to, usable_token
 from oct_hf.model.folder import model_folder
 
-CODE_BRANCH = "remote-code"
-CODE = ("configuration_oct.py", "modeling_oct.py")
 AUTO_MAP = {
     "AutoConfig": "configuration_oct.OCTConfig",
     "AutoModelForImageClassification": "modeling_oct.OCTForImageClassification",
@@ -117,7 +116,7 @@ def repository_folder(run: str | Path) -> Path:
     """The folder `model` of a finished run.
 
     Raises:
-        PublishError: there is none.
+        PublishError: there is none, or a file in it isn't what its name says.
         RunError: it holds a kind of file that may not be published.
     """
     folder = model_folder(run)
@@ -125,6 +124,9 @@ def repository_folder(run: str | Path) -> Path:
         if not (folder / name).is_file():
             raise PublishError(f"{run}: no {name} in it, so this is no finished run; finish it with oct-hf finetune")
     check_allowed(folder)
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    for fault in file_faults(folder, names):  # a pickle may be called weights.bin
+        raise PublishError(f"{fault}; take it out of {folder}")
     return folder
 
 

@@ -23,11 +23,11 @@ from oct_hf.data.splits import certificate, count_sides, fingerprint, on_two_sid
 from oct_hf.errors import ModelError, OCTError
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.evaluation.report import can_draw
+from oct_hf.hub.allowed import CODE_BRANCH
 from oct_hf.hub.card import render_card
 from oct_hf.hub.card_text import card_faults
 from oct_hf.hub.download import Downloaded
 from oct_hf.hub.files import file_faults
-from oct_hf.hub.publish import CODE_BRANCH
 from oct_hf.hub.repository import checksums, draw_figures
 from oct_hf.inference.export import ONNX_FILE, ONNX_TOLERANCE, can_export, onnx_probabilities
 from oct_hf.inference.predictor import Predictor

@@ -1,6 +1,8 @@
 """Publishing and loading by repository id: the real clients, in processes of their own, against the loopback Hub."""
 
 import json
+import pickle
+import shutil
 import subprocess
 import sys
 
@@ -183,6 +185,21 @@ print(json.dumps([files, [b.name for b in refs.branches], refs.tags]))
 def test_an_unfinished_run_is_not_published(site, tmp_path):
     done = call(site.environment, sys.executable, "-m", "oct_hf.cli", "publish", tmp_path, "--repo", "clinic/none")
     assert done.returncode == 2 and "is no finished run" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_pickle_is_not_published_whatever_it_is_called(site, finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    publish = [sys.executable, "-m", "oct_hf.cli", "publish", run, "--repo", "clinic/pickled"]
+    site.log.clear()
+    for name in ("training_args.bin", "extra.json"):
+        (run / "model" / name).write_bytes(pickle.dumps({"lr": 1}))
+        done = call(site.environment, *publish)
+        assert done.returncode == 2 and name in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+        (run / "model" / name).unlink()
+    assert site.log == []
+    # Weights of another runtime, and what only begins like a pickle, are no pickles.
+    (run / "model" / "openvino.bin").write_bytes(b"." + bytes(range(256)))
+    assert call(site.environment, *publish).returncode == 0
 
 
 def test_a_dry_run_lists_files_and_sends_nothing(site, finished_run):

@@ -195,6 +195,7 @@ def test_code_and_pickles_are_named_whatever_they_are_called_and_nothing_is_load
     (repository / "modeling.py").write_text("print('hello')")
     (repository / "training_args.bin").write_bytes(pickle.dumps({"a": 1}))
     torch.save({"a": torch.zeros(2)}, repository / "optimizer.bin")
+    (repository / "old.bin").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     (repository / "weights.json").write_bytes(pickle.dumps([1]))
     (repository / "outside.csv").symlink_to("/etc/hostname")
     edit(repository / "config.json", "{", '{"auto_map": {"AutoConfig": "modeling.C"},')
@@ -205,6 +206,7 @@ def test_code_and_pickles_are_named_whatever_they_are_called_and_nothing_is_load
         "modeling.py: a kind of file",
         "training_args.bin: a pickle",
         "optimizer.bin: a pickle",
+        "old.bin: a pickle",
         "weights.json: is no json text",
         "outside.csv: a link that leaves",
         "config.json: auto_map asks",
