@@ -165,6 +165,21 @@ def test_a_changed_split_is_caught_even_with_its_checksum_forged(repository, sid
         assert any("is on" in fault and side in fault for fault in found["split"])
 
 
+def test_a_card_of_another_version_is_compared_by_its_tables_and_metadata(repository):
+    run = json.loads((repository / "run.json").read_text())
+    run["package"], run["versions"]["matplotlib"] = "0.0.9", "3.0"
+    (repository / "run.json").write_text(json.dumps(run))
+    edit(repository / "README.md", "## Limits", "Its author was proud.\n\n## Limits")
+    edit(repository / "README.md", "matplotlib ", "matplotlib (plots) ")
+    checks = {check.name: check for check in verify(download(str(repository)))}
+    assert not any(check.faults for check in checks.values())
+    assert "its text is of oct-hf 0.0.9" in checks["card"].note
+    assert checks["figures"].skipped and "drawn by matplotlib 3.0" in checks["figures"].note
+    score = f"{run['results']['test']['log_loss']:.3f}"
+    edit(repository / "README.md", f"| Log loss | {score} |", "| Log loss | 0.001 |")
+    assert faults(repository)["card"] == (f"README.md: Results, Log loss, test says 0.001, it is {score}",)
+
+
 def test_changed_predictions_are_caught_even_with_their_checksum_forged(repository):
     path = repository / "predictions.parquet"
     predictions = module.Predictions.read(path)
