@@ -51,15 +51,11 @@ def finetune(
 
     oct-hf finetune --rerun you/oct-model --data OCT2017/
     """
-    given = [*(overrides or [])]
+    given = _overrides(overrides, data, skip_bad)
     if again and recipe:
         given.insert(0, recipe)  # it stands where the recipe would
     if not again and not recipe:
         raise OCTError("which recipe? demo, neh_2018, oct2017, folder, a .yaml file, or --rerun REPO")
-    if data is not None:
-        given.append(f"data.path={json.dumps(str(data))}")
-    if skip_bad:
-        given.append("data.skip_bad=true")
     difference = None
     _prepare_for_other_hubs()
     if again:
@@ -113,10 +109,7 @@ def evaluate(
 
     given = None
     if data is not None or overrides:
-        chosen = ["data.name=folder", *(overrides or [])]
-        if data is not None:
-            chosen.append(f"data.path={json.dumps(str(data))}")
-        given = load_recipe("folder", chosen).data
+        given = load_recipe("folder", ["data.name=folder", *_overrides(overrides, data)]).data
 
     from oct_hf.runs import run as runs
 
@@ -224,15 +217,11 @@ def publish_data(
 
     if out is not None and not dry_run:
         raise OCTError("--out goes with --dry-run")
-    given = [*(overrides or [])]
-    if data is not None:
-        given.append(f"data.path={json.dumps(str(data))}")
-    if skip_bad:
-        given.append("data.skip_bad=true")
-    chosen = load_recipe(recipe, given)
+    chosen = load_recipe(recipe, _overrides(overrides, data, skip_bad))
     _prepare_for_other_hubs()
 
     from oct_hf.runs import data_set
+    from oct_hf.runs.labelled import is_public
 
     if dry_run:
         files = data_set.dry_run(chosen, repo, out)
@@ -241,7 +230,7 @@ def publish_data(
         done = data_set.publish_data(chosen, repo, private=private)
         print(done.url)
         _say("nothing had changed" if done.commit is None else f"{len(done.files)} files in one commit")
-    if not chosen.data.public and chosen.data.name != "phantom":
+    if not is_public(chosen.data):
         _say(
             "patient ids are pseudonyms and metadata was removed; text in the pixels was not searched for: look at them"
         )
@@ -391,6 +380,12 @@ def main() -> None:
         if isinstance(getattr(ended.__context__, "__cause__", None), KeyboardInterrupt):  # typer ends without a word
             _say("stopped; the same command goes on where it was")
         raise
+
+
+def _overrides(given: list[str] | None, data: Path | None, skip_bad: bool = False) -> list[str]:
+    """What the command line changes in a recipe, its options as `key=value` too."""
+    path = [f"data.path={json.dumps(str(data))}"] if data is not None else []
+    return [*(given or []), *path, *(["data.skip_bad=true"] if skip_bad else [])]
 
 
 def _prepare_for_other_hubs() -> None:

@@ -18,10 +18,10 @@ OCT_HF = [sys.executable, "-m", "oct_hf.cli"]
 def background(command: list, environment: dict, ready: str):
     """A server process; yields the line with which it says that it is ready."""
     print(f"\n$ {shown(command)} &")
-    said = subprocess.PIPE if ready == "export" else None
-    process = subprocess.Popen(command, env=environment, text=True, stdout=said, stderr=subprocess.PIPE)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen(command, env=environment, text=True, **streams)
     try:
-        for line in process.stdout if said else process.stderr:
+        for line in process.stdout:
             if ready in line:
                 yield line.strip()
                 break

@@ -150,3 +150,9 @@ def open_source(path: str | Path) -> Source:
 def _is_picture(path: str) -> bool:
     parts = path.split("/")
     return path.lower().endswith(EXTENSIONS) and "__MACOSX" not in parts and not parts[-1].startswith(".")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

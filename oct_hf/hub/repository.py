@@ -3,7 +3,6 @@
 The folder is written beside its final place and renamed when it is whole, so a reader never sees half of one.
 """
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from oct_hf.data import phantom
+from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import write_split
 from oct_hf.errors import ModelError
 from oct_hf.evaluation.predictions import Predictions
@@ -85,8 +85,7 @@ def checksums(folder: Path) -> dict[str, str]:
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
         if name not in ("README.md", "run.json"):
-            with open(path, "rb") as file:
-                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            found[name] = file_sha256(path)
     return found
 
 

@@ -4,7 +4,6 @@ Row groups are small: who streams a set reads one of them and not a whole shard.
 their column isn't compressed again; it has no statistics either, which would hold whole pictures.
 """
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from oct_hf.data.sources import file_sha256
 
 SHARD_BYTES = 256 * 2**20
 GROUP_ROWS = 100
@@ -65,9 +66,7 @@ def write_shards(
     shards = []
     for number, (path, count) in enumerate(written):
         final = path.rename(path.with_name(f"{side}-{number:05d}-of-{len(written):05d}.parquet"))
-        with open(final, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        shards.append(Shard(f"data/{final.name}", side, count, final.stat().st_size, digest))
+        shards.append(Shard(f"data/{final.name}", side, count, final.stat().st_size, file_sha256(final)))
     return shards
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
+from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import UNUSED, read_split_table
 from oct_hf.errors import DataError, ModelError, OCTError
 from oct_hf.evaluation.intervals import patient_bootstrap
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.hub.download import Downloaded
 from oct_hf.inference.predictor import Predictor
-from oct_hf.runs.facts import sha256
 from oct_hf.runs.labelled import LabelledSet, load_data, predict_sides, public_ids
 from oct_hf.runs.run import finetune
 from oct_hf.training.recipe import Recipe, load_recipe
@@ -104,7 +104,7 @@ def rerun_recipe(model: Downloaded, overrides: list[str]) -> Recipe:
     if weights not in ("hub", "random"):
         expected = json.loads((model.folder / "run.json").read_text(encoding="utf-8"))["model"]["weights_sha256"]
         path = Path(weights).expanduser()
-        if not path.is_file() or sha256(path) != expected:
+        if not path.is_file() or file_sha256(path) != expected:
             found = "is another file" if path.is_file() else "is not here"
             raise ModelError(
                 f"{weights} {found}; {model.name} started from the one with SHA-256 {expected}: model.weights=FILE"

@@ -7,7 +7,6 @@ classes come mixed when streamed, and neither the order of files nor that of pat
 import dataclasses
 import datetime
 import errno
-import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from oct_hf.hub.licences import require_redistributable
 from oct_hf.hub.publish import Published
 from oct_hf.hub.publish_data import CROISSANT_FILE, FACTS_FILE, building_folder, contents, publish_data_folder
 from oct_hf.hub.shards import SHARD_BYTES, write_shards
+from oct_hf.runs.folder import write_json
 from oct_hf.runs.labelled import LabelledSet, assign_sides, is_public, load_data
 from oct_hf.runs.published_rows import Pictures, features_of, fold_names, published_columns, published_rows
 from oct_hf.training.recipe import DataRecipe, Recipe
@@ -139,8 +139,8 @@ def write_data_set(
         facts = _facts(data, recipe, skipped, columns, pictures.seen, repo)
         facts["shards"] = [dataclasses.asdict(shard) for shard in shards]
         date = date_of(previous, facts) or datetime.datetime.now(datetime.UTC).date().isoformat()
-        _write_json(folder / FACTS_FILE, facts)
-        _write_json(folder / CROISSANT_FILE, croissant(facts, url, date))
+        write_json(folder / FACTS_FILE, facts)
+        write_json(folder / CROISSANT_FILE, croissant(facts, url, date))
         (folder / "README.md").write_text(render_data_card(facts, features, repo), encoding="utf-8")
         return facts
 
@@ -210,7 +210,3 @@ def _count(patients: np.ndarray) -> dict:
 
 def _licence(data: DataRecipe) -> str | None:
     return data.license or (PHANTOM_LICENCE if data.name == "phantom" else None)
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -12,6 +11,7 @@ import timm
 import torch
 
 from oct_hf import __version__
+from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import certificate, count_sides, fingerprint
 from oct_hf.runs.labelled import LabelledSet, is_public
 from oct_hf.training.recipe import HubRecipe, Recipe
@@ -75,7 +75,7 @@ def run_facts(recipe: Recipe, data: LabelledSet, skipped: list[dict], model) -> 
             "base": _name_only(recipe.model.base),
             "hub_id": f"timm/{tag}" if weights == "hub" and "/" not in recipe.model.base else None,
             "weights": _name_only(weights),
-            "weights_sha256": None if weights in ("hub", "random") else sha256(Path(weights).expanduser()),
+            "weights_sha256": None if weights in ("hub", "random") else file_sha256(Path(weights).expanduser()),
             "license": cfg.get("license"),
             "parameters": sum(p.numel() for p in model.parameters()),
             "image_size": recipe.model.image_size,
@@ -109,12 +109,6 @@ def _default_tag(base: str) -> str | None:
 
 def _name_only(text: str) -> str:
     return Path(text).name if Path(text).expanduser().exists() and text not in ("hub", "random") else text
-
-
-def sha256(path: Path) -> str:
-    """Of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def public_recipe(recipe: Recipe) -> Recipe:

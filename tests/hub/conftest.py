@@ -1,7 +1,6 @@
 """A running loopback Hub for the tests of publishing, and what clients in processes of their own need to reach it."""
 
 import os
-import socket
 from dataclasses import dataclass
 
 import pytest
@@ -25,10 +24,7 @@ class Site:
 def site(tmp_path_factory) -> Site:
     """A running loopback Hub with the tokens above; the environment's is the writer's."""
     folder = tmp_path_factory.mktemp("site")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    home = {"HF_HOME": str(folder / "home"), "HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-    with running(folder / "hub", TOKENS, port) as app:
-        yield Site(address, app.state.log, {**os.environ, **home, "HF_TOKEN": "hf_writer"})
+    with running(folder / "hub", TOKENS, port=0) as app:
+        address = app.state.address
+        hub = {"HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_writer"}
+        yield Site(address, app.state.log, {**os.environ, **hub, "HF_HOME": str(folder / "home")})
