@@ -26,6 +26,7 @@ from oct_hf.images import read_image
 from oct_hf.threads import in_order
 
 SKIPPED_FILE = "skipped.json"
+MEASURED: dict = {}  # columns that `_measured` fills
 
 
 @dataclass
@@ -106,6 +107,7 @@ class OCT(datasets.GeneratorBasedBuilder):
                     "source": datasets.Value("string"),  # path inside data_dir
                     "fold": datasets.Value("string"),  # of the CSV: its fold, or "guard"; else empty
                     "content_hash": datasets.Value("string"),  # SHA-256 of the file
+                    **MEASURED,
                 }
             ),
         )
@@ -130,11 +132,11 @@ class OCT(datasets.GeneratorBasedBuilder):
         source = self.config.source()
         bad = []
 
-        def read(entry: Entry) -> tuple[bytes, str] | BadImageError:
+        def read(entry: Entry) -> tuple[bytes, str, dict] | BadImageError:
             try:
                 data = source.read(entry.source)
                 pixels = read_image(data, entry.source)
-                return _eight_bit_file(data, pixels), hashlib.sha256(data).hexdigest()
+                return _eight_bit_file(data, pixels), hashlib.sha256(data).hexdigest(), _measured(pixels)
             except BadImageError as error:
                 return error
 
@@ -142,8 +144,15 @@ class OCT(datasets.GeneratorBasedBuilder):
             if isinstance(result, BadImageError):
                 bad.append({"file": result.file, "reason": result.reason})
             else:
-                yield *result, {k: getattr(entry, k) for k in ("label", "patient_id", "eye", "source", "fold")}
+                data, content_hash, measured = result
+                known = {k: getattr(entry, k) for k in ("label", "patient_id", "eye", "source", "fold")}
+                yield data, content_hash, known | measured
         refuse_or_note(bad, self.skipped, self.config.skip_bad)
+
+
+def _measured(pixels: np.ndarray) -> dict:
+    """What is found out of each picture while it is decoded anyway."""
+    return {}
 
 
 def _eight_bit_file(data: bytes, pixels: np.ndarray) -> bytes:
@@ -221,4 +230,5 @@ def _phantom_row(config: OCTDataConfig, label: str, patient: int, scan: int) -> 
     data = _png(drawn.image)
     source = f"{label}/P{patient:05d}_{scan:02d}.png"
     row = {"label": label, "patient_id": f"P{patient:05d}", "eye": drawn.eye, "source": source, "fold": ""}
+    row |= _measured(drawn.image)
     return data, hashlib.sha256(data).hexdigest(), row
