@@ -1,0 +1,38 @@
+"""What the verbs print: tables on stdout, remarks on stderr."""
+
+import sys
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def print_table(title: str, columns: tuple, rows: list[tuple]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    print(title)  # not the table's own title, which is wrapped to the table's width
+    table = Table(box=box.SIMPLE, show_header=any(columns))
+    for index, column in enumerate(columns):
+        table.add_column(Text(column), justify="left" if index == 0 or not column else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))  # Text: file names and labels are no markup
+    Console(highlight=False).print(table)
+
+
+def score(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"
+
+
+def print_result(result: dict, title: str, unit: str = "patient") -> None:
+    names = list(result["per_class"])
+    rows = []
+    for name, counts in zip(names, result["confusion_matrix"], strict=True):
+        scores = (score(result["per_class"][name][key]) for key in ("recall", "specificity", "auroc"))
+        rows.append((name, *map(str, counts), *scores))
+    columns = ("true", *(f"→ {name}" for name in names), "sens.", "spec.", "AUROC")
+    print_table(f"{title}: {result['n']} B-scans, {result['groups']} {unit}s", columns, rows)
+    keys = ("balanced_accuracy", "accuracy", "auroc", "f1", "mcc", "log_loss", "ece")
+    print("  ".join(f"{key.replace('_', ' ')} {score(result[key])}" for key in keys))
