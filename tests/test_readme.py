@@ -23,7 +23,8 @@ def test_every_python_block_runs_beside_a_finished_demo(finished_run, tmp_path):
 
 
 def test_every_command_names_a_verb_a_recipe_and_keys_that_exist():
-    verbs = {command.name or command.callback.__name__ for command in app.registered_commands}
+    verbs = {command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands}
+    verbs |= {group.name for group in app.registered_groups}
     commands = [shlex.split(line, comments=True) for line in re.findall(r"oct-hf [a-z][a-z-]* [^`\n]+", README)]
     assert {command[1] for command in commands} <= verbs
     fine_tunings = [command[2:] for command in commands if command[1] == "finetune" and command[2] != "--rerun"]
