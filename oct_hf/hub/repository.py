@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from oct_hf.data import phantom
+from oct_hf.data.leakage import LINKS_FILE, Links, write_links
 from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import write_split
 from oct_hf.errors import ModelError
@@ -31,6 +32,7 @@ def write_repository(
     split: dict,
     run: dict,
     recipe_yaml: str,
+    links: Links | None = None,
 ) -> dict:
     """Writes a model repository as the Hub will hold it.
 
@@ -42,6 +44,7 @@ def write_repository(
         split: `hashes`, `patients`, `labels` and `sides` of all images, as they may be published.
         run: the facts for run.json and the card; its results must have been computed from `predictions`.
         recipe_yaml: the recipe, without paths of this machine.
+        links: near-duplicates across patients, where they were searched for.
 
     Returns:
         the content of its run.json: `run` with the model's answers to the example pictures, whether there is an ONNX
@@ -58,6 +61,8 @@ def write_repository(
         (partial / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict(), indent=2) + "\n")
         predictions.write(partial / "predictions.parquet")
         write_split(partial / "split.csv", **split)
+        if links is not None:
+            write_links(partial / LINKS_FILE, links)
         (partial / "recipe.yaml").write_text(recipe_yaml, encoding="utf-8")
         if can_draw():
             draw_figures(partial, run)
