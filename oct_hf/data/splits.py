@@ -4,10 +4,12 @@ A patient is placed whole, largest first, where class counts then fit best; seve
 kept. scikit-learn's StratifiedGroupKFold makes folds of equal size, and sides aren't of one size.
 """
 
+import contextlib
 import csv
 import hashlib
 import hmac
 import secrets
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -123,11 +125,10 @@ def split_folds(labels: Sequence[str], patients: Sequence[str], folds: int, seed
     order = np.lexsort((labels, patients))
     result = np.empty(len(labels), "<U4")
     maker = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    try:
+    with warnings.catch_warnings(), contextlib.suppress(ValueError):  # it warns of, or refuses, a small class
+        warnings.simplefilter("ignore")
         for number, (_, held_out) in enumerate(maker.split(labels[order], labels[order], patients[order])):
             result[order[held_out]] = str(number)
-    except ValueError:  # a class with too few images
-        result[:] = ""
     classes = set(labels)
     if all(set(labels[result == str(number)]) == classes for number in range(folds)):
         return result
