@@ -23,6 +23,7 @@ DESCRIPTIONS = {
     "CSR": "central serous retinopathy",
     "DR": "diabetic retinopathy",
     "MH": "macular hole",
+    "ABNORMAL": "signs of a disease",
 }
 
 LABEL_SETS = {
@@ -32,10 +33,22 @@ LABEL_SETS = {
     "srinivasan2014": ("AMD", "DME", "NORMAL"),
     "octdl": ("AMD", "DME", "ERM", "NO", "RAO", "RVO", "VID"),
     "octid": ("NORMAL", "AMD", "CSR", "DR", "MH"),
+    "octmnist": ("CNV", "DME", "DRUSEN", "NORMAL"),
+    "oct2017_binary": ("ABNORMAL", "NORMAL"),
 }
 
-# A finer label may be read as a coarser one, never the other way round.
-COARSER = {"CNV": "AMD", "DRUSEN": "AMD", "NO": "NORMAL"}
+# From mild to severe within one eye, as Sotoudeh-Paima et al. (2022) take an eye's worst case.
+SEVERITY = ("NORMAL", "DRUSEN", "CNV")
+
+# A finer label may be read as a coarser one, never the other way round; of several coarser ones the first that fits.
+# DR isn't DME: a retina with diabetic retinopathy may be without oedema.
+_DISEASES = ("CNV", "DRUSEN", "AMD", "DME", "ERM", "RAO", "RVO", "VID", "CSR", "DR", "MH")
+COARSER = {name: ("ABNORMAL",) for name in _DISEASES} | {
+    "CNV": ("AMD", "ABNORMAL"),
+    "DRUSEN": ("AMD", "ABNORMAL"),
+    "NO": ("NORMAL",),
+    "NORMAL": ("NO",),  # two words for one thing
+}
 
 
 def describe(label: str) -> str:
@@ -58,12 +71,11 @@ def label_map(source: Sequence[str], target: Sequence[str]) -> dict[str, str]:
     """
     mapped, lost = {}, []
     for label in source:
-        if label in target:
-            mapped[label] = label
-        elif COARSER.get(label) in target:
-            mapped[label] = COARSER[label]
-        else:
+        found = next((name for name in (label, *COARSER.get(label, ())) if name in target), None)
+        if found is None:
             lost.append(label)
+        else:
+            mapped[label] = found
     if lost:
         raise DataError(
             f"label(s) {', '.join(lost)} have no counterpart among {', '.join(target)}; "

@@ -8,12 +8,13 @@ import csv
 import hashlib
 import io
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
+from oct_hf.data.catalog import CATALOG, PublicSet
 from oct_hf.data.sources import Source
 from oct_hf.errors import BadImageError, DataError, did_you_mean
-from oct_hf.labels import LABEL_SETS
+from oct_hf.labels import SEVERITY
 
 PUBLISHED_SIDES = {
     "train": "train",
@@ -23,8 +24,8 @@ PUBLISHED_SIDES = {
     "test": "test",
 }
 EYES = {"od": "OD", "r": "OD", "right": "OD", "os": "OS", "l": "OS", "left": "OS"}
-CSV_COLUMNS = ("file", "patient", "eye", "label", "fold", "guard")
-OCT2017_NAME = re.compile(r"(?P<label>[A-Z]+)-(?P<patient>\d+)-(?P<index>\d+)\.(?i:jpe?g)")
+CSV_COLUMNS = ("file", "patient", "eye", "label", "fold", "guard", "class")
+LABELLED_BY = ("image", "eye", "worst")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,8 @@ def _class_parts(path: str, labels: tuple[str, ...] | list[str] | None) -> tuple
 
 
 def find_labels(config) -> list[str]:
-    if config.name == "oct2017":
-        return list(LABEL_SETS["oct2017"])
+    if config.name in CATALOG:
+        return list(CATALOG[config.name].labels)
     source = config.source()
     labels = sorted({_class_parts(path, None)[1] for path in source.files} - {""})
     if not labels:
@@ -67,7 +68,105 @@ def find_labels(config) -> list[str]:
 def list_entries(config, labels: list[str], skipped: list[dict]) -> list[Entry]:
     """Every picture with its label and patient; what can't be placed is refused, or noted where `skip_bad` is on."""
     source = config.source()
-    table = _Table(source, config) if config.csv else None
+    if config.name in CATALOG:
+        entries, bad = _public_entries(source, CATALOG[config.name], labels)
+        foreign = set()
+    else:
+        entries, bad, foreign = _folder_entries(source, config, labels)
+    refuse_or_note(bad, skipped, config.skip_bad)
+    if config.label_by != "image":
+        entries = _by_eye(entries, config.label_by)
+    entries = _without_copies(source, entries, skipped, config.skip_bad)
+    empty = [label for label in labels if not any(e.label == label for e in entries)]
+    if empty:
+        others = f"; other folders there: {', '.join(sorted(foreign - {''}))}" if foreign - {""} else ""
+        expected = f"; expected {CATALOG[config.name].says}" if config.name in CATALOG else ""
+        raise DataError(f"{config.data_dir}: no usable image of class {', '.join(empty)}{others}{expected}")
+    return entries
+
+
+def _public_entries(source: Source, row: PublicSet, labels: list[str]) -> tuple[list[Entry], list[dict]]:
+    """The pictures of a public set by its row of the catalogue, and those that can't be placed."""
+    table, pattern = _table_of(source, row), re.compile(row.pattern)
+    entries, bad, sides = [], [], _published_sides(row)
+    for path in source.files:
+        match = pattern.fullmatch(path)
+        if not match:
+            if reason := _nearly(row, path):
+                bad.append({"file": path, "reason": reason})
+            continue
+        found = {key: value or "" for key, value in match.groupdict().items()}
+        written = found["label"].upper()
+        try:
+            if found.get("folder", written) != written:
+                folder = found["folder"]
+                raise BadImageError(path, f"two labels for one file: its name says {written}, its folder {folder}")
+            label, patient, eye, fold = written, found.get("patient", ""), found.get("eye", ""), ""
+            if table:
+                label, patient, eye, fold = table.public(path, found.get("path", path), written, row)
+            elif row.patients and not patient and not row.table:
+                raise BadImageError(path, f"its patient is unknown; expected {row.says}")
+        except BadImageError as error:
+            bad.append({"file": error.file, "reason": error.reason})
+            continue
+        label = row.aliases.get(label, label)
+        if label in labels:
+            entries.append(Entry(path, label, patient, eye, fold, sides.get(found.get("side", ""), "train")))
+    if table:
+        bad += [{"file": f, "reason": f"listed in {table.name} but not there"} for f in table.unused(None)]
+    return entries, bad
+
+
+def _published_sides(row: PublicSet) -> dict[str, str]:
+    return PUBLISHED_SIDES if "(?P<side>" in row.pattern else {}
+
+
+def _nearly(row: PublicSet, path: str) -> str | None:
+    """Why a picture in a class folder of a set with names of its own is no part of it; None where it lies elsewhere."""
+    if "(?P<folder>" not in row.pattern:
+        return None
+    parts = path.split("/")
+    written = {*row.labels, *row.aliases}
+    if len(parts) > 2 and parts[-2] in written and parts[-3] in PUBLISHED_SIDES:
+        return f"its name is not {row.says.split('/')[-1]}, so its patient is unknown"
+    return None
+
+
+def _table_of(source: Source, row: PublicSet) -> "_Table | None":
+    if row.table is None:
+        return None
+    try:
+        content = source.read_table(row.table.name)
+    except DataError:
+        if row.table.needed:
+            raise
+        return None
+    return _Table(content, row.table.name, row.table.columns, set(row.table.columns))
+
+
+def _by_eye(entries: list[Entry], how: str) -> list[Entry]:
+    """Labels by the worst case of each eye: all its images with that label, or only the images that show it."""
+    unknown = sorted({e.label for e in entries} - set(SEVERITY))
+    if unknown:
+        raise DataError(f"data.label_by={how}: it isn't settled how severe {', '.join(unknown)} is beside other labels")
+    if not all(e.patient_id and e.eye for e in entries):
+        raise DataError(f"data.label_by={how} needs to know patient and eye of every image")
+    worst: dict[tuple[str, str], str] = {}
+    for entry in entries:
+        key = entry.patient_id, entry.eye
+        worst[key] = max(entry.label, worst.get(key, SEVERITY[0]), key=SEVERITY.index)
+    of = {entry.source: worst[entry.patient_id, entry.eye] for entry in entries}
+    if how == "eye":
+        return [replace(entry, label=of[entry.source]) for entry in entries]
+    return [entry for entry in entries if entry.label == of[entry.source]]
+
+
+def _folder_entries(source: Source, config, labels: list[str]) -> tuple[list[Entry], list[dict], set[str]]:
+    """The pictures of a folder as a person keeps it, those that can't be placed, and folders of no class."""
+    table = None
+    if config.csv:
+        needed = {"file", "patient"} | set(config.columns)
+        table = _Table(source.read_table(config.csv), config.csv, config.columns, needed)
     pattern = _compiled(config.pattern)
     entries, bad, foreign = [], [], set()
     for path in source.files:
@@ -83,13 +182,7 @@ def list_entries(config, labels: list[str], skipped: list[dict]) -> list[Entry]:
         entries.append(Entry(path, label, patient, eye, fold, side))
     if table:
         bad += [{"file": f, "reason": f"listed in {config.csv} but not there"} for f in table.unused(labels)]
-    refuse_or_note(bad, skipped, config.skip_bad)
-    entries = _without_copies(source, entries, skipped, config.skip_bad)
-    empty = [label for label in labels if not any(e.label == label for e in entries)]
-    if empty:
-        others = f"; other folders there: {', '.join(sorted(foreign - {''}))}" if foreign - {""} else ""
-        raise DataError(f"{config.data_dir}: no usable image of class {', '.join(empty)}{others}")
-    return entries
+    return entries, bad, foreign
 
 
 def _who(config, path: str, label: str, rest: list[str], table, pattern) -> tuple[str, str, str]:
@@ -98,13 +191,6 @@ def _who(config, path: str, label: str, rest: list[str], table, pattern) -> tupl
     Raises:
         BadImageError: neither its name, the CSV nor its folder tells the patient, or they contradict the class folder.
     """
-    if config.name == "oct2017":
-        match = OCT2017_NAME.fullmatch(rest[-1])
-        if not match:
-            raise BadImageError(path, "its name is not LABEL-PATIENT-NUMBER.jpeg, so its patient is unknown")
-        if match["label"] != label:
-            raise BadImageError(path, f"two labels for one file: its name says {match['label']}, its folder {label}")
-        return match["patient"], "", ""
     if table:
         return table.who(path, label)
     if pattern:
@@ -117,49 +203,43 @@ def _who(config, path: str, label: str, rest: list[str], table, pattern) -> tupl
         return groups["patient"] or "", EYES.get((groups.get("eye") or "").lower(), ""), ""
     if len(rest) > 1:  # CLASS/PATIENT/[EYE/]image
         return rest[0], EYES.get(rest[1].lower(), "") if len(rest) > 2 else "", ""
+    if config.without_patients:
+        return "", "", ""
     raise BadImageError(
         path,
-        "nothing tells its patient: give a CSV (data.csv), a name pattern (data.pattern) or CLASS/PATIENT/ folders",
+        "nothing tells its patient: give a CSV (data.csv), a name pattern (data.pattern) or CLASS/PATIENT/ folders, "
+        "or let near-duplicates stand in (data.without_patients=true)",
     )
 
 
 class _Table:
     """The CSV that names each file's patient, and may name its eye, label, fold and whether it is a guard."""
 
-    def __init__(self, source: Source, config):
-        self.name = config.csv
-        self.columns = {key: config.columns.get(key, key) for key in CSV_COLUMNS}
-        text = source.read_table(config.csv).decode("utf-8-sig", errors="replace")
-        reader = csv.DictReader(io.StringIO(text))
+    def __init__(self, content: bytes, name: str, columns: dict[str, str], needed: set[str]):
+        self.name = name
+        self.columns = {key: columns.get(key, key) for key in CSV_COLUMNS}
+        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig", errors="replace")))
         header = reader.fieldnames or []
-        needed = {"file", "patient"} | set(config.columns)
-        for key in needed:
+        for key in sorted(needed):
             if self.columns[key] not in header:
                 wanted = self.columns[key]
                 raise DataError(
-                    f'{config.csv}: no column "{wanted}" for the {key}{did_you_mean(wanted, header)}; '
+                    f'{name}: no column "{wanted}" for the {key}{did_you_mean(wanted, header)}; '
                     f"its columns: {', '.join(header) or 'none'} (set data.columns.{key})"
                 )
         self.rows: dict[str, dict] = {}
         for number, row in enumerate(reader, 2):
-            file = PurePosixPath((row[self.columns["file"]] or "").replace("\\", "/")).as_posix()
-            if file in self.rows and self.rows[file] != row:
-                raise DataError(f"{config.csv}, line {number}: {file} stands there twice, with different values")
-            self.rows[file] = row
+            file = PurePosixPath((row[self.columns["file"]] or "").replace("\\", "/").lstrip("/")).as_posix()
+            values = {key: row.get(column) for key, column in self.columns.items()}
+            if self.rows.setdefault(file, values) != values:
+                raise DataError(f"{name}, line {number}: {file} stands there twice, with different values")
         self.seen: dict[str, str] = {}  # row -> the file it was used for
 
     def value(self, row: dict, key: str) -> str:
-        return (row.get(self.columns[key]) or "").strip()
+        return (row.get(key) or "").strip()
 
     def who(self, path: str, label: str) -> tuple[str, str, str]:
-        name = PurePosixPath(path).name
-        key = path if path in self.rows else next((k for k in (f"{label}/{name}", name) if k in self.rows), None)
-        if key is None:
-            raise BadImageError(path, f"not listed in {self.name}")
-        row = self.rows[key]
-        if self.seen.setdefault(key, path) != path:
-            other = self.seen[key]
-            raise BadImageError(path, f"{self.name} says {key}, which may also be {other}: write CLASS/{name} there")
+        row = self.row(path, path, label)
         if self.value(row, "label") not in ("", label):
             said = self.value(row, "label")
             raise BadImageError(path, f"two labels for one file: {self.name} says {said}, its folder {label}")
@@ -169,8 +249,37 @@ class _Table:
         guard = self.value(row, "guard").lower() in ("1", "true", "yes")
         return patient, EYES.get(self.value(row, "eye").lower(), ""), "guard" if guard else self.value(row, "fold")
 
-    def unused(self, labels: list[str]) -> list[str]:
-        wanted = (f for f, row in self.rows.items() if self.value(row, "label") in ("", *labels))
+    def row(self, path: str, inner: str, label: str) -> dict:
+        """What is said of the file at `path`, whose place inside its set is `inner`."""
+        name = PurePosixPath(path)
+        keys = (path, inner, f"{label}/{name.name}", name.name, name.stem)
+        key = next((key for key in keys if key in self.rows), None)
+        if key is None:
+            raise BadImageError(path, f"not listed in {self.name}")
+        if self.seen.setdefault(key, path) != path:
+            why = f"{self.name} says {key}, which may also be {self.seen[key]}: write CLASS/{name.name} there"
+            raise BadImageError(path, why)
+        return self.rows[key]
+
+    def public(self, path: str, inner: str, folder: str, about: PublicSet) -> tuple[str, str, str, str]:
+        """Label, patient, eye and fold of one file of a public set."""
+        row = self.row(path, inner, folder)
+        said = self.value(row, "class" if "class" in about.table.columns else "label").upper()
+        if said not in ("", folder):
+            raise BadImageError(path, f"two labels for one file: {self.name} says {said}, its folder {folder}")
+        label = self.value(row, "label").upper() or folder
+        if {label, about.aliases.get(label, label)}.isdisjoint(about.labels):
+            raise BadImageError(path, f"{self.name} says {label}, which is none of {', '.join(about.labels)}")
+        patient = self.value(row, "patient")
+        if not patient:
+            raise BadImageError(path, f"{self.name} names no patient for it")
+        patient = about.table.patient.format(patient=patient, **{"class": folder})
+        guard = self.value(row, "guard").lower() in ("1", "true", "yes")
+        fold = "guard" if guard else self.value(row, "fold")
+        return label, patient, EYES.get(self.value(row, "eye").lower(), ""), fold
+
+    def unused(self, labels: list[str] | None) -> list[str]:
+        wanted = (f for f, row in self.rows.items() if labels is None or self.value(row, "label") in ("", *labels))
         return sorted(f for f in wanted if f not in self.seen)
 
 

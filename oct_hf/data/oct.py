@@ -1,4 +1,4 @@
-"""The `datasets` builder for OCT B-scans: `phantom`, `oct2017` and `folder`.
+"""The `datasets` builder for OCT B-scans: phantoms, the public sets of `catalog`, and a folder of one's own.
 
 One plain `GeneratorBasedBuilder`, so that the same file is a class for `datasets` 5 (`prepare()` below) and a loading
 script for `datasets` 3.6. Each file is decoded once while generating, on as many threads as there are cores: a corrupt
@@ -6,6 +6,7 @@ image is found now and not in epoch 7. The cache is keyed by the files' names, s
 prepared anew.
 """
 
+import contextlib
 import hashlib
 import inspect
 import io
@@ -19,8 +20,10 @@ import numpy as np
 from PIL import Image
 
 from oct_hf.data import phantom, speckle
+from oct_hf.data.catalog import CATALOG
 from oct_hf.data.duplicates import thumbnail
-from oct_hf.data.layout import Entry, find_labels, list_entries, refuse_or_note
+from oct_hf.data.fetch import locate
+from oct_hf.data.layout import LABELLED_BY, Entry, find_labels, list_entries, refuse_or_note
 from oct_hf.data.sources import Source, open_source
 from oct_hf.errors import BadImageError, DataError, did_you_mean
 from oct_hf.images import read_image
@@ -35,11 +38,13 @@ class OCTDataConfig(datasets.BuilderConfig):
     """What to read, and how to know the patient.
 
     Attributes:
-        data_dir: a folder, or a zip that is read in place (`oct2017`, `folder`).
+        data_dir: a folder, or an archive that is read in place; not for `phantom`.
         labels: the classes, in the order of the model's outputs; the folders' names, sorted, where not given.
         csv: table beside the images with one row a file (`folder`), relative to `data_dir`.
         columns: which of its columns stand for file, patient, eye, label, fold and guard.
         pattern: regular expression with the groups `patient` and, if known, `eye`, searched in each path (`folder`).
+        without_patients: nothing tells the patient of a `folder`; `patient_id` is then empty.
+        label_by: `image`; `eye`, every image by the worst case of its eye; or `worst`, only the images that show it.
         skip_bad: go on without the files that can't be read, instead of refusing.
         patients, scans, seed, height, width: size of the `phantom` set: patients a class, B-scans a patient, pixels.
     """
@@ -48,6 +53,8 @@ class OCTDataConfig(datasets.BuilderConfig):
     csv: str | None = None
     columns: dict = field(default_factory=dict)
     pattern: str | None = None
+    without_patients: bool = False
+    label_by: str = "image"
     skip_bad: bool = False
     patients: int = 100
     scans: int = 4
@@ -74,8 +81,9 @@ class OCTDataConfig(datasets.BuilderConfig):
             source = self.source()
             for path in source.files:
                 digest.update(f"{path}\0{source.stamp(path)}\n".encode())
-            if self.csv:
-                digest.update(source.read_table(self.csv))
+            for table in (self.csv, getattr(CATALOG.get(self.name), "table", None)):
+                with contextlib.suppress(DataError):  # told when it is read
+                    digest.update(source.read_table(getattr(table, "name", table)) if table else b"")
         return digest.hexdigest()[:16]
 
 
@@ -85,9 +93,7 @@ class OCT(datasets.GeneratorBasedBuilder):
     BUILDER_CONFIG_CLASS = OCTDataConfig
     BUILDER_CONFIGS = [  # noqa: RUF012 - `datasets` wants a list
         OCTDataConfig(name="phantom", version="1.0.0", description="drawn B-scans with known lesions; needs no file"),
-        OCTDataConfig(
-            name="oct2017", version="1.0.0", description="Kermany et al. 2018: train|test/CLASS/CLASS-PATIENT-N"
-        ),
+        *(OCTDataConfig(name=row.name, version="1.0.0", description=row.title) for row in CATALOG.values()),
         OCTDataConfig(
             name="folder", version="1.0.0", description="CLASS/… folders; patient from a CSV, names or folders"
         ),
@@ -176,8 +182,8 @@ def prepare(
     """Prepares a set once and opens it from the cache ever after.
 
     Args:
-        name: `phantom`, `oct2017` or `folder`.
-        data_dir: folder or zip; not for `phantom`.
+        name: `phantom`, `folder` or a name of `catalog.CATALOG`.
+        data_dir: folder or archive; not for `phantom`. A public set is downloaded where it isn't given.
         cache_dir: where the prepared set lies; the `datasets` library's own cache by default.
         options: further fields of `OCTDataConfig`.
 
@@ -192,8 +198,13 @@ def prepare(
     known = [config.name for config in OCT.BUILDER_CONFIGS]
     if name not in known:
         raise DataError(f'data set "{name}" is not known{did_you_mean(name, known)}; known: {", ".join(known)}')
-    if name != "phantom" and not data_dir:
+    if name == "folder" and not data_dir:
         raise DataError(f'data set "{name}" needs its folder or zip: give --data PATH')
+    if options.get("label_by", "image") not in LABELLED_BY:
+        raise DataError(f"data.label_by: found {options['label_by']!r}, expected one of {', '.join(LABELLED_BY)}")
+    size = options.pop("size", 224)
+    if name in CATALOG:
+        data_dir = locate(CATALOG[name], data_dir, size)
     if data_dir:
         options["data_dir"] = str(Path(data_dir).expanduser().resolve())
     builder = OCT(config_name=name, cache_dir=str(cache_dir) if cache_dir else None, **options)

@@ -1,16 +1,25 @@
-"""A folder or a zip of pictures, read the same way; a zip is read in place, and nothing of it is written to disk.
+"""A folder, a zip or a tar of pictures, or several zips, read the same way; archives are read in place.
 
 The listing is made once, with size and time of each file, because each further look at 100,000 files costs seconds.
+An archive is a stranger's: a path that leads out of it, a link, or an entry that unpacks to far more than a picture
+can be is refused.
 """
 
 import hashlib
+import lzma
 import os
+import re
+import stat
+import tarfile
+import threading
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from oct_hf.errors import BadImageError, DataError
 from oct_hf.images import EXTENSIONS
 
+MAX_FILE = 512 * 1024**2  # bytes of one picture or table, unpacked
 _TAIL = 4096  # bytes; compressed pictures of equal size differ here unless they are the same
 
 
@@ -106,6 +115,8 @@ class Zip(Source):
         except (zipfile.BadZipFile, OSError) as error:
             raise DataError(f"{root}: not a zip that can be read ({error})") from None
         self.infos = {info.filename: info for info in self.archive.infolist() if not info.is_dir()}
+        for path, info in self.infos.items():
+            _refuse_unsafe(root, path, stat.S_ISLNK(info.external_attr >> 16))
         self.files = sorted(path for path in self.infos if _is_picture(path))
 
     def __reduce__(self):
@@ -122,29 +133,149 @@ class Zip(Source):
 
     def read(self, path: str) -> bytes:
         try:
-            return self.archive.read(path)
-        except (zipfile.BadZipFile, OSError, RuntimeError) as error:
+            return self._unpack(path)
+        except _UNREADABLE as error:
             raise BadImageError(path, f"can't be read from the zip ({error})") from None
+
+    def _unpack(self, path: str) -> bytes:
+        with self.archive.open(path) as entry:
+            data = entry.read(MAX_FILE + 1)  # what the directory says of its size may be a lie
+        if len(data) > MAX_FILE:
+            raise OSError(f"it unpacks to more than {MAX_FILE >> 20} MB")
+        return data
 
     def read_table(self, name: str) -> bytes:
         found = [path for path in self.infos if path == name or path.endswith("/" + name)]
         if not found:
             raise DataError(f"{self.root}: no CSV {name} in it")
-        return self.archive.read(found[0])
+        try:
+            return self._unpack(found[0])
+        except _UNREADABLE as error:
+            raise DataError(f"{self.root}: {found[0]} can't be read ({error})") from None
+
+
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, RuntimeError, EOFError, ValueError)
+
+
+class Tar(Source):
+    """A tar that isn't compressed, so that any picture can be reached; its header has no checksum of the content."""
+
+    def __init__(self, root: Path):
+        self.root, self.lock = root, threading.Lock()
+        try:
+            self.archive = tarfile.open(root, "r:")  # noqa: SIM115 - open as long as the source
+            members = self.archive.getmembers()
+        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+            raise DataError(f"{root}: not a tar that can be read ({error})") from None
+        for member in members:
+            _refuse_unsafe(root, member.name, member.issym() or member.islnk() or member.isdev())
+        self.infos = {member.name.removeprefix("./"): member for member in members if member.isfile()}
+        self.files = sorted(path for path in self.infos if _is_picture(path))
+
+    def __reduce__(self):
+        return type(self), (self.root,)
+
+    def size(self, path: str) -> int:
+        return self.infos[path].size
+
+    def stamp(self, path: str) -> str:
+        return f"{self.size(path)} {self.infos[path].mtime}"
+
+    def glance(self, path: str) -> bytes:
+        return hashlib.blake2b(self._unpack(path)[-_TAIL:], digest_size=16).digest()
+
+    def read(self, path: str) -> bytes:
+        try:
+            return self._unpack(path)
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise BadImageError(path, f"can't be read from the tar ({error})") from None
+
+    def _unpack(self, path: str) -> bytes:
+        if self.size(path) > MAX_FILE:
+            raise OSError(f"it has more than {MAX_FILE >> 20} MB")
+        with self.lock:  # one file, one place in it
+            data = self.archive.extractfile(self.infos[path]).read()
+        if len(data) != self.size(path):
+            raise OSError("the tar ends before it")
+        return data
+
+    def read_table(self, name: str) -> bytes:
+        found = [path for path in self.infos if path == name or path.endswith("/" + name)]
+        if not found:
+            raise DataError(f"{self.root}: no CSV {name} in it")
+        return self._unpack(found[0])
+
+
+class Several(Source):
+    """A folder of zips, as a set comes that has one for each class. A zip's name stands before the paths in it."""
+
+    def __init__(self, root: Path, zips: list[Path]):
+        self.root = root
+        self.parts = {path.stem: Zip(path) for path in zips}
+        self.files = sorted(f"{stem}/{path}" for stem, part in self.parts.items() for path in part.files)
+
+    def __reduce__(self):
+        return type(self), (self.root, [part.root for part in self.parts.values()])
+
+    def _of(self, path: str) -> tuple[Zip, str]:
+        stem, _, inner = path.partition("/")
+        return self.parts[stem], inner
+
+    def size(self, path: str) -> int:
+        part, inner = self._of(path)
+        return part.size(inner)
+
+    def stamp(self, path: str) -> str:
+        part, inner = self._of(path)
+        return part.stamp(inner)
+
+    def glance(self, path: str) -> int:
+        part, inner = self._of(path)
+        return part.glance(inner)
+
+    def read(self, path: str) -> bytes:
+        part, inner = self._of(path)
+        return part.read(inner)
+
+    def read_table(self, name: str) -> bytes:
+        beside = self.root / name
+        if beside.is_file():
+            return beside.read_bytes()
+        for part in self.parts.values():
+            if any(path == name or path.endswith("/" + name) for path in part.infos):
+                return part.read_table(name)
+        raise DataError(f"{self.root}: no CSV {name} in it, nor in its zips")
 
 
 def open_source(path: str | Path) -> Source:
-    """The folder or zip at `path`.
+    """The folder, zip, tar, npz of MedMNIST, or folder of zips at `path`.
 
     Raises:
-        DataError: neither is there.
+        DataError: none of these is there, or it can't be read or trusted.
     """
     path = Path(path)
     if path.is_dir():
-        return Folder(path)
-    if path.is_file():
-        return Zip(path)
-    raise DataError(f"{path}: no such folder or zip")
+        folder = Folder(path)
+        zips = sorted(p for p in path.glob("*.zip") if not p.name.startswith("."))
+        return folder if folder.files or not zips else Several(path, zips)
+    if not path.is_file():
+        raise DataError(f"{path}: no such folder or zip")
+    name = path.name.lower()
+    if name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".gz", ".7z", ".rar")):
+        raise DataError(f"{path}: pictures can't be read in place from this kind of archive; unpack it, or zip it")
+    if name.endswith(".npz"):
+        from oct_hf.data.npz import Npz
+
+        return Npz(path)
+    return Tar(path) if name.endswith(".tar") else Zip(path)
+
+
+def _refuse_unsafe(root: Path, path: str, link: bool) -> None:
+    """Raises DataError of an archive whose entry is a link, or would lead out of the folder it is unpacked in."""
+    parts = re.split(r"[/\\]", path)
+    if link or ".." in parts or path.startswith(("/", "\\")) or (len(parts[0]) == 2 and parts[0].endswith(":")):
+        why = "is a link or a device" if link else "leads out of the archive"
+        raise DataError(f"{root}: its entry {path!r} {why}; such an archive isn't read")
 
 
 def _is_picture(path: str) -> bool:

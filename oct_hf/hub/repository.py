@@ -122,7 +122,8 @@ def write_examples(folder: Path, labels: list[str]) -> list[str]:
     Returns:
         their paths inside the folder.
     """
-    drawn = {COARSER.get(name, name): name for name in phantom.LABELS} | {name: name for name in phantom.LABELS}
+    drawn = {coarser: name for name in phantom.LABELS for coarser in COARSER.get(name, ())}
+    drawn |= {name: name for name in phantom.LABELS}
     paths = []
     for label in labels:
         if label in drawn:

@@ -57,6 +57,11 @@ def load_data(data: DataRecipe, cache_dir: str | None = None) -> tuple[datasets.
         options |= {key: getattr(data, key) for key in ("patients", "scans", "seed", "height", "width")}
     if data.name == "folder":
         options |= {"csv": data.csv, "columns": dict(data.columns), "pattern": data.pattern}
+        options["without_patients"] = data.without_patients
+    if data.name == "octmnist":
+        options["size"] = data.size
+    if data.label_by != "image":
+        options["label_by"] = data.label_by
     return prepare(data.name, data.path, cache_dir, **options)
 
 

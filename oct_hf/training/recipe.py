@@ -15,6 +15,7 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
+from oct_hf.data.catalog import CATALOG
 from oct_hf.errors import RecipeError, did_you_mean
 from oct_hf.packaged import packaged
 
@@ -28,7 +29,7 @@ Fold = Annotated[str, BeforeValidator(str)]  # YAML reads a fold's name 4 as a n
 
 @checked(frozen=True, config=_STRICT)
 class DataRecipe:
-    """What to train on; `name`, `labels`, `csv`, `columns`, `pattern` and the phantoms' sizes are the builder's."""
+    """What to train on: the builder's options, and what is known of the set (the catalogue knows it of public ones)."""
 
     name: str = "phantom"
     path: str | None = None  # folder or zip; --data gives it on the command line
@@ -43,6 +44,8 @@ class DataRecipe:
     csv: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
     pattern: str | None = None
+    label_by: Literal["image", "eye", "worst"] = "image"  # "eye": by its eye's worst case; "worst": only images of it
+    size: int = 224  # of OCTMNIST's images, in pixels
     skip_bad: bool = False
     patients: Count = 100
     scans: Count = 4
@@ -177,10 +180,23 @@ def make_recipe(content: dict, where: str = "recipe") -> Recipe:
         RecipeError: all its faults in one line.
     """
     try:
-        return TypeAdapter(Recipe).validate_python(content)
+        recipe = TypeAdapter(Recipe).validate_python(content)
     except ValidationError as error:
         faults = dict.fromkeys(_fault(item) for item in error.errors())
         raise RecipeError(f"{where}: " + "; ".join(faults)) from None
+    return dataclasses.replace(recipe, data=_described(recipe.data))
+
+
+def _described(data: DataRecipe) -> DataRecipe:
+    """What the catalogue knows of a public set, in the places that the recipe leaves open."""
+    row = CATALOG.get(data.name)
+    if row is None:
+        return data
+    known = {key: getattr(data, key) or getattr(row, key) for key in ("title", "homepage", "license", "citation")}
+    grouped_by = row.grouped_by if data.grouped_by == "patient" else data.grouped_by
+    if not row.patients:
+        grouped_by = "near-duplicate group"
+    return dataclasses.replace(data, **known, grouped_by=grouped_by)
 
 
 def recipe_names() -> list[str]:

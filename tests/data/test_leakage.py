@@ -51,7 +51,7 @@ def test_pairs_are_written_and_read_and_another_file_is_refused(tmp_path):
     write_links(tmp_path / "near.csv", links(("h1", "h2"), ("h2", "h4")))
     assert read_links(tmp_path / "near.csv", True) == links(("h1", "h2"), ("h2", "h4"))
     (tmp_path / "near.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(DataError, match="not a near_duplicates.csv"):
+    with pytest.raises(DataError, match=r"not a near_duplicates\.csv"):
         read_links(tmp_path / "near.csv", True)
 
 
