@@ -1,7 +1,7 @@
 """`oct-hf VERB`: parses, calls one function, prints. A file here holds verbs that belong together.
 
-Exit codes: 0 done, 1 the answer is no (verify, --rerun), 2 what was given is wrong (one line says what), 128 + signal
-when stopped. Verbs import what they need when they run, so that `--help` answers at once.
+Exit codes: 0 done, 1 the answer is no (verify, --rerun, data check), 2 what was given is wrong (one line says what),
+128 + signal when stopped. Verbs import what they need when they run, so that `--help` answers at once.
 """
 
 import sys
@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from oct_hf import __version__
+from oct_hf.cli.data import app as data_app
 from oct_hf.cli.predict import predict
 from oct_hf.cli.printing import print_table, say
 from oct_hf.cli.publish import publish, publish_data, verify
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 for verb in (finetune, evaluate, predict, publish, publish_data, verify, serve, hub):
     app.command()(verb)
+app.add_typer(data_app, name="data")
 
 
 @app.command()

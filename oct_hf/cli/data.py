@@ -1,0 +1,195 @@
+"""`oct-hf data list|prepare|check|show`: the sets that are known, and what is in one."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from oct_hf.cli.options import Data, overrides_of
+from oct_hf.cli.printing import print_table, say
+from oct_hf.errors import OCTError
+
+app = typer.Typer(help="Public sets by name; what a data set holds, and whether it leaks.", no_args_is_help=True)
+SHOWN = 10  # offenders of one split; all of them with --json
+
+Name = Annotated[str, typer.Argument(metavar="NAME_OR_FOLDER", help="A public set, a recipe, a folder or an archive.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without the files that can't be used.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+
+
+@app.command("list")
+def list_sets(as_json: AsJson = False) -> None:
+    """The public sets that are known by name.
+
+    Example: oct-hf data list
+    """
+    from oct_hf.data.catalog import CATALOG
+
+    facts = [
+        {
+            "name": row.name,
+            "title": row.title,
+            "classes": list(row.labels),
+            "images": row.images,
+            "grouped_by": row.grouped_by if row.patients else None,
+            "license": row.license,
+            "homepage": row.homepage,
+            "downloads": bool(row.files) and all(file.url for file in row.files),
+            "layout": row.says,
+            "citation": row.citation,
+            "note": row.note,
+        }
+        for row in CATALOG.values()
+    ]
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    rows = [
+        (
+            fact["name"],
+            ", ".join(fact["classes"]),
+            fact["grouped_by"] or "nothing",
+            fact["license"] or "not stated",
+            "by itself" if fact["downloads"] else "by hand",
+        )
+        for fact in facts
+    ]
+    print_table("public OCT sets", ("name", "classes", "told apart by", "licence", "download"), rows)
+    print("oct-hf data list --json has pages, citations and layouts; oct-hf data prepare NAME gets one or says how")
+
+
+@app.command()
+def prepare(
+    name: Name, overrides: Overrides = None, data: Data = None, skip_bad: SkipBad = False, as_json: AsJson = False
+) -> None:
+    """Get a set (where its owner lets a program), read every file once, and keep it ready.
+
+    Example: oct-hf data prepare octdl
+    """
+    import time
+
+    from oct_hf.runs.labelled import load_data
+    from oct_hf.runs.run import quiet_libraries
+
+    quiet_libraries()
+    recipe = _recipe(name, overrides, data, skip_bad)
+    began = time.monotonic()
+    dataset, skipped = load_data(recipe.data)
+    names = dataset.features["label"].names
+    labels = dataset["label"][:]
+    counts = {label: labels.count(number) for number, label in enumerate(names)}
+    facts = {"images": len(dataset), "patients": len(set(dataset["patient_id"][:]) - {""}), "classes": counts}
+    if as_json:
+        print(json.dumps(facts | {"skipped": skipped}, indent=2))
+        return
+    print_table(recipe.data.title or name, ("class", "B-scans"), [(k, f"{v:,}") for k, v in counts.items()])
+    print(f"{facts['images']:,} B-scans of {facts['patients']:,} patients, ready in {time.monotonic() - began:.1f} s")
+    _say_skipped(skipped)
+
+
+@app.command()
+def check(
+    name: Name,
+    overrides: Overrides = None,
+    data: Data = None,
+    split: Annotated[
+        Path | None, typer.Option(help="A split.csv, or a run that has one, instead of the recipe's split.")
+    ] = None,
+    skip_bad: SkipBad = False,
+    as_json: AsJson = False,
+) -> None:
+    """The leakage certificate; exits 1 where a patient or a near-duplicate stands on two sides.
+
+    Looks at the published sides as they are and at the recipe's split. OCT2017's published
+    sides share patients: they are named here, and finetune takes them out of training.
+
+    Example: oct-hf data check oct2017 --data OCT2017.zip
+    """
+    from oct_hf.runs.check import check as check_data
+    from oct_hf.runs.run import quiet_libraries
+
+    quiet_libraries()
+    recipe = _recipe(name, overrides, data, skip_bad)
+    checked = check_data(recipe, split)
+    if as_json:
+        print(json.dumps(checked.to_dict(), indent=2))
+        raise typer.Exit(0 if checked.clean else 1)
+    for one in checked.splits:
+        _print_split(checked, one, recipe.data.grouped_by)
+    for note in checked.notes:
+        say(f"note: {note}")
+    _say_skipped(checked.skipped)
+    print("clean" if checked.clean else "not clean")
+    raise typer.Exit(0 if checked.clean else 1)
+
+
+@app.command()
+def show(
+    name: Name,
+    overrides: Overrides = None,
+    data: Data = None,
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("data.html"),
+    skip_bad: SkipBad = False,
+) -> None:
+    """One page to look at: samples with and without augmentation, counts, sizes, intensities, near-duplicates.
+
+    It holds pictures of patients and needs no network: keep it where the data may be.
+
+    Example: oct-hf data show oct2017 --data OCT2017.zip --out oct2017.html
+    """
+    if out.suffix not in (".html", ".htm"):
+        raise OCTError(f"{out}: a page ends in .html")
+    if not out.parent.is_dir():
+        raise OCTError(f"{out}: no folder {out.parent}")
+    from oct_hf.runs.check import check as check_data
+    from oct_hf.runs.data_page import write_page
+    from oct_hf.runs.run import quiet_libraries
+
+    quiet_libraries()
+    recipe = _recipe(name, overrides, data, skip_bad)
+    write_page(check_data(recipe), recipe, out)
+    print(out)
+
+
+def _recipe(name: str, overrides: list[str] | None, data: Path | None, skip_bad: bool):
+    """The recipe of that name; of a folder or archive, the recipe `folder` on it."""
+    from oct_hf.training.recipe import load_recipe, recipe_names
+
+    if name not in recipe_names() and not name.endswith((".yaml", ".yml")) and Path(name).exists():
+        return load_recipe("folder", overrides_of(overrides, data or Path(name), skip_bad))
+    return load_recipe(name, overrides_of(overrides, data, skip_bad))
+
+
+def _print_split(checked, split, unit: str) -> None:
+    if split.error:
+        print(f"{split.name}: can't be made. {split.error}")
+        return
+    names = checked.dataset.features["label"].names
+    rows = [
+        (side, f"{row['images']:,}", f"{row['groups']:,}", *(f"{row['classes'][name]:,}" for name in names))
+        for side, row in split.counts.items()
+    ]
+    print_table(f"{checked.title}: {split.name}", ("side", "B-scans", f"{unit}s", *names), rows)
+    counted, near = split.certificate, split.certificate["near_duplicates"]
+    found = [
+        (f"{unit}s on two sides", counted["patients_on_two_sides"]),
+        ("files on two sides", counted["files_on_two_sides"]),
+        (f"near-duplicates across {unit}s, pairs", near["pairs_across_patients"]),
+        ("of them on two sides", near["pairs_on_two_sides"]),
+        (f"on no side, because another side has their {unit}", counted["taken_out"]["patient_held_out"]),
+        ("… because another side has a near-duplicate", counted["taken_out"]["near_duplicate_held_out"]),
+    ]
+    print_table("leakage certificate", ("", ""), [(what, f"{number:,}") for what, number in found])
+    for what, which, where in split.offenders[:SHOWN]:
+        print(f"{what} {which}: on {where}")
+    if len(split.offenders) > SHOWN:
+        print(f"… and {len(split.offenders) - SHOWN} more; --json has them all")
+
+
+def _say_skipped(skipped: list[dict]) -> None:
+    for item in skipped[:SHOWN]:
+        say(f"left out: {item['file']} ({item['reason']})")
+    if len(skipped) > SHOWN:
+        say(f"… and {len(skipped) - SHOWN} more files left out")
