@@ -178,8 +178,8 @@ def _print_split(checked, split, unit: str) -> None:
         ("files on two sides", counted["files_on_two_sides"]),
         (f"near-duplicates across {unit}s, pairs", near["pairs_across_patients"]),
         ("of them on two sides", near["pairs_on_two_sides"]),
-        (f"on no side, because another side has their {unit}", counted["taken_out"]["patient_held_out"]),
-        ("… because another side has a near-duplicate", counted["taken_out"]["near_duplicate_held_out"]),
+        (f"on no side, their {unit} being on another", counted["taken_out"]["patient_held_out"]),
+        ("on no side, a near-duplicate being on another", counted["taken_out"]["near_duplicate_held_out"]),
     ]
     print_table("leakage certificate", ("", ""), [(what, f"{number:,}") for what, number in found])
     for what, which, where in split.offenders[:SHOWN]:

@@ -1,0 +1,153 @@
+"""One page to look at a data set: self-contained HTML, pictures as data URIs, charts as SVG, no script, no network.
+
+What is shown is chosen by a seed, so the same data give the same page. It holds pictures of patients and stays home.
+"""
+
+import base64
+import io
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import jinja2
+import numpy as np
+from PIL import Image
+
+from oct_hf import __version__
+from oct_hf.data.splits import SIDES
+from oct_hf.data.transforms import Augmentation
+from oct_hf.images import Preprocessing, read_image, to_gray
+from oct_hf.labels import describe
+from oct_hf.runs.check import Checked, offending_pairs
+from oct_hf.runs.labelled import is_public
+from oct_hf.threads import in_order
+from oct_hf.training.recipe import Recipe
+
+SAMPLES = 6  # of each class
+DRAWS = 5  # augmented pictures of one B-scan
+PAIRS = 12
+MEASURED = 2_000  # B-scans that intensities and sizes are taken from
+_WIDTH = 220  # pixels of a thumbnail
+_BINS = 64
+_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442")  # Okabe and Ito
+
+
+def write_page(checked: Checked, recipe: Recipe, out: Path, seed: int = 0) -> None:
+    """Writes the page beside its place and renames it.
+
+    Args:
+        checked: what `check` found.
+        recipe: its data, split and augmentation.
+        out: an .html file.
+        seed: of the choice of samples.
+    """
+    rows = checked.dataset.cast_column("image", datasets.Image(decode=False))
+    names = checked.dataset.features["label"].names
+    labels, rng = np.array(checked.dataset["label"][:]), np.random.default_rng(seed)
+    split = checked.splits[-1]
+    sides = np.array(split.sides or ["" for _ in labels])
+
+    def pixels(number: int) -> np.ndarray:
+        return to_gray(read_image(rows[int(number)]["image"]["bytes"]))
+
+    def about(number: int) -> str:
+        row = rows[int(number)]
+        told = [
+            row["source"],
+            f"{recipe.data.grouped_by} {checked.patients[int(number)]}",
+            row["eye"],
+            sides[int(number)],
+        ]
+        return ", ".join(filter(None, told))
+
+    samples = []
+    for index, name in enumerate(names):
+        mine = rng.permutation(np.flatnonzero(labels == index))[:SAMPLES]
+        pictures = [(_picture(pixels(n)), about(n)) for n in mine]
+        samples.append({"label": name, "words": describe(name), "pictures": pictures})
+    chosen = rng.permutation(len(labels))[:MEASURED]
+    measured = list(in_order(lambda n: (pixels(n), len(rows[int(n)]["image"]["bytes"])), chosen))
+    page = {
+        "title": checked.title,
+        "facts": checked.to_dict(),
+        "about": recipe.data,
+        "public": is_public(recipe.data),
+        "names": names,
+        "classes": [int((labels == i).sum()) for i in range(len(names))],
+        "unit": recipe.data.grouped_by,
+        "samples": samples,
+        "augmented": _augmented(recipe, rows, rng.permutation(len(labels))[:3]),
+        "augmentation": recipe.augment if isinstance(recipe.augment, str) else "custom",
+        "sizes": Counter(f"{p.shape[1]} × {p.shape[0]}" for _, (p, _) in measured).most_common(8),
+        "measured": len(measured),
+        "kilobytes": round(float(np.median([size for _, (_, size) in measured])) / 1000, 1),
+        "by_class": _histogram({n: [p for i, (p, _) in measured if labels[i] == k] for k, n in enumerate(names)}),
+        "by_side": _histogram({s: [p for i, (p, _) in measured if sides[i] == s] for s in SIDES}),
+        "per_patient": _per_patient(checked.patients),
+        "pairs": [
+            {
+                "first": (_picture(pixels(a)), about(a)),
+                "second": (_picture(pixels(b)), about(b)),
+                "correlation": f"{value:.2f}",
+                "crosses": sides[a] != sides[b] and {sides[a], sides[b]} <= set(SIDES),
+            }
+            for a, b, value in offending_pairs(checked, split, PAIRS)
+        ],
+        "version": __version__,
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["thousands"] = lambda number: f"{number:,}"
+    beside = out.with_name(out.name + ".partial")
+    beside.write_text(environment.get_template("data_page.html.jinja").render(page), encoding="utf-8")
+    beside.replace(out)
+
+
+def _picture(image: np.ndarray) -> str:
+    """A data URI of a B-scan, as wide as a thumbnail."""
+    height = max(1, round(image.shape[0] * _WIDTH / image.shape[1]))
+    small = Image.fromarray(image).resize((_WIDTH, min(height, 2 * _WIDTH)), Image.Resampling.LANCZOS)
+    encoded = io.BytesIO()
+    small.save(encoded, "JPEG", quality=82)
+    return "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode()
+
+
+def _augmented(recipe: Recipe, rows: datasets.Dataset, chosen: np.ndarray) -> list[list[str]]:
+    """Rows of pictures as the network gets them: the first as it is, the others as epochs change it."""
+    size = recipe.model.image_size
+    preprocessing, augmentation = Preprocessing(size, size), Augmentation(recipe.augment, recipe.train.seed)
+    table = []
+    for number in chosen:
+        row = rows[int(number)]
+        image = preprocessing.resize(to_gray(read_image(row["image"]["bytes"])))
+        draws = (augmentation(image, epoch, row["content_hash"]) for epoch in range(DRAWS))
+        table.append([_picture(image), *map(_picture, draws)])
+    return table
+
+
+def _histogram(groups: dict[str, list[np.ndarray]]) -> list[dict]:
+    """Share of the pixels at each gray level of several groups, as points of a line in a 256 x 100 box."""
+    shares = {}
+    for name, images in groups.items():
+        if images:
+            counted = sum(np.bincount(i.ravel(), minlength=256) / i.size for i in images) / len(images)
+            shares[name] = counted.reshape(_BINS, -1).sum(1)
+    # Black background would press everything else against the axis.
+    top = max((share[1:].max() for share in shares.values()), default=1) or 1
+    lines = []
+    for number, (name, share) in enumerate(shares.items()):
+        heights = 100 - 100 * np.minimum(share / top, 1)
+        points = " ".join(f"{(i + 0.5) * 256 / _BINS:.1f},{h:.1f}" for i, h in enumerate(heights))
+        lines.append({"name": name, "points": points, "colour": _COLOURS[number % len(_COLOURS)], "dash": number})
+    return lines
+
+
+def _per_patient(patients: list[str]) -> dict:
+    counts = np.array(list(Counter(patients).values()))
+    quarters = np.percentile(counts, [0, 25, 50, 75, 100]).round().astype(int).tolist()
+    return dict(zip(("least", "quarter", "median", "three_quarters", "most"), quarters, strict=True))
