@@ -21,7 +21,7 @@ from PIL import Image
 
 from oct_hf.data import phantom, speckle
 from oct_hf.data.catalog import CATALOG
-from oct_hf.data.duplicates import thumbnail
+from oct_hf.data.duplicates import METHOD, thumbnail
 from oct_hf.data.fetch import locate
 from oct_hf.data.layout import LABELLED_BY, Entry, find_labels, list_entries, refuse_or_note
 from oct_hf.data.sources import Source, open_source
@@ -74,7 +74,7 @@ class OCTDataConfig(datasets.BuilderConfig):
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change when a file is added, removed, renamed, resized or touched."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(f"{sorted(MEASURED)} {METHOD}".encode())  # a set prepared before these is prepared anew
         if self.name == "phantom":
             digest.update((inspect.getsource(phantom) + inspect.getsource(speckle)).encode())
         elif self.data_dir:
