@@ -5,11 +5,14 @@ The folder is written beside its final place and renamed when it is whole, so a 
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from oct_hf.data import phantom
+from oct_hf.data.corrections import NAME as CORRECTIONS
+from oct_hf.data.corrections import Correction, write_corrections
 from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import write_split
 from oct_hf.errors import ModelError
@@ -31,6 +34,7 @@ def write_repository(
     split: dict,
     run: dict,
     recipe_yaml: str,
+    corrections: Sequence[Correction] = (),
 ) -> dict:
     """Writes a model repository as the Hub will hold it.
 
@@ -42,6 +46,7 @@ def write_repository(
         split: `hashes`, `patients`, `labels` and `sides` of all images, as they may be published.
         run: the facts for run.json and the card; its results must have been computed from `predictions`.
         recipe_yaml: the recipe, without paths of this machine.
+        corrections: of the data's labels; a rerun needs them, so they are published, without their remarks.
 
     Returns:
         the content of its run.json: `run` with the model's answers to the example pictures, whether there is an ONNX
@@ -58,6 +63,8 @@ def write_repository(
         (partial / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict(), indent=2) + "\n")
         predictions.write(partial / "predictions.parquet")
         write_split(partial / "split.csv", **split)
+        if corrections:
+            write_corrections(partial / CORRECTIONS, corrections)
         (partial / "recipe.yaml").write_text(recipe_yaml, encoding="utf-8")
         if can_draw():
             draw_figures(partial, run)

@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 from tqdm import tqdm
 
+from oct_hf.data.corrections import correct_labels
 from oct_hf.data.oct import prepare
 from oct_hf.data.splits import check_disjoint, pseudonyms, read_split, split_by_fold, split_by_patient
 from oct_hf.errors import DataError
@@ -46,7 +47,10 @@ def load_data(data: DataRecipe, cache_dir: str | None = None) -> tuple[datasets.
         options |= {key: getattr(data, key) for key in ("patients", "scans", "seed", "height", "width")}
     if data.name == "folder":
         options |= {"csv": data.csv, "columns": dict(data.columns), "pattern": data.pattern}
-    return prepare(data.name, data.path, cache_dir, **options)
+    dataset, skipped = prepare(data.name, data.path, cache_dir, **options)
+    if data.corrections is None:
+        return dataset, skipped
+    return correct_labels(dataset, skipped, data.corrections, data.skip_bad)
 
 
 def assign_sides(dataset: datasets.Dataset, recipe: Recipe) -> LabelledSet:

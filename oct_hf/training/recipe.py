@@ -43,6 +43,7 @@ class DataRecipe:
     columns: dict[str, str] = field(default_factory=dict)
     pattern: str | None = None
     skip_bad: bool = False
+    corrections: str | None = None  # a corrections.csv, laid over the labels
     patients: Count = 100
     scans: Count = 4
     seed: int = 0
