@@ -26,7 +26,7 @@ from oct_hf.runs.out_of_fold import out_of_fold
 from oct_hf.training.recipe import Recipe, load_recipe
 
 SHARE = 0.1  # of the labels is wrong
-SETTINGS = ("label_smoothing=0.1",)  # on top of the recipe `demo`
+SETTINGS = ("data.height=128", "data.width=128", "epochs=8", "label_smoothing=0.1")  # on top of the recipe `demo`
 FILTERS = ("prune_by_noise_rate", "prune_by_class", "both", "confident_learning", "predicted_neq_given")
 RANKINGS = ("normalized_margin", "self_confidence", "confidence_weighted_entropy")
 
@@ -107,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("settings", nargs="*", help="of the recipe demo, as KEY=VALUE")
     parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3, 4])
-    parser.add_argument("--folds", type=int, default=4)
+    parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--unit", choices=("image", "patient"), default="image")
     parser.add_argument("--compare", action="store_true", help="try every filter and ranking of cleanlab")
     parser.add_argument("--out", type=Path, default=Path("runs/planted"))

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from oct_hf.data import phantom, speckle
+from oct_hf.data.duplicates import thumbnail
 from oct_hf.data.layout import Entry, find_labels, list_entries, refuse_or_note
 from oct_hf.data.sources import Source, open_source
 from oct_hf.errors import BadImageError, DataError, did_you_mean
@@ -26,7 +27,7 @@ from oct_hf.images import read_image
 from oct_hf.threads import in_order
 
 SKIPPED_FILE = "skipped.json"
-MEASURED: dict = {}  # columns that `_measured` fills
+MEASURED = {"thumbnail": datasets.Value("binary")}  # columns that `_measured` fills
 
 
 @dataclass
@@ -152,7 +153,7 @@ class OCT(datasets.GeneratorBasedBuilder):
 
 def _measured(pixels: np.ndarray) -> dict:
     """What is found out of each picture while it is decoded anyway."""
-    return {}
+    return {"thumbnail": thumbnail(pixels)}
 
 
 def _eight_bit_file(data: bytes, pixels: np.ndarray) -> bytes:

@@ -1,17 +1,20 @@
 """Which B-scan is for training, validation and test: stratified by class, and no patient on two sides.
 
 A patient is placed whole, largest first, where class counts then fit best; several seeded orders are tried and the best
-kept. scikit-learn's StratifiedGroupKFold needs as many patients a class as folds, which small clinics don't have.
+kept. scikit-learn's StratifiedGroupKFold makes folds of equal size, and sides aren't of one size.
 """
 
+import contextlib
 import csv
 import hashlib
 import hmac
 import secrets
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
 
 from oct_hf.errors import DataError
 
@@ -100,6 +103,57 @@ def _place(wanted: np.ndarray, share: np.ndarray, rng: np.random.Generator) -> t
     return placed, float((room**2).sum())
 
 
+def split_folds(labels: Sequence[str], patients: Sequence[str], folds: int, seed: int = 0) -> np.ndarray:
+    """Folds of `n` images for cross-validation, disjoint by patient and stratified by class.
+
+    By scikit-learn's StratifiedGroupKFold; where that leaves a fold without a class, by the placing of
+    `split_by_patient`. The order of the images doesn't matter.
+
+    Args:
+        labels, patients: `n` strings each.
+        folds: how many.
+        seed: another one gives other folds.
+
+    Returns:
+        `n` strings, "0" to `folds - 1`.
+
+    Raises:
+        DataError: an image without a patient, or a class with fewer patients than folds.
+    """
+    _require_patients(patients)
+    labels, patients = np.array(labels), np.array(patients)
+    order = np.lexsort((labels, patients))
+    result = np.empty(len(labels), "<U4")
+    maker = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings(), contextlib.suppress(ValueError):  # it warns of, or refuses, a small class
+        warnings.simplefilter("ignore")
+        for number, (_, held_out) in enumerate(maker.split(labels[order], labels[order], patients[order])):
+            result[order[held_out]] = str(number)
+    classes = set(labels)
+    if all(set(labels[result == str(number)]) == classes for number in range(folds)):
+        return result
+    shares = {str(number): 1 / folds for number in range(folds)}
+    return split_by_patient(labels.tolist(), patients.tolist(), shares, seed)
+
+
+def split_by_image(labels: Sequence[str], fractions: dict[str, float], seed: int = 0) -> np.ndarray:
+    """Sides of `n` images at random within each class, whoever their patient is: what an honest split is compared with.
+
+    Args:
+        labels: `n` labels.
+        fractions: share of the images of each side.
+        seed: another one gives another split.
+    """
+    labels, sides = np.array(labels), np.empty(len(labels), "<U10")
+    rng, borders = np.random.default_rng(seed), np.cumsum([0.0, *fractions.values()])
+    for label in sorted(set(labels)):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        ends = np.rint(borders * len(rows)).astype(int)
+        for side, start, end in zip(fractions, ends, ends[1:], strict=False):
+            sides[rows[start:end]] = side
+    return sides
+
+
 def split_by_fold(
     labels: Sequence[str],
     patients: Sequence[str],
@@ -152,14 +206,6 @@ def check_disjoint(patients: Sequence[str], sides: Sequence[str], hashes: Sequen
     for kind, values in (("patient", patients), ("file", hashes)):
         for value, found in on_two_sides(values, sides).items():
             raise DataError(f"{kind} {value} is on two sides, {' and '.join(found)}")
-
-
-def certificate(patients: Sequence[str], sides: Sequence[str], hashes: Sequence[str]) -> dict[str, int]:
-    """What a split promises, as counts that anyone can make again from split.csv: both are 0 in an honest split."""
-    return {
-        "patients_on_two_sides": len(on_two_sides(patients, sides)),
-        "files_on_two_sides": len(on_two_sides(hashes, sides)),
-    }
 
 
 def on_two_sides(values: Sequence[str], sides: Sequence[str]) -> dict[str, list[str]]:

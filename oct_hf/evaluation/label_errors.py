@@ -15,7 +15,7 @@ from oct_hf.errors import DataError
 from oct_hf.evaluation.predictions import Predictions
 
 # Which images are shown and in which order; chosen on planted errors (scripts/planted_label_errors.py --compare).
-FILTER, RANKING = "prune_by_noise_rate", "normalized_margin"
+FILTER, RANKING = "prune_by_class", "normalized_margin"
 
 
 @dataclass(frozen=True)

@@ -116,13 +116,17 @@ def repository_folder(run: str | Path) -> Path:
     """The folder `model` of a finished run.
 
     Raises:
-        PublishError: there is none, or a file in it isn't what its name says.
+        PublishError: there is none, a file in it isn't what its name says, or its split leaks on purpose.
         RunError: it holds a kind of file that may not be published.
     """
     folder = model_folder(run)
     for name in ("config.json", "model.safetensors", "run.json", "README.md"):
         if not (folder / name).is_file():
             raise PublishError(f"{run}: no {name} in it, so this is no finished run; finish it with oct-hf finetune")
+    if json.loads((folder / "run.json").read_text(encoding="utf-8")).get("split", {}).get("by") == "image":
+        raise PublishError(
+            f"{run}: split by image, so one patient's B-scans are on both sides; it is for comparison only"
+        )
     check_allowed(folder)
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     for fault in file_faults(folder, names):  # a pickle may be called weights.bin

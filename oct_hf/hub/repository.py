@@ -13,6 +13,7 @@ from PIL import Image
 from oct_hf.data import phantom
 from oct_hf.data.corrections import NAME as CORRECTIONS
 from oct_hf.data.corrections import Correction, write_corrections
+from oct_hf.data.leakage import LINKS_FILE, Links, write_links
 from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import write_split
 from oct_hf.errors import ModelError
@@ -34,6 +35,7 @@ def write_repository(
     split: dict,
     run: dict,
     recipe_yaml: str,
+    links: Links | None = None,
     corrections: Sequence[Correction] = (),
 ) -> dict:
     """Writes a model repository as the Hub will hold it.
@@ -46,6 +48,7 @@ def write_repository(
         split: `hashes`, `patients`, `labels` and `sides` of all images, as they may be published.
         run: the facts for run.json and the card; its results must have been computed from `predictions`.
         recipe_yaml: the recipe, without paths of this machine.
+        links: near-duplicates across patients, where they were searched for.
         corrections: of the data's labels; a rerun needs them, so they are published, without their remarks.
 
     Returns:
@@ -63,6 +66,8 @@ def write_repository(
         (partial / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict(), indent=2) + "\n")
         predictions.write(partial / "predictions.parquet")
         write_split(partial / "split.csv", **split)
+        if links is not None:
+            write_links(partial / LINKS_FILE, links)
         if corrections:
             write_corrections(partial / CORRECTIONS, corrections)
         (partial / "recipe.yaml").write_text(recipe_yaml, encoding="utf-8")

@@ -21,7 +21,8 @@ from PIL import Image
 from oct_hf import __version__
 from oct_hf.data.corrections import NAME as CORRECTIONS
 from oct_hf.data.corrections import describe_corrections
-from oct_hf.data.splits import certificate, count_sides, fingerprint, on_two_sides, read_split_table
+from oct_hf.data.leakage import LINKS_FILE, Links, certificate, read_links
+from oct_hf.data.splits import count_sides, fingerprint, on_two_sides, read_split_table
 from oct_hf.errors import ModelError, OCTError
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.evaluation.report import can_draw
@@ -133,7 +134,7 @@ class _Claims:
         run["labels"] = list(self.answers.names)
         run["split"] |= {
             "sides": count_sides(labels, patients, sides, run["labels"]),
-            "certificate": certificate(patients, sides, hashes),
+            "certificate": self._certificate(hashes, patients, sides),
         }
         run["data"] |= {
             "images": len(hashes),
@@ -160,6 +161,19 @@ class _Claims:
         run["name"] = recipe["name"]
         return run
 
+    @cached_property
+    def links(self) -> Links | None:
+        """The near-duplicates that travel with the repository; None where its certificate says that none do."""
+        searched = self.said["split"]["certificate"].get("near_duplicates")
+        return read_links(self.folder / LINKS_FILE, searched["neighbour"] is None) if searched else None
+
+    def _certificate(self, hashes: list[str], patients: list[str], sides: list[str]) -> dict:
+        said = self.said["split"]["certificate"]
+        made = certificate(hashes, patients, sides, self.links)
+        if made["near_duplicates"]:  # how they were searched for is told by no file
+            made["near_duplicates"] |= {key: said["near_duplicates"][key] for key in ("method", "copy", "neighbour")}
+        return {key: made[key] for key in said if key in made}  # oct-hf 0.1 counted less
+
 
 # --- files ---
 
@@ -184,13 +198,17 @@ def _checksums(claims: _Claims) -> Check:
 
 
 def _split(claims: _Claims) -> Check:
-    """The certificate: no patient and no file on two sides, and the predictions are of exactly these images."""
+    """No patient, file or near-duplicate on two sides, and the predictions are of exactly these images."""
     table, answers = claims.split, claims.answers
     faults = [
         f"split.csv: {kind} {value} is on {' and '.join(sides)}"
         for kind, column in (("patient", "patient_id"), ("file", "content_hash"))
         for value, sides in on_two_sides(table[column], table["side"]).items()
     ]
+    hashes, patients, sides = (table[column] for column in ("content_hash", "patient_id", "side"))
+    near = certificate(hashes, patients, sides, claims.links)["near_duplicates"]
+    if near and near["pairs_on_two_sides"]:
+        faults.append(f"{LINKS_FILE}: {near['pairs_on_two_sides']} of its pairs are on two sides")
     rows = zip(*(table[column] for column in ("content_hash", "patient_id", "label", "side")), strict=True)
     held_out = {row for row in rows if row[3] in ("validation", "test")}
     predicted = set(zip(answers.hashes, answers.groups, answers.labels, answers.sides, strict=True))

@@ -17,6 +17,7 @@ import numpy as np
 from huggingface_hub import HfApi
 
 from oct_hf import __version__
+from oct_hf.data.leakage import certificate
 from oct_hf.data.splits import SIDES, UNUSED, fingerprint
 from oct_hf.errors import DataError
 from oct_hf.hub.croissant import croissant, date_of
@@ -97,6 +98,8 @@ def load_for_publishing(recipe: Recipe) -> tuple[LabelledSet, list[dict]]:
         DataError: the licence doesn't allow publishing, which is asked before any file is read; or as `load_data`.
     """
     require_redistributable(_licence(recipe.data))
+    if recipe.split.by == "image":
+        raise DataError("split.by is image: a data set is published with a split that keeps patients apart")
     dataset, skipped = load_data(recipe.data)
     return assign_sides(dataset, recipe), skipped
 
@@ -194,6 +197,7 @@ def _facts(
         "left_out": len(skipped),
         "fingerprint": fingerprint(data.hashes, data.patients, data.labels),
         "split": {"by": split.by, "test_fold": test_fold, "seed": split.seed},
+        "certificate": certificate(data.hashes, data.patients, data.sides, data.links),
         "sides": sides,
         "pictures": {
             "formats": dict(seen["formats"].most_common()),

@@ -12,8 +12,9 @@ import torch
 
 from oct_hf import __version__
 from oct_hf.data.corrections import NAME, describe_corrections
+from oct_hf.data.leakage import certificate
 from oct_hf.data.sources import file_sha256
-from oct_hf.data.splits import certificate, count_sides, fingerprint
+from oct_hf.data.splits import count_sides, fingerprint
 from oct_hf.runs.labelled import LabelledSet, is_public
 from oct_hf.training.recipe import HubRecipe, Recipe
 
@@ -70,7 +71,7 @@ def run_facts(recipe: Recipe, data: LabelledSet, skipped: list[dict], model) -> 
             "test_fold": public_recipe(recipe).split.test_fold,
             "seed": recipe.split.seed,
             "sides": count_sides(data.labels, data.patients, data.sides, data.names),
-            "certificate": certificate(data.patients, data.sides, data.hashes),
+            "certificate": certificate(data.hashes, data.patients, data.sides, data.links),
         },
         "model": {
             "architecture": model.config.architecture,

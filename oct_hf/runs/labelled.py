@@ -9,12 +9,21 @@ import numpy as np
 from tqdm import tqdm
 
 from oct_hf.data.corrections import correct_labels
+from oct_hf.data.leakage import Links, search, stand_in_patients, units
 from oct_hf.data.oct import prepare
-from oct_hf.data.splits import check_disjoint, pseudonyms, read_split, split_by_fold, split_by_patient
+from oct_hf.data.splits import (
+    check_disjoint,
+    pseudonyms,
+    read_split,
+    split_by_fold,
+    split_by_image,
+    split_by_patient,
+    split_folds,
+)
 from oct_hf.errors import DataError
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.inference.predictor import Predictor
-from oct_hf.training.recipe import DataRecipe, Recipe
+from oct_hf.training.recipe import DataRecipe, Recipe, SplitRecipe
 
 KEY_FILE = Path(os.environ.get("OCT_HF_HOME", Path.home() / ".config" / "oct-hf")) / "patient.key"
 
@@ -28,6 +37,7 @@ class LabelledSet:
         hashes, labels, patients: `n` strings; patients as they may be published.
         names: the classes.
         sides: `n` strings: train, validation, test or unused.
+        links: near-duplicates across patients; None where none were searched for.
     """
 
     dataset: datasets.Dataset
@@ -36,6 +46,7 @@ class LabelledSet:
     names: list[str]
     patients: list[str]
     sides: np.ndarray
+    links: Links | None = None
 
 
 def load_data(data: DataRecipe, cache_dir: str | None = None) -> tuple[datasets.Dataset, list[dict]]:
@@ -54,27 +65,51 @@ def load_data(data: DataRecipe, cache_dir: str | None = None) -> tuple[datasets.
 
 
 def assign_sides(dataset: datasets.Dataset, recipe: Recipe) -> LabelledSet:
-    """Splits as the recipe says, checks that the split is clean, and makes the patient ids publishable."""
+    """Splits as the recipe says, with near-duplicates on one side, and makes the patient ids publishable.
+
+    Raises:
+        DataError: the split can't be made, or would put a patient on two sides.
+    """
     names = dataset.features["label"].names
     labels = [names[i] for i in dataset["label"][:]]
     patients, hashes = dataset["patient_id"][:], dataset["content_hash"][:]
-    split = recipe.split
+    nameless, split = not any(patients), recipe.split
+    if nameless and not split.near_duplicates:
+        raise DataError("the set names no patient, so near-duplicates must stand in: split.near_duplicates=true")
+    # Neighbours of one volume belong to one patient; they are searched for where that isn't known.
+    whole = recipe.data.grouped_by == "patient" and not nameless
+    links = search(dataset, copies_only=whole) if split.near_duplicates else None
+    if nameless:
+        patients = stand_in_patients(hashes, links)
+    together = units(hashes, patients, links) if links else patients
+    sides = _sides(split, labels, together, hashes, dataset["fold"][:])
+    if split.by != "image":
+        check_disjoint(patients, sides, hashes)
+    published = public_ids(patients, recipe.data)
+    links = links.across(hashes, published) if links else None
+    return LabelledSet(dataset, hashes, labels, names, published, sides, links)
+
+
+def _sides(split: SplitRecipe, labels: list[str], patients: list[str], hashes: list[str], folds: list[str]):
+    shares = {"train": 1 - split.validation - split.test, "validation": split.validation, "test": split.test}
     if split.by == "file":
         if not split.path:
             raise DataError("split.by is file, but split.path names none")
-        sides = read_split(split.path, hashes)
-    elif split.by == "fold":
+        return read_split(split.path, hashes)
+    if split.by == "patient" and split.folds:
         if split.test_fold is None:
-            raise DataError("split.by is fold, but split.test_fold names none")
+            raise DataError(f"split.folds is {split.folds}, but split.test_fold names none: 0 to {split.folds - 1}")
+        folds = split_folds(labels, patients, split.folds, split.seed).tolist()
+    elif split.by == "fold" and split.test_fold is None:
+        raise DataError("split.by is fold, but split.test_fold names none")
+    if split.by == "fold" or split.folds:
         validation = split.validation_fold or split.validation
-        sides = split_by_fold(labels, patients, dataset["fold"][:], split.test_fold, validation, split.seed)
-    else:
-        shares = {"train": 1 - split.validation - split.test, "validation": split.validation, "test": split.test}
-        if shares["train"] <= 0:
-            raise DataError(f"split: validation {split.validation} and test {split.test} leave nothing to train on")
-        sides = split_by_patient(labels, patients, shares, split.seed)
-    check_disjoint(patients, sides, hashes)
-    return LabelledSet(dataset, hashes, labels, names, public_ids(patients, recipe.data), sides)
+        return split_by_fold(labels, patients, folds, split.test_fold, validation, split.seed)
+    if shares["train"] <= 0:
+        raise DataError(f"split: validation {split.validation} and test {split.test} leave nothing to train on")
+    if split.by == "image":
+        return split_by_image(labels, shares, split.seed)
+    return split_by_patient(labels, patients, shares, split.seed)
 
 
 def predict_sides(predictor: Predictor, data: LabelledSet) -> Predictions:

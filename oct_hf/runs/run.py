@@ -18,7 +18,7 @@ import transformers
 from oct_hf.data.corrections import read_corrections
 from oct_hf.data.pixels import Pixels
 from oct_hf.data.transforms import Augmentation
-from oct_hf.errors import DataError, ModelError
+from oct_hf.errors import DataError, ModelError, RecipeError
 from oct_hf.evaluation.oct_metrics import measure
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.hub.repository import write_repository
@@ -222,6 +222,8 @@ def _hub(recipe: Recipe):
     """Where `push_to_hub` publishes to, made before anything slow; None without it."""
     if not recipe.push_to_hub:
         return None
+    if recipe.split.by == "image":
+        raise RecipeError("push_to_hub: what is measured on a split by image can't be published")
     from oct_hf.hub.in_training import TrainingBranch
 
     return TrainingBranch(recipe.hub.repo, recipe.name, recipe.hub.private, recipe.hub.gated)
@@ -268,6 +270,7 @@ def _measure_and_write(recipe, folder, data, trainer, preprocessing, facts) -> N
         split,
         published,
         public_recipe(recipe).to_yaml(),
+        data.links,
         read_corrections(recipe.data.corrections) if recipe.data.corrections else (),
     )
     facts |= {key: written[key] for key in written.keys() - published.keys()}

@@ -36,6 +36,7 @@ class DataRecipe:
     homepage: str | None = None
     license: str | None = None  # of the data, as the Hub names licences
     citation: str | None = None
+    without_patients: bool = False  # nothing tells the patient: groups of near-duplicates stand in
     grouped_by: str = "patient"  # what the patient column really tells apart, for the card: "patient", "eye", "volume"
     public: bool = False  # public patient ids are published as they are; all others as pseudonyms
     labels: tuple[str, ...] | None = None
@@ -53,14 +54,20 @@ class DataRecipe:
 
 @checked(frozen=True, config=_STRICT)
 class SplitRecipe:
-    """Which patients are held out: a share of them, a fold of the CSV or the published test side, or as a file says."""
+    """Which patients are held out: a share of them, a fold of the CSV or the published test side, or as a file says.
 
-    by: Literal["patient", "fold", "file"] = "patient"
+    `by: image` splits at random, whoever the patient is. It shows what such a split would have claimed; nothing that
+    was measured on it can be published.
+    """
+
+    by: Literal["patient", "fold", "file", "image"] = "patient"
     test: Share = 0.15  # share of the images
     validation: Share = 0.15
+    folds: Annotated[int, Field(ge=2)] | None = None  # with `by: patient`: that many folds, and test_fold from 0 on
     test_fold: Fold | None = None  # for `by: fold`; "test" is the published test side
     validation_fold: Fold | None = None  # the share `validation` of the rest, by patient, where not given
     path: str | None = None  # a split.csv, for `by: file`
+    near_duplicates: bool = True  # search for them and keep them on one side
     seed: int = 0
 
 

@@ -52,9 +52,9 @@ def test_the_surest_come_first_and_each_says_why():
 
 
 def test_an_eye_mislabelled_as_a_whole_is_told_as_one():
-    predictions, _, _ = simulated(flipped=0)
+    predictions, _, _ = simulated(accuracy=1, flipped=0)
     eye = np.flatnonzero((predictions.groups == "P00003") & (predictions.probabilities.argmax(1) == 0))
-    predictions.labels[eye] = "DME"
+    predictions.labels[eye], predictions.probabilities[eye] = "DME", (0.97, 0.01, 0.01, 0.01)
     units = [f"{group} OD" for group in predictions.groups]
     found = {s.content_hash: s for s in find_suspects(predictions, units)}
     for row in eye:
