@@ -72,18 +72,14 @@ class Thumbnails:
     """A prepared set's thumbnails in another order; they stay on the disk until they are asked for."""
 
     def __init__(self, dataset: datasets.Dataset, order: np.ndarray):
-        chunks = dataset.with_format("arrow").data.column("thumbnail").chunks
-        self._chunks, self._order = chunks, order
-        self._starts = np.cumsum([0, *map(len, chunks)])
+        self._rows, self._order = dataset.select_columns("thumbnail").with_format("arrow"), order
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __getitem__(self, rows) -> np.ndarray:
         """uint8 `(n, SIDE, SIDE)` of n row numbers, or of a slice of them."""
-        found = self._order[rows]
-        chunk = np.searchsorted(self._starts, found, side="right") - 1
-        pictures = (self._chunks[c][int(r - self._starts[c])] for c, r in zip(chunk, found, strict=True))
+        pictures = self._rows[self._order[rows].tolist()].column("thumbnail")
         joined = b"".join(picture.as_buffer() for picture in pictures)
         return np.frombuffer(joined, np.uint8).reshape(-1, duplicates.SIDE, duplicates.SIDE)
 

@@ -4,6 +4,7 @@ One row a B-scan: content hash, group (patient, or pseudonym), true label, side,
 and no picture, so it can be published.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,21 @@ class Predictions:
         rows = self.sides == side
         columns = (getattr(self, c)[rows] for c in ("hashes", "groups", "labels", "sides", "probabilities"))
         return Predictions(self.names, *columns)
+
+    @classmethod
+    def pool(cls, parts: Sequence["Predictions"]) -> "Predictions":
+        """The rows of several, one after the other, such as those of the folds of a cross-validation.
+
+        Raises:
+            DataError: they don't know the same labels, or an image is in two of them.
+        """
+        if len({part.names for part in parts}) != 1:
+            raise DataError("predictions of different labels can't be pooled")
+        columns = ("hashes", "groups", "labels", "sides", "probabilities")
+        pooled = cls(parts[0].names, *(np.concatenate([getattr(part, c) for part in parts]) for c in columns))
+        if len(set(pooled.hashes)) < len(pooled.hashes):
+            raise DataError("an image was predicted in two of the parts to be pooled")
+        return pooled
 
     def indices(self) -> np.ndarray:
         """True labels as int `(n,)`.

@@ -5,11 +5,14 @@ The folder is written beside its final place and renamed when it is whole, so a 
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from oct_hf.data import phantom
+from oct_hf.data.corrections import NAME as CORRECTIONS
+from oct_hf.data.corrections import Correction, write_corrections
 from oct_hf.data.leakage import LINKS_FILE, Links, write_links
 from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import write_split
@@ -33,6 +36,7 @@ def write_repository(
     run: dict,
     recipe_yaml: str,
     links: Links | None = None,
+    corrections: Sequence[Correction] = (),
 ) -> dict:
     """Writes a model repository as the Hub will hold it.
 
@@ -45,6 +49,7 @@ def write_repository(
         run: the facts for run.json and the card; its results must have been computed from `predictions`.
         recipe_yaml: the recipe, without paths of this machine.
         links: near-duplicates across patients, where they were searched for.
+        corrections: of the data's labels; a rerun needs them, so they are published, without their remarks.
 
     Returns:
         the content of its run.json: `run` with the model's answers to the example pictures, whether there is an ONNX
@@ -63,6 +68,8 @@ def write_repository(
         write_split(partial / "split.csv", **split)
         if links is not None:
             write_links(partial / LINKS_FILE, links)
+        if corrections:
+            write_corrections(partial / CORRECTIONS, corrections)
         (partial / "recipe.yaml").write_text(recipe_yaml, encoding="utf-8")
         if can_draw():
             draw_figures(partial, run)

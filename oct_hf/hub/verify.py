@@ -19,6 +19,8 @@ import torch
 from PIL import Image
 
 from oct_hf import __version__
+from oct_hf.data.corrections import NAME as CORRECTIONS
+from oct_hf.data.corrections import describe_corrections
 from oct_hf.data.leakage import LINKS_FILE, Links, certificate, read_links
 from oct_hf.data.splits import count_sides, fingerprint, on_two_sides, read_split_table
 from oct_hf.errors import ModelError, OCTError
@@ -127,7 +129,7 @@ class _Claims:
         run = copy.deepcopy(self.said)
         hashes, patients, labels, sides = (self.split[c] for c in ("content_hash", "patient_id", "label", "side"))
         recipe = load_recipe(self.folder / "recipe.yaml").to_dict()
-        network = self.predictor.model
+        network, corrected = self.predictor.model, self.folder / CORRECTIONS
         run["results"] = {side: self.answers.of(side).measure() for side in ("validation", "test")}
         run["labels"] = list(self.answers.names)
         run["split"] |= {
@@ -138,6 +140,7 @@ class _Claims:
             "images": len(hashes),
             "groups": len(set(patients)),
             "fingerprint": fingerprint(hashes, patients, labels),
+            "corrections": describe_corrections(corrected if corrected.exists() else None, hashes),
             **{key: recipe["data"][key] for key in ("name", "homepage", "license", "citation", "public", "grouped_by")},
             "title": recipe["data"]["title"] or recipe["data"]["name"],
         }

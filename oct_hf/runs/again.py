@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from oct_hf.data.corrections import NAME as CORRECTIONS
 from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import UNUSED, read_split_table
 from oct_hf.errors import DataError, ModelError, OCTError
@@ -35,6 +36,7 @@ def predict_again(data: str | Path | None, cache_dir: str | None = None) -> Call
 
     def predict(folder: Path) -> Predictions:
         recipe = load_recipe(folder / "recipe.yaml", [f"data.path={json.dumps(str(data))}"] if data else [])
+        recipe = _with_its_corrections(recipe, folder)
         dataset, _ = load_data(recipe.data, cache_dir)
         names, hashes = dataset.features["label"].names, dataset["content_hash"][:]
         labels = [names[i] for i in dataset["label"][:]]
@@ -47,6 +49,13 @@ def predict_again(data: str | Path | None, cache_dir: str | None = None) -> Call
         return predict_sides(Predictor(folder), LabelledSet(dataset, hashes, labels, names, patients, sides))
 
     return predict
+
+
+def _with_its_corrections(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with the corrections that lie beside it; one given by hand stays."""
+    if recipe.data.corrections != CORRECTIONS:
+        return recipe
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, corrections=str(folder / CORRECTIONS)))
 
 
 def drawn_data(model: Downloaded) -> bool:
@@ -94,7 +103,7 @@ def rerun_recipe(model: Downloaded, overrides: list[str]) -> Recipe:
     """
     if not (model.folder / "recipe.yaml").is_file() or not (model.folder / "split.csv").is_file():
         raise ModelError(f"{model.name}: no recipe.yaml and split.csv in it, so it can't be trained again")
-    recipe = load_recipe(model.folder / "recipe.yaml", overrides)
+    recipe = _with_its_corrections(load_recipe(model.folder / "recipe.yaml", overrides), model.folder)
     split = recipe.split
     unsaid = (split.by == "file" and not split.path) or (split.by == "fold" and not split.test_fold)
     if unsaid:

@@ -11,6 +11,7 @@ import timm
 import torch
 
 from oct_hf import __version__
+from oct_hf.data.corrections import NAME, describe_corrections
 from oct_hf.data.leakage import certificate
 from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import count_sides, fingerprint
@@ -62,6 +63,7 @@ def run_facts(recipe: Recipe, data: LabelledSet, skipped: list[dict], model) -> 
             "images": len(data.labels),
             "groups": len(set(data.patients)),
             "left_out": len(skipped),
+            "corrections": describe_corrections(recipe.data.corrections, data.hashes),
             "fingerprint": fingerprint(data.hashes, data.patients, data.labels),
         },
         "split": {
@@ -119,7 +121,7 @@ def public_recipe(recipe: Recipe) -> Recipe:
     folds = {} if is_public(recipe.data) else {"test_fold": None, "validation_fold": None}
     return dataclasses.replace(
         recipe,
-        data=dataclasses.replace(recipe.data, path=None),
+        data=dataclasses.replace(recipe.data, path=None, corrections=NAME if recipe.data.corrections else None),
         split=dataclasses.replace(recipe.split, path=None, **folds),
         push_to_hub=False,
         hub=HubRecipe(),

@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 from tqdm import tqdm
 
+from oct_hf.data.corrections import correct_labels
 from oct_hf.data.leakage import Links, search, stand_in_patients, units
 from oct_hf.data.oct import prepare
 from oct_hf.data.splits import (
@@ -62,7 +63,10 @@ def load_data(data: DataRecipe, cache_dir: str | None = None) -> tuple[datasets.
         options["size"] = data.size
     if data.label_by != "image":
         options["label_by"] = data.label_by
-    return prepare(data.name, data.path, cache_dir, **options)
+    dataset, skipped = prepare(data.name, data.path, cache_dir, **options)
+    if data.corrections is None:
+        return dataset, skipped
+    return correct_labels(dataset, skipped, data.corrections, data.skip_bad)
 
 
 def assign_sides(dataset: datasets.Dataset, recipe: Recipe) -> LabelledSet:

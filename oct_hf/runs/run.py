@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import transformers
 
+from oct_hf.data.corrections import read_corrections
 from oct_hf.data.pixels import Pixels
 from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import DataError, ModelError, RecipeError
@@ -270,5 +271,6 @@ def _measure_and_write(recipe, folder, data, trainer, preprocessing, facts) -> N
         published,
         public_recipe(recipe).to_yaml(),
         data.links,
+        read_corrections(recipe.data.corrections) if recipe.data.corrections else (),
     )
     facts |= {key: written[key] for key in written.keys() - published.keys()}

@@ -47,6 +47,7 @@ class DataRecipe:
     label_by: Literal["image", "eye", "worst"] = "image"  # "eye": by its eye's worst case; "worst": only images of it
     size: int = 224  # of OCTMNIST's images, in pixels
     skip_bad: bool = False
+    corrections: str | None = None  # a corrections.csv, laid over the labels
     patients: Count = 100
     scans: Count = 4
     seed: int = 0
