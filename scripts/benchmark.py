@@ -232,6 +232,75 @@ def benchmark_push(run: Path | None, scratch: Path) -> dict:
     return result
 
 
+THUMBNAILS = """
+import io, sys
+import numpy as np
+from concurrent.futures import ProcessPoolExecutor
+from PIL import Image
+from oct_hf.data.duplicates import SIDE, thumbnail
+from oct_hf.data.phantom import LABELS, draw
+
+def copy(image, rng):
+    height, width = image.shape
+    down, right = int(rng.uniform(-.08, .08) * height), int(rng.uniform(-.08, .08) * width)
+    moved = np.zeros_like(image)
+    part = image[max(0, -down):height - max(0, down), max(0, -right):width - max(0, right)]
+    moved[max(0, down):max(0, down) + len(part), max(0, right):max(0, right) + part.shape[1]] = part
+    moved = np.clip(moved * rng.uniform(.85, 1.15) + rng.uniform(-8, 8), 0, 255).astype(np.uint8)
+    encoded, picture = io.BytesIO(), Image.fromarray(moved)
+    if rng.random() < .5:
+        scale = rng.uniform(.6, 1.4)
+        picture = picture.resize((int(width * scale), int(height * scale)), Image.Resampling.BICUBIC)
+    picture.save(encoded, "JPEG", quality=int(rng.integers(50, 96)))
+    return np.asarray(Image.open(encoded))
+
+def both(patient):
+    image = draw(LABELS[patient % 4], 0, patient, 0, 192, 192).image
+    return thumbnail(image) + thumbnail(copy(image, np.random.default_rng([1, patient])))
+
+if __name__ == "__main__":
+    count, path = int(sys.argv[1]), sys.argv[2]
+    with ProcessPoolExecutor() as pool:
+        data = b"".join(pool.map(both, range(count // 2), chunksize=64))
+    np.save(path, np.frombuffer(data, np.uint8).reshape(-1, SIDE, SIDE))
+"""
+
+FIND = """
+import json, resource, sys, time
+import numpy as np
+from oct_hf.data.duplicates import find
+everything = np.load(sys.argv[1], mmap_mode="r")
+before = time.perf_counter()
+pairs = find(everything, copies_only=sys.argv[2] == "copies")
+seconds = time.perf_counter() - before
+true = (pairs.first % 2 == 0) & (pairs.second == pairs.first + 1)
+print(json.dumps({
+    "s": round(seconds, 1),
+    "recall": round(float(true.sum() / (len(everything) / 2)), 4),
+    "precision": round(float(true.mean()), 5),
+    "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+}))
+"""
+
+
+def benchmark_duplicates(scratch: Path) -> dict:
+    """Near-duplicate search: half of the set are phantoms of different patients, the other half one copy of each.
+
+    A copy is shifted by up to 8 %, its contrast changed by up to 15 %, resized by 0.6 to 1.4 every other time, and a
+    JPEG of quality 50 to 95. Everything that is no such pair counts as wrong.
+    """
+    program, result = scratch / "thumbnails.py", {}
+    program.write_text(THUMBNAILS)
+    for count in (1_000, 10_000, 100_000):
+        path = scratch / f"{count}.npy"
+        subprocess.run([sys.executable, program, str(count), path], check=True)
+        for kind in ("copies", "neighbours too"):
+            found = subprocess.check_output([sys.executable, "-c", FIND, path, kind], text=True)
+            result[f"{count:,}, {kind}"] = json.loads(found)
+        path.unlink()
+    return result
+
+
 SERVE = """
 import io, json, sys, warnings
 kind, model, batch_size = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -385,7 +454,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="finished run to push; a small one is made where not given")
     parser.add_argument("--out", type=Path, default=Path("benchmark.json"))
     given = parser.parse_args()
-    parts = ("data", "training", "serving", "startup", "push")
+    parts = ("data", "duplicates", "training", "serving", "startup", "push")
     if strange := set(given.parts) - set(parts):
         parser.error(f"no benchmark {', '.join(strange)}; there are {', '.join(parts)}")
     results = {"cores": os.cpu_count(), "data_from": "a folder of B-scans" if given.data else "phantoms"}
@@ -393,6 +462,7 @@ def main() -> None:
         for part in given.parts or parts:
             run = {
                 "data": lambda: benchmark_data(given.data, Path(scratch)),
+                "duplicates": lambda: benchmark_duplicates(Path(scratch)),
                 "training": lambda: benchmark_training(Path(scratch)),
                 "serving": lambda: benchmark_serving(given.data, Path(scratch)),
                 "startup": benchmark_startup,

@@ -1,4 +1,4 @@
-"""`oct-hf data list|prepare|check|show`: the sets that are known, and what is in one."""
+"""`oct-hf data list|prepare|check|show|labels`: the sets that are known, and what is in one."""
 
 import json
 from pathlib import Path
@@ -151,6 +151,38 @@ def show(
     recipe = _recipe(name, overrides, data, skip_bad)
     write_page(check_data(recipe), recipe, out)
     print(out)
+
+
+@app.command()
+def labels(
+    name: Name,
+    out: Annotated[Path, typer.Option(help="Folder for the runs, the page and the table.")],
+    overrides: Overrides = None,
+    data: Data = None,
+    folds: Annotated[int, typer.Option(min=2, help="The recipe is trained once for each.")] = 5,
+    skip_bad: SkipBad = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace other runs in that folder.")] = False,
+) -> None:
+    """Likely label errors, on a page of pictures to decide on; trains the recipe once for each fold of patients.
+
+    What the page saves is given back to a recipe as data.corrections=corrections.csv. A search
+    that was stopped goes on.
+
+    Example: oct-hf data labels octdl --out runs/octdl-labels
+    """
+    from oct_hf.runs import run as runs
+    from oct_hf.runs.label_search import TABLE, find_label_errors
+
+    try:
+        found = find_label_errors(_recipe(name, overrides, data, skip_bad), out, folds, overwrite)
+    except runs.Stopped as stopped:
+        say(str(stopped))
+        raise typer.Exit(stopped.exit_code) from None
+    print(
+        f"{len(found.suspects):,} of {len(found.predictions.labels):,} B-scans have a label that the networks contradict"
+    )
+    print(f"{found.page}  the page: decide, save corrections.csv, and train with data.corrections=corrections.csv")
+    print(f"{out / TABLE}  all of them as a table")
 
 
 def _recipe(name: str, overrides: list[str] | None, data: Path | None, skip_bad: bool):

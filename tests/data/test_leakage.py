@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oct_hf.data.leakage import Links, certificate, leaks, read_links, stand_in_patients, units, write_links
+from oct_hf.data.leakage import Links, certificate, leaks, read_links, search, stand_in_patients, units, write_links
 from oct_hf.data.splits import split_by_image, split_folds
 from oct_hf.errors import DataError
 from oct_hf.runs.labelled import assign_sides, load_data
@@ -179,3 +179,19 @@ def test_a_set_without_patients_is_split_by_groups_of_near_duplicates(clinic, tm
     with pytest.raises(DataError, match="near-duplicates must stand in"):
         split = dataclasses.replace(recipe.split, near_duplicates=False)
         assign_sides(dataset, dataclasses.replace(recipe, split=split))
+
+
+def test_a_near_duplicate_is_found_among_the_images_that_corrections_leave(copied, tmp_path):
+    data = recipe_of(copied).data
+    dataset, _ = load_data(data, str(tmp_path / "cache"))
+    first = dataset[0]["content_hash"]
+    (tmp_path / "corrections.csv").write_text(f"content_hash,label,given_label\n{first},leave out,DME\n")
+    rest = dataclasses.replace(data, corrections=str(tmp_path / "corrections.csv"))
+    fewer, _ = load_data(rest, str(tmp_path / "cache"))
+    source = dict(zip(fewer["content_hash"][:], fewer["source"][:], strict=True))
+    assert len(fewer) == len(dataset) - 1
+    for set_, expected in ((dataset, 1), (fewer, 0 if dataset[0]["source"] == "DME/D0/0.png" else 1)):
+        found = search(set_, copies_only=True).pairs
+        assert len(found) == expected
+    for a, b, *_ in search(fewer, copies_only=True).pairs:
+        assert {source[a], source[b]} == {"DME/D0/0.png", "DME/D5/9.jpeg"}
