@@ -178,9 +178,7 @@ def labels(
     except runs.Stopped as stopped:
         say(str(stopped))
         raise typer.Exit(stopped.exit_code) from None
-    print(
-        f"{len(found.suspects):,} of {len(found.predictions.labels):,} B-scans have a label that the networks contradict"
-    )
+    print(f"{len(found.suspects):,} of {len(found.predictions.labels):,} B-scans have a label that networks contradict")
     print(f"{found.page}  the page: decide, save corrections.csv, and train with data.corrections=corrections.csv")
     print(f"{out / TABLE}  all of them as a table")
 
