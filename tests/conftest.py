@@ -21,11 +21,11 @@ def _own_home(tmp_path_factory):
     """Prepared data and the pseudonym key of tests stay out of the user's home."""
     import datasets
 
-    from oct_hf.runs import labelled
+    from oct_hf.data import splits
 
     home = tmp_path_factory.mktemp("home")
     datasets.config.HF_DATASETS_CACHE = home / "datasets"
-    labelled.KEY_FILE = home / "patient.key"
+    splits.KEY_FILE = home / "patient.key"
 
 
 @pytest.fixture(scope="session")

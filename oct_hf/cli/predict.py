@@ -9,12 +9,18 @@ from oct_hf.cli.printing import print_table, say, score
 
 
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, a device's files, and folders of them.")],
     model: Annotated[str, typer.Option("--model", "-m", help="A run, a model folder or a Hub id.")],
     out: Annotated[Path | None, typer.Option(help="Write a .csv, .parquet or .json file instead of a table.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    rule: Annotated[
+        str, typer.Option(help="How the B-scans of an eye make one answer: mean, maximum or noisy-or.")
+    ] = "mean",
 ) -> None:
     """Classify B-scans: one row a file, with a probability for each label.
+
+    Of a device's file (DICOM OPT, Heidelberg .vol) one row a B-scan and one an eye. The rule that
+    joins them isn't chosen for you: mean is steady, maximum finds what few B-scans show.
 
     Example: oct-hf predict scans/ --model runs/demo --out answers.csv
     """
@@ -24,23 +30,48 @@ def predict(
         table.check_format(out)
     from tqdm import tqdm
 
+    from oct_hf.data.volumes import is_volume
+    from oct_hf.errors import DataError, OCTError
+    from oct_hf.inference.eyes import RULES, answer_eyes
     from oct_hf.inference.predictor import Predictor, find_images, quiet_transformers
     from oct_hf.model.folder import model_folder
 
+    if rule not in RULES:
+        raise OCTError(f"--rule: found {rule}, expected {', '.join(RULES)}")
     quiet_transformers()
     files = find_images(images)
+    devices = [file for file in files if is_volume(file)]
+    pictures = [file for file in files if not is_volume(file)]
     predictor = Predictor(model_folder(model), batch_size=batch_size)
-    work = tqdm(predictor.predict(files), total=len(files), desc="predicting", unit="image", disable=None, leave=False)
-    rows = [table.row(answer, predictor.labels) for answer in work]
-    failed = [row for row in rows if row["error"]]
+    bar = tqdm(total=len(files), desc="predicting", unit="file", disable=None, leave=False)
+    rows, eyes = [], []
+    for answer in predictor.predict(pictures):
+        rows.append(table.row(answer, predictor.labels))
+        bar.update()
+    for file in devices:
+        try:
+            for answer in answer_eyes(predictor, file, rule):
+                eyes.append(answer)
+                rows += table.eye_rows(answer)
+        except DataError as error:
+            rows.append({"file": str(file), "error": str(error).removeprefix(f"{file}: ")})
+        bar.update()
+    bar.close()
+    failed = sum(bool(row.get("error")) for row in rows)
     if out is None:
-        _print_predictions(rows, predictor.labels)
+        shown = [row for row in rows if row.get("level") is None]
+        if shown:
+            _print_predictions(shown, predictor.labels)
+        if eyes:
+            _print_eyes(eyes)
     else:
-        table.write(rows, table.columns(predictor.labels), out)
-        say(f"{len(rows) - len(failed)} of {len(rows)} files classified: {out}")
+        table.write(rows, table.columns(predictor.labels, bool(devices)), out)
+        say(f"{len(files) - failed} of {len(files)} files classified: {out}")
+    for file, warning in dict.fromkeys((answer.file, w) for answer in eyes for w in answer.volume.warnings):
+        say(f"{file}: {warning}")
     if failed:
-        say(f"{len(failed)} file(s) couldn't be read; see the column error")
-    if len(failed) == len(rows):
+        say(f"{failed} file(s) couldn't be read; see the column error")
+    if failed == len(files):
         raise typer.Exit(2)
 
 
@@ -54,3 +85,20 @@ def _print_predictions(rows: list[dict], labels: tuple[str, ...]) -> None:
         for row in rows
     ]
     print_table("predictions", ("file", "predicted", *labels), table)
+
+
+def _print_eyes(eyes: list) -> None:
+    table = [
+        (
+            answer.file,
+            answer.volume.laterality or "unknown",
+            str(len(answer.bscans)),
+            answer.predicted,
+            *(score(float(value)) for value in answer.probabilities),
+            ", ".join(map(str, answer.driving)),
+        )
+        for answer in eyes
+    ]
+    columns = ("file", "eye", "B-scans", "predicted", *eyes[0].labels, "shown most in")
+    print_table(f"eyes, B-scans joined by {eyes[0].rule}; B-scans are counted from 0", columns, table)
+    print("For research, not for diagnosis.")

@@ -8,6 +8,7 @@ import contextlib
 import csv
 import hashlib
 import hmac
+import os
 import secrets
 import warnings
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from oct_hf.errors import DataError
 SIDES = ("train", "validation", "test")
 UNUSED = "unused"  # guards, and patients that a published test side also has
 COLUMNS = ("content_hash", "patient_id", "label", "side")
+KEY_FILE = Path(os.environ.get("OCT_HF_HOME", Path.home() / ".config" / "oct-hf")) / "patient.key"
 _ORDERS = 4  # seeded orders that are tried
 _PASSES = 20  # over all patients, each moved where it then fits best, until none moves
 
@@ -284,16 +286,17 @@ def read_split(path: str | Path, hashes: Sequence[str]) -> np.ndarray:
     return sides
 
 
-def pseudonyms(patients: Sequence[str], key_file: Path) -> list[str]:
+def pseudonyms(patients: Sequence[str], key_file: Path | None = None) -> list[str]:
     """Ids that may be published: HMAC-SHA256 of each patient id with a key that stays on this machine.
 
     Args:
         patients: ids as the data set has them.
-        key_file: read, or made with 32 random bytes and for this user alone.
+        key_file: read, or made with 32 random bytes and for this user alone; `KEY_FILE` where not given.
 
     Returns:
         16 hexadecimal digits for each id; equal ids stay equal.
     """
+    key_file = key_file or KEY_FILE
     if not key_file.exists():
         key_file.parent.mkdir(parents=True, exist_ok=True)
         key_file.touch(mode=0o600)

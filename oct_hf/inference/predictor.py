@@ -15,6 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig
 from transformers.utils import cached_file, logging
 
+from oct_hf.data.volumes import VOLUME_EXTENSIONS
 from oct_hf.errors import BadImageError, ModelError
 from oct_hf.images import EXTENSIONS, MAX_PIXELS, Preprocessing, read_image
 from oct_hf.model.modeling_oct import OCTForImageClassification
@@ -97,7 +98,7 @@ class Predictor:
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """The files named, and all the images below the folders named, sorted within each folder.
+    """The files named, and all images and device files below the folders named, sorted within each folder.
 
     Raises:
         BadImageError: a path that doesn't exist, or a folder without images.
@@ -105,9 +106,10 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     found = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+            kinds = (*EXTENSIONS, *VOLUME_EXTENSIONS)
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in kinds and p.is_file())
             if not inside:
-                raise BadImageError(str(path), f"no image in this folder ({', '.join(EXTENSIONS)})")
+                raise BadImageError(str(path), f"no image in this folder ({', '.join(kinds)})")
             found += inside
         elif path.exists():
             found.append(path)

@@ -1,4 +1,8 @@
-"""Predictions as a table: the columns `file`, `predicted`, `p_LABEL` for each label, and `error`."""
+"""Predictions as a table: the columns `file`, `predicted`, `p_LABEL` for each label, and `error`.
+
+Where files of a device are among them, `level`, `volume`, `eye`, `bscan`, `rule` and `driving` stand before `error`:
+a row a B-scan (level "bscan"), then one an eye (level "eye").
+"""
 
 import csv
 import json
@@ -10,11 +14,28 @@ from pyarrow import parquet
 from oct_hf.errors import OCTError
 
 FORMATS = (".csv", ".parquet", ".json")
+EYE_COLUMNS = ("level", "volume", "eye", "bscan", "rule", "driving")
 
 
-def columns(labels: tuple[str, ...]) -> list[str]:
-    """The table's columns, in order."""
-    return ["file", "predicted", *(f"p_{label}" for label in labels), "error"]
+def columns(labels: tuple[str, ...], eyes: bool = False) -> list[str]:
+    """The table's columns, in order; with those of eyes where files of a device are among the inputs."""
+    return ["file", "predicted", *(f"p_{label}" for label in labels), *(EYE_COLUMNS if eyes else ()), "error"]
+
+
+def eye_rows(answer) -> list[dict]:
+    """The rows of one `EyeAnswer`: its B-scans, then the eye."""
+    known = {"file": answer.file, "volume": answer.volume.number, "eye": answer.volume.laterality or "unknown"}
+    names = [f"p_{label}" for label in answer.labels]
+    rows = []
+    for number, values in enumerate(answer.bscans):
+        predicted = answer.labels[int(values.argmax())]
+        rows.append({**known, "level": "bscan", "bscan": number, "predicted": predicted, **_values(names, values)})
+    joined = {"level": "eye", "rule": answer.rule, "driving": " ".join(map(str, answer.driving))}
+    return [*rows, {**known, **joined, "predicted": answer.predicted, **_values(names, answer.probabilities)}]
+
+
+def _values(names: list[str], values) -> dict[str, float]:
+    return dict(zip(names, map(float, values), strict=True))
 
 
 def row(answer, labels: tuple[str, ...]) -> dict:
@@ -40,9 +61,13 @@ def write(rows: list[dict], names: list[str], path: Path) -> None:
             writer.writeheader()
             writer.writerows(rows)
     elif path.suffix == ".json":
+        rows = [{name: row.get(name) for name in names} for row in rows]
         beside.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     else:
-        kinds = [pa.float32() if name.startswith("p_") else pa.string() for name in names]
+        kinds = [
+            pa.float32() if name.startswith("p_") else pa.int32() if name in ("volume", "bscan") else pa.string()
+            for name in names
+        ]
         schema = pa.schema(zip(names, kinds, strict=True))
         parquet.write_table(pa.Table.from_pylist(rows, schema=schema), beside)
     beside.replace(path)

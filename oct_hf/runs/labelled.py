@@ -1,8 +1,6 @@
 """The labelled B-scans of a run: loaded as a recipe names them, split, and with patient ids that may be published."""
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -24,8 +22,6 @@ from oct_hf.errors import DataError
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.inference.predictor import Predictor
 from oct_hf.training.recipe import DataRecipe, Recipe, SplitRecipe
-
-KEY_FILE = Path(os.environ.get("OCT_HF_HOME", Path.home() / ".config" / "oct-hf")) / "patient.key"
 
 
 @dataclass(frozen=True)
@@ -135,7 +131,7 @@ def predict_sides(predictor: Predictor, data: LabelledSet) -> Predictions:
 
 def public_ids(patients: list[str], data: DataRecipe) -> list[str]:
     """Published ids stay where the data set is public, or strangers couldn't verify; all others become pseudonyms."""
-    return patients if is_public(data) else pseudonyms(patients, KEY_FILE)
+    return patients if is_public(data) else pseudonyms(patients)
 
 
 def is_public(data: DataRecipe) -> bool:

@@ -1,0 +1,109 @@
+"""Files as an OCT device exports them: B-scans of one eye with their spacing and places, never whose eye it is.
+
+Each family of formats has a reader in a file of its own; the table below says which. Names, birth dates and ids stay
+inside the readers: what leaves them is a pseudonym made with a key of this machine. What a file doesn't say is
+unknown here, and not guessed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from oct_hf.errors import DataError
+
+
+@dataclass(frozen=True)
+class Spacing:
+    """Distances in microns; None where the file doesn't say.
+
+    Attributes:
+        depth: of two pixels of a column.
+        along: of two columns of a B-scan.
+        between: of two neighbouring B-scans.
+    """
+
+    depth: float | None = None
+    along: float | None = None
+    between: float | None = None
+
+
+@dataclass(frozen=True)
+class Volume:
+    """The B-scans of one acquisition of one eye.
+
+    Attributes:
+        bscans: uint8 `(n, height, width)`.
+        laterality: "OD", "OS", or "" where unknown.
+        spacing: in microns.
+        en_face: uint8 `(h, w)`, the device's own picture of the fundus, or None.
+        positions: float `(n, 4)`, x0, y0, x1, y1 of each B-scan in pixels of `en_face` from its upper left corner,
+            or None.
+        patient: a pseudonym, equal for one patient on this machine; "" where the file names none.
+        number: which acquisition of its file, from 0.
+        kind: the format, in words.
+        warnings: what a person should know.
+    """
+
+    bscans: np.ndarray
+    laterality: str = ""
+    spacing: Spacing = field(default_factory=Spacing)
+    en_face: np.ndarray | None = None
+    positions: np.ndarray | None = None
+    patient: str = ""
+    number: int = 0
+    kind: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+def _dicom(path: Path) -> list[Volume]:
+    from oct_hf.data.volumes.dicom import read_dicom
+
+    return read_dicom(path)
+
+
+def _vol(path: Path) -> list[Volume]:
+    from oct_hf.data.volumes.heidelberg import read_vol
+
+    return read_vol(path)
+
+
+_READERS: dict[str, Callable[[Path], list[Volume]]] = {".dcm": _dicom, ".dicom": _dicom, ".vol": _vol}
+VOLUME_EXTENSIONS = tuple(_READERS)
+MAX_BYTES = 512 * 1024**2  # pixels of all B-scans of a file; a cube of 512x128x1024 has an eighth
+
+
+def is_volume(path: str | Path) -> bool:
+    """Whether a file is one of a device, by its ending, or by DICOM's mark where it has no known ending."""
+    path = Path(path)
+    return path.suffix.lower() in _READERS or (path.suffix == "" and _begins_as_dicom(path))
+
+
+def read_volumes(path: str | Path) -> list[Volume]:
+    """Every acquisition in a device's file.
+
+    Raises:
+        DataError: it can't be read, isn't OCT, or is larger than such a file can be.
+    """
+    path = Path(path)
+    reader = _READERS.get(path.suffix.lower()) or (_dicom if _begins_as_dicom(path) else None)
+    if reader is None:
+        raise DataError(f"{path}: no file of a device that is read ({', '.join(_READERS)})")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    return reader(path)
+
+
+def refuse_size(path: Path, frames: int, height: int, width: int) -> None:
+    """Raises DataError where a header asks for more than a device writes, before anything is decoded."""
+    if min(frames, height, width) < 1 or max(height, width) > 16_384 or frames * height * width > MAX_BYTES:
+        raise DataError(f"{path}: its header says {frames} B-scans of {width}x{height} pixels, which no device writes")
+
+
+def _begins_as_dicom(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
