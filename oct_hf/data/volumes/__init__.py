@@ -5,8 +5,8 @@ inside the readers: what leaves them is a pseudonym made with a key of this mach
 unknown here, and not guessed.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -57,19 +57,18 @@ class Volume:
     warnings: tuple[str, ...] = ()
 
 
-def _dicom(path: Path) -> list[Volume]:
-    from oct_hf.data.volumes.dicom import read_dicom
-
-    return read_dicom(path)
-
-
-def _vol(path: Path) -> list[Volume]:
-    from oct_hf.data.volumes.heidelberg import read_vol
-
-    return read_vol(path)
-
-
-_READERS: dict[str, Callable[[Path], list[Volume]]] = {".dcm": _dicom, ".dicom": _dicom, ".vol": _vol}
+# Ending -> the file of this folder and its function; imported only when such a file comes.
+_READERS: dict[str, tuple[str, str]] = {
+    ".dcm": ("dicom", "read_dicom"),
+    ".dicom": ("dicom", "read_dicom"),
+    ".vol": ("heidelberg", "read_vol"),
+    ".e2e": ("e2e", "read_e2e"),
+    ".xml": ("heidelberg_xml", "read_xml"),
+    ".fda": ("topcon", "read_topcon"),
+    ".fds": ("topcon", "read_topcon"),
+    ".img": ("raw_cubes", "read_img"),
+    ".oct": ("raw_cubes", "read_oct"),
+}
 VOLUME_EXTENSIONS = tuple(_READERS)
 MAX_BYTES = 512 * 1024**2  # pixels of all B-scans of a file; a cube of 512x128x1024 has an eighth
 
@@ -77,6 +76,8 @@ MAX_BYTES = 512 * 1024**2  # pixels of all B-scans of a file; a cube of 512x128x
 def is_volume(path: str | Path) -> bool:
     """Whether a file is one of a device, by its ending, or by DICOM's mark where it has no known ending."""
     path = Path(path)
+    if path.suffix.lower() == ".xml":  # Heidelberg's root element; any other .xml is none of ours
+        return b"HEDX" in _beginning(path, 4096).replace(b"\0", b"")
     return path.suffix.lower() in _READERS or (path.suffix == "" and _begins_as_dicom(path))
 
 
@@ -87,12 +88,12 @@ def read_volumes(path: str | Path) -> list[Volume]:
         DataError: it can't be read, isn't OCT, or is larger than such a file can be.
     """
     path = Path(path)
-    reader = _READERS.get(path.suffix.lower()) or (_dicom if _begins_as_dicom(path) else None)
+    reader = _READERS[".dcm"] if _begins_as_dicom(path) else _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path}: no file of a device that is read ({', '.join(_READERS)})")
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    return reader(path)
+    return getattr(import_module(f"{__name__}.{reader[0]}"), reader[1])(path)
 
 
 def refuse_size(path: Path, frames: int, height: int, width: int) -> None:
@@ -102,8 +103,12 @@ def refuse_size(path: Path, frames: int, height: int, width: int) -> None:
 
 
 def _begins_as_dicom(path: Path) -> bool:
+    return _beginning(path, 132)[128:] == b"DICM"
+
+
+def _beginning(path: Path, length: int) -> bytes:
     try:
         with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
+            return file.read(length)
     except OSError:
-        return False
+        return b""

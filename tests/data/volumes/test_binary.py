@@ -1,0 +1,180 @@
+"""Formats written byte by byte: what their readers give, what they refuse, and what never comes out of them."""
+
+import logging
+import resource
+import time
+
+import numpy as np
+import pytest
+
+from oct_hf.data.volumes import is_volume, read_volumes
+from oct_hf.errors import DataError
+from tests.data.volumes.write import SECRETS, bscans
+from tests.data.volumes.write_binary import (
+    write_bioptigen,
+    write_e2e,
+    write_img,
+    write_optovue,
+    write_topcon,
+    write_xml,
+)
+
+
+def _cube() -> np.ndarray:
+    return np.stack([np.resize(image, (1024, 64)) for image in bscans(3, 96, 64)])
+
+
+FILES = {
+    "e2e": lambda d: write_e2e(d / "a.e2e", {"R": bscans(3), "L": bscans(2)}),
+    "fda": lambda d: write_topcon(d / "a.fda", bscans(3)),
+    "fda_raw": lambda d: write_topcon(d / "a.fda", bscans(3), "@IMG_MOT_COMP_03"),
+    "fds": lambda d: write_topcon(d / "a.fds", bscans(3), "@IMG_SCAN_03"),
+    "xml": lambda d: write_xml(d / "a.xml", bscans(3)),
+    "img": lambda d: write_img(d / "P1_Cube 64x3_OD_cube_z.img", _cube()),
+    "optovue": lambda d: write_optovue(d / "a.OCT", [bscans(3), bscans(2)]),
+    "bioptigen": lambda d: write_bioptigen(d / "a_OS.OCT", bscans(3)),
+}
+
+
+def test_e2e_gives_each_eye_with_its_bscans_and_places(tmp_path):
+    right, left = bscans(4), bscans(3, label="NORMAL")
+    first, second = read_volumes(write_e2e(tmp_path / "a.E2E", {"R": right, "L": left}))
+    assert (first.laterality, second.laterality, first.number, second.number) == ("OD", "OS", 0, 1)
+    assert np.array_equal(first.bscans, right) and np.array_equal(second.bscans, left)
+    assert first.spacing.depth == pytest.approx(3.87) and first.spacing.along is None  # degrees aren't microns
+    assert first.en_face.shape == (60, 60) and first.positions[1].tolist() == [10, 22, 50, 22]
+    assert first.patient == second.patient != ""
+
+
+def test_e2e_reads_as_its_two_libraries_do(tmp_path):
+    from eyepy.io.he.e2e_reader import HeE2eReader
+    from oct_converter.readers import E2E
+
+    path = write_e2e(tmp_path / "a.e2e", {"R": bscans(3), "L": bscans(2)})
+    ours = read_volumes(path)
+    theirs = E2E(path).read_oct_volume()
+    assert [v.laterality for v in theirs] == ["R", "L"] and [len(v.volume) for v in theirs] == [3, 2]
+    with HeE2eReader(path) as reader:
+        series = [(s.laterality(), s.get_bscans()) for s in reader.series]
+    for volume, converted, (_, stored) in zip(ours, theirs, series, strict=True):
+        from eyepy.core.utils import from_e2e_intensity
+
+        assert np.abs(from_e2e_intensity(stored.copy()).astype(int) - volume.bscans).max() <= 1
+        assert np.abs(255 * np.clip(np.stack(converted.volume), 0, 1) - volume.bscans).max() <= 1
+
+
+def test_two_statements_that_contradict_each_other_leave_the_eye_unknown(tmp_path):
+    (volume,) = read_volumes(write_e2e(tmp_path / "a.e2e", {"R": bscans(2)}, preamble={"R": "L"}))
+    assert volume.laterality == "" and any("contradict" in note for note in volume.warnings)
+
+
+def test_lost_and_disordered_bscans_are_told(tmp_path):
+    (lost,) = read_volumes(write_e2e(tmp_path / "a.e2e", {"R": bscans(4)}, left_out=2))
+    assert len(lost.bscans) == 3 and any("another number" in note for note in lost.warnings)
+    (mixed,) = read_volumes(write_e2e(tmp_path / "b.e2e", {"R": bscans(4)}, shuffled=True))
+    assert any("order" in note for note in mixed.warnings)
+
+
+@pytest.mark.parametrize("block", ["@IMG_JPEG", "@IMG_MOT_COMP_03", "@IMG_SCAN_03"])
+def test_topcon_gives_bscans_spacing_eye_and_places(block, tmp_path):
+    values = bscans(5)
+    (volume,) = read_volumes(write_topcon(tmp_path / "a.fda", values, block))
+    assert np.array_equal(volume.bscans, values) and volume.laterality == "OS"
+    spacing = volume.spacing
+    assert (spacing.depth, spacing.along, spacing.between) == pytest.approx((2.6, 6000 / 128, 1000))
+    assert volume.en_face.shape == (80, 90) and volume.en_face[0, 0] == pytest.approx(73, abs=1)  # 200 is red
+    assert volume.positions[[0, 4]].tolist() == [[10, 20, 70, 20], [10, 60, 70, 60]]
+    (radial,) = read_volumes(write_topcon(tmp_path / "b.fda", values, block, eye=None, mode=3))
+    assert radial.positions is None and radial.spacing.between is None and radial.laterality == ""
+
+
+def test_xml_gives_what_it_states_and_nothing_from_outside_its_folder(tmp_path):
+    values = bscans(3)
+    path = write_xml(tmp_path / "a.xml", values)
+    (volume,) = read_volumes(path)
+    assert np.array_equal(volume.bscans, values) and volume.laterality == "OD" and is_volume(path)
+    assert (volume.spacing.depth, volume.spacing.between) == pytest.approx((3.9, 120))
+    assert volume.positions[0].tolist() == [20, 20, 40, 20]
+    (unknown,) = read_volumes(write_xml(tmp_path / "b.xml", values, eye=""))
+    assert unknown.laterality == ""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.xml").write_text(path.read_text().replace("D:\\export\\", "../"))
+    with pytest.raises(DataError, match="one of its pictures"):
+        read_volumes(tmp_path / "sub" / "a.xml")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_xml_with_entities_is_refused(encoding, tmp_path):
+    laughs = '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]>'
+    path = write_xml(tmp_path / "a.xml", bscans(1), before=laughs)
+    path.write_bytes(path.read_text().replace('version="1.0"', f'version="1.0" encoding="{encoding}"').encode(encoding))
+    with pytest.raises(DataError, match="entities"):
+        read_volumes(path)
+
+
+def test_raw_cubes_stand_upright_and_in_order(tmp_path):
+    cube = _cube()
+    (zeiss,) = read_volumes(write_img(tmp_path / "P1_Cube 64x3_OD_cube_z.img", cube))
+    assert np.array_equal(zeiss.bscans, cube) and zeiss.laterality == "OD" and zeiss.patient
+    one, two = bscans(3), bscans(2, label="NORMAL")
+    first, second = read_volumes(write_optovue(tmp_path / "a.OCT", [one, two]))
+    assert np.abs(first.bscans - one * (255 / one.max())).max() <= 1 and second.laterality == "OS"
+    assert np.abs(second.bscans - two * (255 / two.max())).max() <= 1
+    (bioptigen,) = read_volumes(write_bioptigen(tmp_path / "b_OD.oct", one))
+    assert np.array_equal(bioptigen.bscans, one) and bioptigen.laterality == "OD"
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_cut_or_changed_anywhere_is_an_error_or_a_volume(kind, tmp_path):
+    path = FILES[kind](tmp_path)
+    whole, random = path.read_bytes(), np.random.default_rng(0)
+    read_volumes(path)
+    cuts = [whole[:at] for at in np.linspace(0, len(whole) - 1, 100).astype(int)]
+    # Half of the changes hit the header and the directory, where sizes and places stand.
+    places = [*random.integers(0, min(len(whole), 1500), 100), *random.integers(0, len(whole), 100)]
+    changed = [whole[:at] + bytes([random.integers(256)]) + whole[at + 1 :] for at in places]
+    slowest = 0.0
+    for number, data in enumerate(cuts + changed):
+        path.write_bytes(data)
+        before = time.monotonic()
+        try:
+            volumes = read_volumes(path)
+            assert number >= len(cuts) or kind == "bioptigen", f"cut {number} of {len(cuts)} went unnoticed"
+            assert all(volume.bscans.ndim == 3 for volume in volumes)
+        except DataError as error:
+            assert "\n" not in str(error)
+        slowest = max(slowest, time.monotonic() - before)
+    assert slowest < 5 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4 * 2**20  # KB, of all tests so far
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_nothing_of_the_patient_comes_out(kind, tmp_path, capfd, caplog):
+    path = FILES[kind](tmp_path)
+    with caplog.at_level(logging.DEBUG):
+        said = repr(read_volumes(path))
+        path.write_bytes(path.read_bytes()[:-3000] if kind != "xml" else path.read_bytes()[:-30])
+        with pytest.raises(DataError) as error:
+            read_volumes(path)
+    out = capfd.readouterr()
+    for secret in SECRETS:
+        assert secret not in said + str(error.value) + out.out + out.err + caplog.text
+
+
+def test_an_e2e_whose_directories_point_in_a_circle_ends(tmp_path):
+    path = write_e2e(tmp_path / "a.e2e", {"R": bscans(2)})
+    data = bytearray(path.read_bytes())
+    data[88 + 44 : 88 + 48] = (88).to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="circle"):
+        read_volumes(path)
+
+
+def test_opencv_of_the_readers_and_of_albumentations_work_together(tmp_path):
+    import albumentations
+    import cv2
+    from oct_converter.readers import E2E
+
+    (volume,) = E2E(write_e2e(tmp_path / "a.e2e", {"R": bscans(2)})).read_oct_volume()
+    picture = (255 * np.clip(volume.volume[0], 0, 1)).astype(np.uint8)
+    turned = albumentations.HorizontalFlip(p=1)(image=picture)["image"]
+    assert np.array_equal(turned, cv2.flip(picture, 1))
