@@ -5,6 +5,7 @@ inside the readers: what leaves them is a pseudonym made with a key of this mach
 unknown here, and not guessed.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -69,7 +70,8 @@ _READERS: dict[str, tuple[str, str]] = {
     ".img": ("raw_cubes", "read_img"),
     ".oct": ("raw_cubes", "read_oct"),
 }
-VOLUME_EXTENSIONS = tuple(_READERS)
+# What a search through a folder takes up. An .xml is read when it is named; in a folder its pictures are found already.
+VOLUME_EXTENSIONS = tuple(ending for ending in _READERS if ending != ".xml")
 MAX_BYTES = 512 * 1024**2  # pixels of all B-scans of a file; a cube of 512x128x1024 has an eighth
 
 
@@ -94,6 +96,22 @@ def read_volumes(path: str | Path) -> list[Volume]:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     return getattr(import_module(f"{__name__}.{reader[0]}"), reader[1])(path)
+
+
+def rows_of(path: str | Path) -> Iterator[tuple[str, np.ndarray, str, str, str]]:
+    """Each B-scan of a device's file as a row of a data set.
+
+    Yields:
+        a name ("scan.e2e#0/012"), uint8 `(height, width)`, "OD", "OS" or "", the volume ("scan.e2e#0"), and the
+        patient's pseudonym or "".
+
+    Raises:
+        DataError: as `read_volumes`.
+    """
+    for volume in read_volumes(path):
+        name = f"{Path(path).name}#{volume.number}"
+        for number, bscan in enumerate(volume.bscans):
+            yield f"{name}/{number:03d}", bscan, volume.laterality, name, volume.patient
 
 
 def refuse_size(path: Path, frames: int, height: int, width: int) -> None:

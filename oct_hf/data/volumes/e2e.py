@@ -222,8 +222,9 @@ def _positions(data: mmap.mmap, heads: list[int | None], en_face: np.ndarray | N
 def _levels() -> np.ndarray:
     """Gray level of each of the 65,536 stored numbers, which are floats of 6 bits exponent and 10 bits mantissa.
 
-    The logarithm is what eyepy and oct-converter both apply so that it looks as in Heidelberg's viewer; above 1.99 the
-    device had no image.
+    The mantissa is the low 10 bits as they stand (LibE2E, image.cpp); eyepy and oct-converter read them in reverse
+    order, up to 22 gray levels off. The logarithm is theirs: fitted to Heidelberg's own pictures (OCT-Converter issue
+    21). Above 1.99 the device had no image.
     """
     stored = np.arange(65536)
     values = (1 + (stored & 1023) / 1024) * np.exp2((stored >> 10) - 63.0)

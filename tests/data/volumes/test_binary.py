@@ -7,10 +7,12 @@ import time
 import numpy as np
 import pytest
 
-from oct_hf.data.volumes import is_volume, read_volumes
+from oct_hf.data.volumes import is_volume, read_volumes, rows_of
+from oct_hf.data.volumes.e2e import _LEVELS
 from oct_hf.errors import DataError
 from tests.data.volumes.write import SECRETS, bscans
 from tests.data.volumes.write_binary import (
+    _BACK,
     write_bioptigen,
     write_e2e,
     write_img,
@@ -46,7 +48,14 @@ def test_e2e_gives_each_eye_with_its_bscans_and_places(tmp_path):
     assert first.patient == second.patient != ""
 
 
-def test_e2e_reads_as_its_two_libraries_do(tmp_path):
+def _mantissa_reversed(stored: np.ndarray) -> np.ndarray:
+    """What eyepy and oct-converter take a stored number for."""
+    low = sum(((stored >> bit) & 1) << (9 - bit) for bit in range(10))
+    return (stored & ~np.int64(1023)) | low
+
+
+def test_e2e_reads_as_its_two_libraries_do_but_for_the_order_of_the_mantissas_bits(tmp_path):
+    from eyepy.core.utils import from_e2e_intensity
     from eyepy.io.he.e2e_reader import HeE2eReader
     from oct_converter.readers import E2E
 
@@ -56,11 +65,12 @@ def test_e2e_reads_as_its_two_libraries_do(tmp_path):
     assert [v.laterality for v in theirs] == ["R", "L"] and [len(v.volume) for v in theirs] == [3, 2]
     with HeE2eReader(path) as reader:
         series = [(s.laterality(), s.get_bscans()) for s in reader.series]
+    assert ["82" in eye or "OD" in eye for eye, _ in series] == [True, False]
     for volume, converted, (_, stored) in zip(ours, theirs, series, strict=True):
-        from eyepy.core.utils import from_e2e_intensity
-
-        assert np.abs(from_e2e_intensity(stored.copy()).astype(int) - volume.bscans).max() <= 1
-        assert np.abs(255 * np.clip(np.stack(converted.volume), 0, 1) - volume.bscans).max() <= 1
+        expected = _LEVELS[_mantissa_reversed(_BACK[volume.bscans].astype(np.int64))].astype(int)
+        assert np.abs(from_e2e_intensity(stored.copy()) - expected).max() <= 1
+        assert np.abs(255 * np.stack(converted.volume) - expected).max() <= 1
+        assert np.abs(volume.bscans - expected).max() <= 22
 
 
 def test_two_statements_that_contradict_each_other_leave_the_eye_unknown(tmp_path):
@@ -178,3 +188,19 @@ def test_opencv_of_the_readers_and_of_albumentations_work_together(tmp_path):
     picture = (255 * np.clip(volume.volume[0], 0, 1)).astype(np.uint8)
     turned = albumentations.HorizontalFlip(p=1)(image=picture)["image"]
     assert np.array_equal(turned, cv2.flip(picture, 1))
+
+
+def test_each_bscan_is_a_row_of_its_volume_and_patient(tmp_path):
+    rows = list(rows_of(write_e2e(tmp_path / "a.e2e", {"R": bscans(2), "L": bscans(1)})))
+    assert [row[0] for row in rows] == ["a.e2e#0/000", "a.e2e#0/001", "a.e2e#1/000"]
+    assert [row[2] for row in rows] == ["OD", "OD", "OS"] and len({row[4] for row in rows}) == 1
+    assert np.array_equal(rows[1][1], bscans(2)[1]) and rows[2][3] == "a.e2e#1"
+
+
+@pytest.mark.parametrize("name", ["a.e2e", "a.fda", "a.fds", "a.xml", "a.img", "a.oct", "a.vol", "a.dcm"])
+def test_an_empty_or_renamed_file_is_one_line(name, tmp_path):
+    for content in (b"", b"\x89PNG\r\n" + bytes(5000)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError) as error:
+            read_volumes(tmp_path / name)
+        assert name in str(error.value) and "\n" not in str(error.value)
