@@ -96,7 +96,7 @@ def test_colour_depth_and_size_of_the_file_do_not_change_the_thumbnail_much(bsca
     colour = np.frombuffer(thumbnail(np.stack([bscan] * 3, axis=2)), np.uint8).astype(int)
     larger = np.asarray(Image.fromarray(bscan).resize((512, 496), Image.Resampling.NEAREST))
     assert np.array_equal(gray, colour)
-    assert np.abs(np.frombuffer(thumbnail(larger), np.uint8).astype(int) - gray).mean() < 1
+    assert np.abs(np.frombuffer(thumbnail(larger), np.uint8).astype(int) - gray).mean() < 2
 
 
 def test_correlation_is_that_of_its_definition(phantoms):
