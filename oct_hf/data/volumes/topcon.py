@@ -105,18 +105,21 @@ def _pictures(path: Path, data: mmap.mmap, at: int, size: int) -> tuple[int, np.
     mode, _, _, width, height, count, _ = struct.unpack_from("<B6I", data, at)
     refuse_size(path, count, height, width)
     end, at = at + size, at + 25
-    bscans = []
-    for _ in range(count):
+    bscans = None
+    for row in range(count):
         (length,) = struct.unpack_from("<I", data, at)
         if at + 4 + length > end:
-            raise DataError(f"{path}: ends too early: {len(bscans)} of {count} B-scans")
+            raise DataError(f"{path}: ends too early: {row} of {count} B-scans")
         with Image.open(io.BytesIO(data[at + 4 : at + 4 + length]), formats=("JPEG", "JPEG2000")) as picture:
             if picture.size != (width, height):
-                raise DataError(f"{path}: B-scan {len(bscans)} isn't of the size that the header says")
+                raise DataError(f"{path}: B-scan {row} isn't of the size that the header says")
             values = np.asarray(picture)
-        bscans.append(to_gray(values) if values.dtype == np.uint8 else values.astype(np.uint16))
+        values = to_gray(values) if values.dtype == np.uint8 else values.astype(np.uint16)
+        if bscans is None:  # one array from the start: a list and its stack would be twice as large
+            bscans = np.empty((count, height, width), values.dtype)
+        bscans[row] = values
         at += 4 + length
-    return mode, gray_levels(np.stack(bscans))
+    return mode, gray_levels(bscans)
 
 
 def _en_face(path: Path, data: mmap.mmap, blocks: dict[str, tuple[int, int]]) -> np.ndarray | None:
