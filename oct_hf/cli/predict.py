@@ -19,8 +19,9 @@ def predict(
 ) -> None:
     """Classify B-scans: one row a file, with a probability for each label.
 
-    Of a device's file (DICOM, Heidelberg, Topcon, Zeiss, Optovue, Bioptigen) one row a B-scan and one an eye. The rule that
-    joins them isn't chosen for you: mean is steady, maximum finds what few B-scans show.
+    Of a device's file (DICOM, Heidelberg, Topcon, Zeiss, Optovue, Bioptigen) one row a B-scan and
+    one an eye. The rule that joins them isn't chosen for you: mean is steady, maximum finds what
+    few B-scans show.
 
     Example: oct-hf predict scans/ --model runs/demo --out answers.csv
     """
