@@ -88,7 +88,7 @@ def test_a_stranger_loads_the_repository_with_transformers_alone(finished_run):
 def test_the_builder_is_a_loading_script_for_datasets_3(wheel, samples, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
     python = tmp_path / "env" / "bin" / "python"
-    packages = ["datasets==3.6.0", "pillow", "opencv-python-headless"]
+    packages = ["datasets==3.6.0", "pillow", "opencv-python-headless", "scipy"]
     subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
     subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", wheel], check=True)
     code = """

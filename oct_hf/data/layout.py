@@ -8,10 +8,15 @@ import csv
 import hashlib
 import io
 import re
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import PurePosixPath
 
+import numpy as np
+
 from oct_hf.data.catalog import CATALOG, PublicSet
+from oct_hf.data.listing import Entries, Entry
 from oct_hf.data.sources import Source
 from oct_hf.errors import BadImageError, DataError, did_you_mean
 from oct_hf.labels import SEVERITY
@@ -26,18 +31,6 @@ PUBLISHED_SIDES = {
 EYES = {"od": "OD", "r": "OD", "right": "OD", "os": "OS", "l": "OS", "left": "OS"}
 CSV_COLUMNS = ("file", "patient", "eye", "label", "fold", "guard", "class")
 LABELLED_BY = ("image", "eye", "worst")
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One picture: its path inside the source, and what is known of it. `side` is the published one, or "train"."""
-
-    source: str
-    label: str
-    patient_id: str
-    eye: str
-    fold: str
-    side: str
 
 
 def _class_parts(path: str, labels: tuple[str, ...] | list[str] | None) -> tuple[str, str, list[str]]:
@@ -65,19 +58,21 @@ def find_labels(config) -> list[str]:
     return labels
 
 
-def list_entries(config, labels: list[str], skipped: list[dict]) -> list[Entry]:
+def list_entries(config, labels: list[str], skipped: list[dict]) -> Entries:
     """Every picture with its label and patient; what can't be placed is refused, or noted where `skip_bad` is on."""
     source = config.source()
+    bad: list[dict] = []
+    foreign: set[str] = set()
     if config.name in CATALOG:
-        entries, bad = _public_entries(source, CATALOG[config.name], labels)
-        foreign = set()
+        entries = Entries(_public_entries(source, CATALOG[config.name], labels, bad))
     else:
-        entries, bad, foreign = _folder_entries(source, config, labels)
+        entries = Entries(_folder_entries(source, config, labels, bad, foreign))
     refuse_or_note(bad, skipped, config.skip_bad)
     if config.label_by != "image":
         entries = _by_eye(entries, config.label_by)
     entries = _without_copies(source, entries, skipped, config.skip_bad)
-    empty = [label for label in labels if not any(e.label == label for e in entries)]
+    present = set(entries.table["label"].unique().to_pylist())
+    empty = [label for label in labels if label not in present]
     if empty:
         others = f"; other folders there: {', '.join(sorted(foreign - {''}))}" if foreign - {""} else ""
         expected = f"; expected {CATALOG[config.name].says}" if config.name in CATALOG else ""
@@ -85,10 +80,9 @@ def list_entries(config, labels: list[str], skipped: list[dict]) -> list[Entry]:
     return entries
 
 
-def _public_entries(source: Source, row: PublicSet, labels: list[str]) -> tuple[list[Entry], list[dict]]:
-    """The pictures of a public set by its row of the catalogue, and those that can't be placed."""
-    table, pattern = _table_of(source, row), re.compile(row.pattern)
-    entries, bad, sides = [], [], _published_sides(row)
+def _public_entries(source: Source, row: PublicSet, labels: list[str], bad: list[dict]) -> Iterator[Entry]:
+    """The pictures of a public set by its row of the catalogue; those that can't be placed go to `bad`."""
+    table, pattern, sides = _table_of(source, row), re.compile(row.pattern), _published_sides(row)
     for path in source.files:
         match = pattern.fullmatch(path)
         if not match:
@@ -111,10 +105,9 @@ def _public_entries(source: Source, row: PublicSet, labels: list[str]) -> tuple[
             continue
         label = row.aliases.get(label, label)
         if label in labels:
-            entries.append(Entry(path, label, patient, eye, fold, sides.get(found.get("side", ""), "train")))
+            yield Entry(path, label, patient, eye, fold, sides.get(found.get("side", ""), "train"))
     if table:
         bad += [{"file": f, "reason": f"listed in {table.name} but not there"} for f in table.unused(None)]
-    return entries, bad
 
 
 def _published_sides(row: PublicSet) -> dict[str, str]:
@@ -144,7 +137,7 @@ def _table_of(source: Source, row: PublicSet) -> "_Table | None":
     return _Table(content, row.table.name, row.table.columns, set(row.table.columns))
 
 
-def _by_eye(entries: list[Entry], how: str) -> list[Entry]:
+def _by_eye(entries: Entries, how: str) -> Entries:
     """Labels by the worst case of each eye: all its images with that label, or only the images that show it."""
     unknown = sorted({e.label for e in entries} - set(SEVERITY))
     if unknown:
@@ -155,20 +148,18 @@ def _by_eye(entries: list[Entry], how: str) -> list[Entry]:
     for entry in entries:
         key = entry.patient_id, entry.eye
         worst[key] = max(entry.label, worst.get(key, SEVERITY[0]), key=SEVERITY.index)
-    of = {entry.source: worst[entry.patient_id, entry.eye] for entry in entries}
     if how == "eye":
-        return [replace(entry, label=of[entry.source]) for entry in entries]
-    return [entry for entry in entries if entry.label == of[entry.source]]
+        return Entries(replace(entry, label=worst[entry.patient_id, entry.eye]) for entry in entries)
+    return entries.where(lambda entry: entry.label == worst[entry.patient_id, entry.eye])
 
 
-def _folder_entries(source: Source, config, labels: list[str]) -> tuple[list[Entry], list[dict], set[str]]:
-    """The pictures of a folder as a person keeps it, those that can't be placed, and folders of no class."""
+def _folder_entries(source: Source, config, labels: list[str], bad: list[dict], foreign: set[str]) -> Iterator[Entry]:
+    """The pictures of a folder as a person keeps it; those that can't be placed, and folders of no class, are noted."""
     table = None
     if config.csv:
         needed = {"file", "patient"} | set(config.columns)
         table = _Table(source.read_table(config.csv), config.csv, config.columns, needed)
     pattern = _compiled(config.pattern)
-    entries, bad, foreign = [], [], set()
     for path in source.files:
         side, label, rest = _class_parts(path, labels)
         if label not in labels:
@@ -179,10 +170,9 @@ def _folder_entries(source: Source, config, labels: list[str]) -> tuple[list[Ent
         except BadImageError as error:
             bad.append({"file": error.file, "reason": error.reason})
             continue
-        entries.append(Entry(path, label, patient, eye, fold, side))
+        yield Entry(path, label, patient, eye, fold, side)
     if table:
         bad += [{"file": f, "reason": f"listed in {config.csv} but not there"} for f in table.unused(labels)]
-    return entries, bad, foreign
 
 
 def _who(config, path: str, label: str, rest: list[str], table, pattern) -> tuple[str, str, str]:
@@ -227,16 +217,16 @@ class _Table:
                     f'{name}: no column "{wanted}" for the {key}{did_you_mean(wanted, header)}; '
                     f"its columns: {', '.join(header) or 'none'} (set data.columns.{key})"
                 )
-        self.rows: dict[str, dict] = {}
+        self.rows: dict[str, tuple[str, ...]] = {}  # values in the order of CSV_COLUMNS[1:], each text kept once
         for number, row in enumerate(reader, 2):
             file = PurePosixPath((row[self.columns["file"]] or "").replace("\\", "/").lstrip("/")).as_posix()
-            values = {key: row.get(column) for key, column in self.columns.items()}
+            values = tuple(sys.intern((row.get(self.columns[key]) or "").strip()) for key in CSV_COLUMNS[1:])
             if self.rows.setdefault(file, values) != values:
                 raise DataError(f"{name}, line {number}: {file} stands there twice, with different values")
         self.seen: dict[str, str] = {}  # row -> the file it was used for
 
-    def value(self, row: dict, key: str) -> str:
-        return (row.get(key) or "").strip()
+    def value(self, row: tuple[str, ...], key: str) -> str:
+        return row[CSV_COLUMNS.index(key) - 1]
 
     def who(self, path: str, label: str) -> tuple[str, str, str]:
         row = self.row(path, path, label)
@@ -249,7 +239,7 @@ class _Table:
         guard = self.value(row, "guard").lower() in ("1", "true", "yes")
         return patient, EYES.get(self.value(row, "eye").lower(), ""), "guard" if guard else self.value(row, "fold")
 
-    def row(self, path: str, inner: str, label: str) -> dict:
+    def row(self, path: str, inner: str, label: str) -> tuple[str, ...]:
         """What is said of the file at `path`, whose place inside its set is `inner`."""
         name = PurePosixPath(path)
         keys = (path, inner, f"{label}/{name.name}", name.name, name.stem)
@@ -283,36 +273,42 @@ class _Table:
         return sorted(f for f in wanted if f not in self.seen)
 
 
-def _without_copies(source: Source, entries: list[Entry], skipped: list[dict], skip_bad: bool) -> list[Entry]:
+def _without_copies(source: Source, entries: Entries, skipped: list[dict], skip_bad: bool) -> Entries:
     """Of byte-identical files the first stays; copies under different labels contradict each other, and none stays."""
-    contradictions, repeats = [], []
-    for alike in _copies(source, entries):
+    contradictions, repeats, stays = [], [], np.ones(len(entries), bool)
+    for rows in _copies(source, entries):
+        alike = list(entries.take(rows))
         first = alike[0]
         if len({entry.label for entry in alike}) > 1:
+            stays[rows] = False
             for entry in alike:
                 other = next(e for e in alike if e.label != entry.label)
                 reason = f"two labels for one file: the same picture is {other.source}"
                 contradictions.append({"file": entry.source, "reason": reason})
         else:
+            stays[rows[1:]] = False
             repeats += [{"file": e.source, "reason": f"the same file as {first.source}"} for e in alike[1:]]
     refuse_or_note(contradictions, skipped, skip_bad)
     skipped += repeats
-    gone = {item["file"] for item in contradictions + repeats}
-    return [entry for entry in entries if entry.source not in gone]
+    return entries if stays.all() else entries.take(stays)
 
 
-def _copies(source: Source, entries: list[Entry]) -> list[list[Entry]]:
-    """Groups of byte-identical files. Each test reads more than the last: size, then a glance, then the whole file."""
-    groups = [entries]
+def _copies(source: Source, entries: Entries) -> list[np.ndarray]:
+    """Row numbers of byte-identical files. Each test reads more than the last: size, then a glance, then all of it."""
+
+    def digest(value: object) -> int:
+        return int.from_bytes(hashlib.blake2b(repr(value).encode(), digest_size=8).digest(), "little")
+
+    keys, rows = np.zeros(len(entries), np.uint64), np.arange(len(entries))
     for test in (source.size, source.glance, lambda path: hashlib.sha256(source.read(path)).digest()):
-        finer = []
-        for group in groups:
-            same: dict = {}
-            for entry in group:
-                same.setdefault(test(entry.source), []).append(entry)
-            finer += [alike for alike in same.values() if len(alike) > 1]
-        groups = finer
-    return groups
+        of = entries.take(rows).table["source"]
+        tests = (digest((int(keys[row]), test(path.as_py()))) for row, path in zip(rows, of, strict=True))
+        keys[rows] = np.fromiter(tests, np.uint64, len(rows))
+        _, group, count = np.unique(keys[rows], return_inverse=True, return_counts=True)
+        rows = rows[count[group] > 1]
+    order = rows[np.argsort(keys[rows], kind="stable")]
+    alike = np.split(order, np.flatnonzero(np.diff(keys[order])) + 1) if len(order) else []
+    return sorted(alike, key=lambda rows: rows[0])
 
 
 def refuse_or_note(bad: list[dict], skipped: list[dict], skip_bad: bool) -> None:

@@ -16,6 +16,7 @@ from tokenize import TokenError  # what numpy's reader of headers raises of some
 import numpy as np
 from PIL import Image
 
+from oct_hf.data.listing import Names
 from oct_hf.data.sources import Source
 from oct_hf.errors import BadImageError, DataError
 from oct_hf.labels import LABEL_SETS
@@ -31,20 +32,18 @@ class Npz(Source):
         self.scratch = tempfile.mkdtemp(prefix="oct-hf-npz-")
         weakref.finalize(self, shutil.rmtree, self.scratch, ignore_errors=True)
         names = LABEL_SETS["octmnist"]
-        self.arrays, self.files = {}, []
+        self.arrays, files = {}, []
         try:
             with zipfile.ZipFile(root) as archive:
                 for side in SIDES:
                     self.arrays[side] = self._array(archive, f"{side}_images.npy")
                     labels = np.asarray(self._array(archive, f"{side}_labels.npy")).reshape(-1)
                     _check(side, self.arrays[side], labels, len(names))
-                    self.files += [f"{side}/{names[label]}/{row:06d}.png" for row, label in enumerate(labels)]
+                    files += [f"{side}/{names[label]}/{row:06d}.png" for row, label in enumerate(labels)]
+            self.files = Names(files)
         except (zipfile.BadZipFile, zlib.error, TokenError, OSError, KeyError, ValueError, EOFError) as error:
             why = " ".join(str(error).split())
             raise DataError(f"{root}: not an .npz of MedMNIST ({why}); is the download whole?") from None
-
-    def __reduce__(self):
-        return type(self), (self.root,)
 
     def _array(self, archive: zipfile.ZipFile, name: str) -> np.ndarray:
         """The array, mapped from a file and not held in memory."""

@@ -9,28 +9,27 @@ prepared anew.
 import contextlib
 import hashlib
 import inspect
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
 import datasets
-import numpy as np
-from PIL import Image
 
 from oct_hf.data import phantom, speckle
 from oct_hf.data.catalog import CATALOG
-from oct_hf.data.duplicates import METHOD, thumbnail
 from oct_hf.data.fetch import locate
-from oct_hf.data.layout import LABELLED_BY, Entry, find_labels, list_entries, refuse_or_note
+from oct_hf.data.layout import LABELLED_BY, find_labels, list_entries, refuse_or_note
+from oct_hf.data.rows import BLOCK, KNOWN, MEASURED, MEASURED_BY, Work, measure, picture, png, read_rows, sha256
+from oct_hf.data.shards import Shards
 from oct_hf.data.sources import Source, open_source
-from oct_hf.errors import BadImageError, DataError, did_you_mean
-from oct_hf.images import read_image
-from oct_hf.threads import in_order
+from oct_hf.data.stored import PLACE, address, labels_of, stored_work
+from oct_hf.errors import DataError, did_you_mean
+from oct_hf.parallel import default_workers, in_order, in_processes
 
 SKIPPED_FILE = "skipped.json"
-MEASURED = {"thumbnail": datasets.Value("binary")}  # columns that `_measured` fills
 
 
 @dataclass
@@ -46,10 +45,12 @@ class OCTDataConfig(datasets.BuilderConfig):
         without_patients: nothing tells the patient of a `folder`; `patient_id` is then empty.
         label_by: `image`; `eye`, every image by the worst case of its eye; or `worst`, only the images that show it.
         skip_bad: go on without the files that can't be read, instead of refusing.
+        stream: leave the pictures of `parquet` in their shards; each row then says in which.
         patients, scans, seed, height, width: size of the `phantom` set: patients a class, B-scans a patient, pixels.
     """
 
     labels: tuple[str, ...] | None = None
+    stream: bool = False
     csv: str | None = None
     columns: dict = field(default_factory=dict)
     pattern: str | None = None
@@ -72,15 +73,24 @@ class OCTDataConfig(datasets.BuilderConfig):
             self._source = open_source(self.data_dir)
         return self._source
 
+    def shards(self) -> Shards:
+        """The shards in `data_dir`, of `parquet`."""
+        if "_shards" not in self.__dict__:
+            self._shards = Shards(self.data_dir)
+        return self._shards
+
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change when a file is added, removed, renamed, resized or touched."""
-        digest = hashlib.sha256(f"{sorted(MEASURED)} {METHOD}".encode())  # a set prepared before these is prepared anew
+        columns = sorted((*KNOWN, *MEASURED))  # a set prepared before these is prepared anew
+        digest = hashlib.sha256(f"{columns} {MEASURED_BY}".encode())
         if self.name == "phantom":
             digest.update((inspect.getsource(phantom) + inspect.getsource(speckle)).encode())
+        elif self.name == "parquet":
+            digest.update(self.shards().stamp().encode())
         elif self.data_dir:
             source = self.source()
-            for path in source.files:
-                digest.update(f"{path}\0{source.stamp(path)}\n".encode())
+            for path, stamp in source.stamps():
+                digest.update(f"{path}\0{stamp}\n".encode())
             for table in (self.csv, getattr(CATALOG.get(self.name), "table", None)):
                 with contextlib.suppress(DataError):  # told when it is read
                     digest.update(source.read_table(getattr(table, "name", table)) if table else b"")
@@ -97,100 +107,85 @@ class OCT(datasets.GeneratorBasedBuilder):
         OCTDataConfig(
             name="folder", version="1.0.0", description="CLASS/… folders; patient from a CSV, names or folders"
         ),
+        OCTDataConfig(name="parquet", version="1.0.0", description="shards, prepared or published before"),
     ]
     DEFAULT_WRITER_BATCH_SIZE = 200  # about 10 MB of JPEGs: memory stays flat
+    workers = 1  # processes; with 1, threads in this one
 
     def _info(self) -> datasets.DatasetInfo:
-        known = phantom.LABELS if self.config.name == "phantom" else ()
-        labels = list(self.config.labels or known or find_labels(self.config))
-        return datasets.DatasetInfo(
-            description="OCT B-scans, one a row.",
-            features=datasets.Features(
-                {
-                    "image": datasets.Image(),
-                    "label": datasets.ClassLabel(names=labels),
-                    "patient_id": datasets.Value("string"),
-                    "eye": datasets.Value("string"),  # OD, OS or empty
-                    "source": datasets.Value("string"),  # path inside data_dir
-                    "fold": datasets.Value("string"),  # of the CSV: its fold, or "guard"; else empty
-                    "content_hash": datasets.Value("string"),  # SHA-256 of the file
-                    **MEASURED,
-                }
-            ),
-        )
+        columns = {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=self._labels()),
+            "patient_id": datasets.Value("string"),
+            "eye": datasets.Value("string"),  # OD, OS or empty
+            "source": datasets.Value("string"),  # path inside data_dir
+            "fold": datasets.Value("string"),  # of the CSV, or "guard"; else the published side, or empty
+            "side": datasets.Value("string"),  # the published one; "train" where there is none
+            "content_hash": datasets.Value("string"),  # SHA-256 of the file
+            **{name: datasets.Value(kind) for name, kind in MEASURED.items()},
+        }
+        if self.config.stream:
+            del columns["image"]
+            columns |= {name: datasets.Value(kind) for name, kind in PLACE.items()}
+        return datasets.DatasetInfo(description="OCT B-scans, one a row.", features=datasets.Features(columns))
+
+    def _labels(self) -> list[str]:
+        if self.config.labels:
+            return list(self.config.labels)
+        if self.config.name == "phantom":
+            return list(phantom.LABELS)
+        return labels_of(self.config.shards()) if self.config.name == "parquet" else find_labels(self.config)
 
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
         self.skipped: list[dict] = []  # files left out, each with its reason
+        labels = self.info.features["label"].names
         if self.config.name == "phantom":
-            return [datasets.SplitGenerator("train", gen_kwargs={"entries": None})]
-        sides: dict[str, list[Entry]] = {}
-        for entry in list_entries(self.config, self.info.features["label"].names, self.skipped):
-            sides.setdefault(entry.side, []).append(entry)
-        order = [side for side in ("train", "validation", "test") if side in sides]
-        return [datasets.SplitGenerator(side, gen_kwargs={"entries": sides[side]}) for side in order]
+            draw = partial(_phantoms, self.config.seed, self.config.height, self.config.width)
+            work = {"train": Work(draw, partial(_phantom_jobs, self.config, labels))}
+        elif self.config.name == "parquet":
+            work = stored_work(self.config.shards(), labels, self.config.without_patients, self.config.stream)
+        else:
+            read = partial(read_rows, self.config.source())
+            sides = list_entries(self.config, labels, self.skipped).by_side()
+            work = {side: Work(read, partial(entries.blocks, BLOCK)) for side, entries in sides.items()}
+        return [datasets.SplitGenerator(side, gen_kwargs={"work": rows}) for side, rows in work.items()]
 
-    def _generate_examples(self, entries):
-        rows = _phantom_rows(self.config) if entries is None else self._file_rows(entries)
-        for key, (data, content_hash, row) in enumerate(rows):
-            # No path: `datasets` would look for a file of that name, image by image. The column `source` has it.
-            yield key, {"image": {"path": None, "bytes": data}, "content_hash": content_hash, **row}
-
-    def _file_rows(self, entries: list[Entry]) -> Iterator[tuple[bytes, str, dict]]:
-        source = self.config.source()
-        bad = []
-
-        def read(entry: Entry) -> tuple[bytes, str, dict] | BadImageError:
-            try:
-                data = source.read(entry.source)
-                pixels = read_image(data, entry.source)
-                return _eight_bit_file(data, pixels), hashlib.sha256(data).hexdigest(), _measured(pixels)
-            except BadImageError as error:
-                return error
-
-        for entry, result in in_order(read, entries):
-            if isinstance(result, BadImageError):
-                bad.append({"file": result.file, "reason": result.reason})
+    def _generate_examples(self, work: Work):
+        """On processes or on threads; the rows are the same."""
+        bad, key = [], 0
+        if self.workers > 1:
+            blocks = in_processes(work.read, work.blocks(), self.workers)
+        else:
+            blocks = (rows for _, rows in in_order(work.read, work.blocks()))
+        for row in chain.from_iterable(blocks):
+            if "reason" in row:
+                bad.append(row)
             else:
-                data, content_hash, measured = result
-                known = {k: getattr(entry, k) for k in ("label", "patient_id", "eye", "source", "fold")}
-                yield data, content_hash, known | measured
+                yield key, row
+                key += 1
         refuse_or_note(bad, self.skipped, self.config.skip_bad)
 
 
-def _measured(pixels: np.ndarray) -> dict:
-    """What is found out of each picture while it is decoded anyway."""
-    return {"thumbnail": thumbnail(pixels)}
-
-
-def _eight_bit_file(data: bytes, pixels: np.ndarray) -> bytes:
-    """The file itself, or its pixels as PNG where it has 16 bits or floating point, which `datasets` would saturate."""
-    with Image.open(io.BytesIO(data)) as image:
-        if image.mode[0] not in "IF":
-            return data
-    return _png(pixels)
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    encoded = io.BytesIO()
-    Image.fromarray(pixels).save(encoded, "PNG", compress_level=1)
-    return encoded.getvalue()
-
-
 def prepare(
-    name: str, data_dir: str | Path | None = None, cache_dir: str | Path | None = None, **options
+    name: str,
+    data_dir: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    workers: int | None = None,
+    **options,
 ) -> tuple[datasets.Dataset, list[dict]]:
     """Prepares a set once and opens it from the cache ever after.
 
     Args:
-        name: `phantom`, `folder` or a name of `catalog.CATALOG`.
-        data_dir: folder or archive; not for `phantom`. A public set is downloaded where it isn't given.
+        name: `phantom`, `folder`, `parquet` or a name of `catalog.CATALOG`.
+        data_dir: folder or archive; of `parquet` a folder, an address that fsspec reads, or `you/name` on the Hub; not
+            for `phantom`. A public set is downloaded where it isn't given.
         cache_dir: where the prepared set lies; the `datasets` library's own cache by default.
+        workers: processes that read the files; the result is the same. Threads alone where it is 1; by default as the
+            number of cores suggests.
         options: further fields of `OCTDataConfig`.
 
     Returns:
-        All B-scans as one `Dataset` with the columns of `OCT`, where `fold` also says the published side (`train`,
-        `validation`, `test`) when the set has one and its CSV says nothing else; and the files left out, each with
-        `file` and `reason`.
+        All B-scans as one `Dataset` with the columns of `OCT`; and the files left out, each with `file` and `reason`.
 
     Raises:
         DataError: nothing to read, no such set, or files that can't be read while `skip_bad` is off.
@@ -198,16 +193,21 @@ def prepare(
     known = [config.name for config in OCT.BUILDER_CONFIGS]
     if name not in known:
         raise DataError(f'data set "{name}" is not known{did_you_mean(name, known)}; known: {", ".join(known)}')
-    if name == "folder" and not data_dir:
-        raise DataError(f'data set "{name}" needs its folder or zip: give --data PATH')
+    if name in ("folder", "parquet") and not data_dir:
+        what = "folder or zip: give --data PATH" if name == "folder" else "folder or address: give data.path"
+        raise DataError(f'data set "{name}" needs its {what}')
+    if options.get("stream") and name != "parquet":
+        raise DataError(f"data.stream reads Parquet: oct-hf data prepare {name} --out FOLDER, then data.name=parquet")
     if options.get("label_by", "image") not in LABELLED_BY:
         raise DataError(f"data.label_by: found {options['label_by']!r}, expected one of {', '.join(LABELLED_BY)}")
     size = options.pop("size", 224)
     if name in CATALOG:
         data_dir = locate(CATALOG[name], data_dir, size)
     if data_dir:
-        options["data_dir"] = str(Path(data_dir).expanduser().resolve())
+        local = str(Path(data_dir).expanduser().resolve())
+        options["data_dir"] = address(str(data_dir)) if name == "parquet" else local
     builder = OCT(config_name=name, cache_dir=str(cache_dir) if cache_dir else None, **options)
+    builder.workers = workers or default_workers()
     try:
         builder.download_and_prepare()
     except datasets.exceptions.DatasetGenerationError as error:
@@ -217,30 +217,27 @@ def prepare(
     note = Path(builder.cache_dir) / SKIPPED_FILE
     if hasattr(builder, "skipped"):
         note.write_text(json.dumps(builder.skipped))
-    sides = builder.as_dataset()
-    if len(sides) > 1:
-        for side in sides:
-            folds = [fold or side for fold in sides[side]["fold"]]
-            sides[side] = sides[side].remove_columns("fold").add_column("fold", folds)
-    return datasets.concatenate_datasets(list(sides.values())), json.loads(note.read_text()) if note.exists() else []
+    sides = builder.as_dataset().values()
+    return datasets.concatenate_datasets(list(sides)), json.loads(note.read_text()) if note.exists() else []
 
 
-def _phantom_rows(config: OCTDataConfig) -> Iterator[tuple[bytes, str, dict]]:
-    labels = list(config.labels or phantom.LABELS)
+def _phantom_jobs(config: OCTDataConfig, labels: list[str]) -> Iterator[list[tuple[str, int, int]]]:
     jobs = (
         (label, number * len(labels) + index, scan)
         for number in range(config.patients)
         for index, label in enumerate(labels)
         for scan in range(config.scans)
     )
-    for _, row in in_order(lambda job: _phantom_row(config, *job), jobs):
-        yield row
+    while block := list(islice(jobs, BLOCK)):
+        yield block
 
 
-def _phantom_row(config: OCTDataConfig, label: str, patient: int, scan: int) -> tuple[bytes, str, dict]:
-    drawn = phantom.draw(label, config.seed, patient, scan, config.height, config.width)
-    data = _png(drawn.image)
-    source = f"{label}/P{patient:05d}_{scan:02d}.png"
-    row = {"label": label, "patient_id": f"P{patient:05d}", "eye": drawn.eye, "source": source, "fold": ""}
-    row |= _measured(drawn.image)
-    return data, hashlib.sha256(data).hexdigest(), row
+def _phantoms(seed: int, height: int, width: int, jobs: list[tuple[str, int, int]]) -> list[dict]:
+    rows = []
+    for label, patient, scan in jobs:
+        drawn = phantom.draw(label, seed, patient, scan, height, width)
+        data = png(drawn.image)
+        row = {"label": label, "patient_id": f"P{patient:05d}", "eye": drawn.eye, "fold": "", "side": "train"}
+        row |= {"source": f"{label}/P{patient:05d}_{scan:02d}.png"}
+        rows.append(row | {"image": picture(data), "content_hash": sha256(data)} | measure(drawn.image))
+    return rows

@@ -1,18 +1,64 @@
 """B-scans decoded and resized once, kept as uint8, augmented on the fly: what a training step reads.
 
 Resizing comes first and is the image processor's; augmentation of the small picture then costs under a millisecond, and
-a batch travels from the worker to the network as one byte a pixel.
+a batch travels from the worker to the network as one byte a pixel. The small pictures lie in a file, so that memory
+does not grow with the set; what is read again soon the operating system keeps.
 """
 
+import os
+import tempfile
+import weakref
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import datasets
 import numpy as np
 from tqdm import tqdm
 
+from oct_hf.data.encoded import Encoded
 from oct_hf.data.transforms import Augmentation
 from oct_hf.images import Preprocessing, read_image, to_gray
-from oct_hf.threads import in_order
+from oct_hf.parallel import in_order
+
+
+class PixelFile:
+    """uint8 pictures of one size in a temporary file, beside the prepared sets; it goes when the object goes.
+
+    Args:
+        count, height, width: how many, of what size in pixels.
+    """
+
+    def __init__(self, count: int, height: int, width: int):
+        self.shape = (count, height, width)
+        folder = Path(datasets.config.HF_DATASETS_CACHE)
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, self.path = tempfile.mkstemp(prefix="pixels-", dir=folder)
+        os.close(handle)
+        weakref.finalize(self, _remove, self.path, os.getpid())
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def write(self, images) -> None:
+        """Writes all pictures, in order."""
+        with open(self.path, "wb") as file:
+            for image in images:
+                file.write(np.ascontiguousarray(image, np.uint8).data)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """uint8 `(height, width)`. Read and not mapped: mapped pages would count as this process's memory."""
+        size = self.shape[1] * self.shape[2]
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(int(row) * size)
+            data = file.read(size)
+        return np.frombuffer(data, np.uint8).reshape(self.shape[1:])
+
+
+def _remove(path: str, owner: int) -> None:
+    if os.getpid() == owner:  # not where a worker process ends that has a copy of the object
+        with suppress(OSError):
+            os.unlink(path)
 
 
 class Pixels:
@@ -21,12 +67,12 @@ class Pixels:
     An index gives the picture as it is; `(epoch, index)` gives it augmented for that epoch.
 
     Attributes:
-        images: uint8 `(n, height, width)`.
+        images: uint8 `(n, height, width)`, an array or a `PixelFile`.
         labels: int64 `(n,)`.
         hashes: `n` content hashes.
     """
 
-    def __init__(self, images: np.ndarray, labels: Sequence[int], hashes: Sequence[str], augmentation=None):
+    def __init__(self, images: np.ndarray | PixelFile, labels: Sequence[int], hashes: Sequence[str], augmentation=None):
         self.images = images
         self.labels = np.asarray(labels, np.int64)
         self.hashes = list(hashes)
@@ -40,15 +86,21 @@ class Pixels:
         augmentation: Augmentation | None = None,
     ) -> "Pixels":
         """Decodes and resizes the column `image` on all cores; `label` and `content_hash` come along."""
-        images = np.empty((len(dataset), preprocessing.height, preprocessing.width), np.uint8)
-        encoded = dataset.cast_column("image", datasets.Image(decode=False))
+        encoded = Encoded(dataset)
 
-        def small(number: int) -> np.ndarray:
-            return preprocessing.resize(to_gray(read_image(encoded[number]["image"]["bytes"])))
+        def small(row: int) -> np.ndarray:
+            return preprocessing.resize(to_gray(read_image(encoded[row])))
 
-        work = in_order(small, range(len(encoded)))
-        for number, image in tqdm(work, total=len(encoded), desc="decoding", unit="image", disable=None, leave=False):
-            images[number] = image
+        images = PixelFile(len(dataset), preprocessing.height, preprocessing.width)
+        work = tqdm(
+            in_order(small, range(len(dataset))),
+            total=len(dataset),
+            desc="decoding",
+            unit="image",
+            disable=None,
+            leave=False,
+        )
+        images.write(image for _, image in work)
         return cls(images, dataset["label"][:], dataset["content_hash"][:], augmentation)
 
     def __len__(self) -> int:

@@ -14,8 +14,12 @@ import tarfile
 import threading
 import zipfile
 import zlib
+from array import array
+from collections.abc import Iterator, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 
+from oct_hf.data.listing import Names
 from oct_hf.errors import BadImageError, DataError
 from oct_hf.images import EXTENSIONS
 
@@ -32,7 +36,16 @@ class Source:
     """
 
     root: Path
-    files: list[str]
+    files: Sequence[str]
+
+    def __reduce__(self):
+        # An open file can't be copied; a process opens the same source once, however often it is sent there.
+        status = os.stat(self.root)
+        return _opened, (str(self.root), status.st_mtime_ns)
+
+    def stamps(self) -> Iterator[tuple[str, str]]:
+        """Every path with its stamp."""
+        return ((path, self.stamp(path)) for path in self.files)
 
     def size(self, path: str) -> int:
         """Bytes of the picture."""
@@ -64,30 +77,47 @@ class Source:
 
 
 class Folder(Source):
-    """A folder, links followed."""
+    """A folder, links followed. It is listed when it is first asked what is in it, not to read one picture."""
 
     def __init__(self, root: Path):
         self.root = root
-        self.stats = {}
-        for top, _, names in os.walk(root, followlinks=True):
-            below = PurePosixPath(Path(top).relative_to(root).as_posix())
-            for name in names:
-                path = (below / name).as_posix()
-                if _is_picture(path):
-                    status = os.stat(os.path.join(top, name))
-                    self.stats[path] = (status.st_size, status.st_mtime_ns)
-        self.files = sorted(self.stats)
+
+    @cached_property
+    def files(self) -> Names:
+        sizes, times = array("q"), array("q")
+
+        def found() -> Iterator[str]:
+            for top, _, names in os.walk(self.root, followlinks=True):
+                below = PurePosixPath(Path(top).relative_to(self.root).as_posix())
+                prefix = "" if below == PurePosixPath() else f"{below}/"
+                for path in (prefix + name for name in names):
+                    if _is_picture(path):
+                        if not path.isprintable() and _not_text(path):
+                            raise DataError(f"{self.root}: the name {path!r} is no UTF-8 text; rename the file")
+                        status = os.stat(self.root / path)
+                        sizes.append(status.st_size)
+                        times.append(status.st_mtime_ns)
+                        yield path
+
+        return Names(found(), size=sizes, time=times)
 
     def size(self, path: str) -> int:
-        return self.stats[path][0]
+        return int(self.files.beside["size"][self.files.row(path)])
 
     def stamp(self, path: str) -> str:
-        return f"{self.stats[path]}"
+        return self._stamp(self.files.row(path))
+
+    def stamps(self) -> Iterator[tuple[str, str]]:
+        return ((path, self._stamp(row)) for row, path in enumerate(self.files))
+
+    def _stamp(self, row: int) -> str:
+        beside = self.files.beside
+        return f"({beside['size'][row]}, {beside['time'][row]})"
 
     def glance(self, path: str) -> bytes:
         try:
             with open(self.root / path, "rb") as file:
-                file.seek(max(0, self.size(path) - _TAIL))
+                file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
                 return hashlib.blake2b(file.read(), digest_size=16).digest()
         except OSError:
             return path.encode()  # unreadable: told when it is decoded
@@ -117,10 +147,7 @@ class Zip(Source):
         self.infos = {info.filename: info for info in self.archive.infolist() if not info.is_dir()}
         for path, info in self.infos.items():
             _refuse_unsafe(root, path, stat.S_ISLNK(info.external_attr >> 16))
-        self.files = sorted(path for path in self.infos if _is_picture(path))
-
-    def __reduce__(self):
-        return type(self), (self.root,)  # an open file can't be copied
+        self.files = Names(path for path in self.infos if _is_picture(path))
 
     def size(self, path: str) -> int:
         return self.infos[path].file_size
@@ -170,10 +197,7 @@ class Tar(Source):
         for member in members:
             _refuse_unsafe(root, member.name, member.issym() or member.islnk() or member.isdev())
         self.infos = {member.name.removeprefix("./"): member for member in members if member.isfile()}
-        self.files = sorted(path for path in self.infos if _is_picture(path))
-
-    def __reduce__(self):
-        return type(self), (self.root,)
+        self.files = Names(path for path in self.infos if _is_picture(path))
 
     def size(self, path: str) -> int:
         return self.infos[path].size
@@ -212,10 +236,7 @@ class Several(Source):
     def __init__(self, root: Path, zips: list[Path]):
         self.root = root
         self.parts = {path.stem: Zip(path) for path in zips}
-        self.files = sorted(f"{stem}/{path}" for stem, part in self.parts.items() for path in part.files)
-
-    def __reduce__(self):
-        return type(self), (self.root, [part.root for part in self.parts.values()])
+        self.files = Names(f"{stem}/{path}" for stem, part in self.parts.items() for path in part.files)
 
     def _of(self, path: str) -> tuple[Zip, str]:
         stem, _, inner = path.partition("/")
@@ -257,7 +278,7 @@ def open_source(path: str | Path) -> Source:
     if path.is_dir():
         folder = Folder(path)
         zips = sorted(p for p in path.glob("*.zip") if not p.name.startswith("."))
-        return folder if folder.files or not zips else Several(path, zips)
+        return folder if not zips or folder.files else Several(path, zips)
     if not path.is_file():
         raise DataError(f"{path}: no such folder or zip")
     name = path.name.lower()
@@ -268,6 +289,11 @@ def open_source(path: str | Path) -> Source:
 
         return Npz(path)
     return Tar(path) if name.endswith(".tar") else Zip(path)
+
+
+@lru_cache(maxsize=2)
+def _opened(root: str, time: int) -> Source:
+    return open_source(root)
 
 
 def _refuse_unsafe(root: Path, path: str, link: bool) -> None:
@@ -281,6 +307,11 @@ def _refuse_unsafe(root: Path, path: str, link: bool) -> None:
 def _is_picture(path: str) -> bool:
     parts = path.split("/")
     return path.lower().endswith(EXTENSIONS) and "__MACOSX" not in parts and not parts[-1].startswith(".")
+
+
+def _not_text(path: str) -> bool:
+    """Whether a name holds bytes that are no UTF-8, which Python marks with surrogates."""
+    return any("\ud800" <= letter <= "\udfff" for letter in path)
 
 
 def file_sha256(path: Path) -> str:

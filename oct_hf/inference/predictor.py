@@ -19,7 +19,7 @@ from oct_hf.data.volumes import VOLUME_EXTENSIONS
 from oct_hf.errors import BadImageError, ModelError
 from oct_hf.images import EXTENSIONS, MAX_PIXELS, Preprocessing, read_image
 from oct_hf.model.modeling_oct import OCTForImageClassification
-from oct_hf.threads import in_order
+from oct_hf.parallel import in_order
 
 
 @dataclass(frozen=True)

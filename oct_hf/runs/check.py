@@ -97,7 +97,7 @@ def check(recipe: Recipe, split_file: str | Path | None = None, cache_dir: str |
     dataset, skipped = load_data(recipe.data, cache_dir)
     names = dataset.features["label"].names
     labels = [names[i] for i in dataset["label"][:]]
-    hashes, patients, folds = dataset["content_hash"][:], dataset["patient_id"][:], dataset["fold"][:]
+    hashes, patients, published = dataset["content_hash"][:], dataset["patient_id"][:], dataset["side"][:]
     nameless = not any(patients)
     links = search(dataset, copies_only=recipe.data.grouped_by == "patient" and not nameless)
     notes = _notes(recipe, dataset, labels, nameless)
@@ -116,8 +116,8 @@ def check(recipe: Recipe, split_file: str | Path | None = None, cache_dir: str |
         )
 
     splits = []
-    if len({fold for fold in folds if fold in SIDES}) > 1:
-        splits.append(looked_at("the published sides", [fold if fold in SIDES else UNUSED for fold in folds]))
+    if len(set(published) & set(SIDES)) > 1:
+        splits.append(looked_at("the published sides", published))
     if split_file is not None:
         table = read_split_table(_split_csv(split_file))
         known = dict(zip(table["content_hash"], table["side"], strict=True))

@@ -14,13 +14,14 @@ import numpy as np
 from PIL import Image
 
 from oct_hf import __version__
+from oct_hf.data.encoded import Encoded
 from oct_hf.data.splits import SIDES
 from oct_hf.data.transforms import Augmentation
 from oct_hf.images import Preprocessing, read_image, to_gray
 from oct_hf.labels import describe
+from oct_hf.parallel import in_order
 from oct_hf.runs.check import Checked, offending_pairs
 from oct_hf.runs.labelled import is_public
-from oct_hf.threads import in_order
 from oct_hf.training.recipe import Recipe
 
 SAMPLES = 6  # of each class
@@ -41,14 +42,14 @@ def write_page(checked: Checked, recipe: Recipe, out: Path, seed: int = 0) -> No
         out: an .html file.
         seed: of the choice of samples.
     """
-    rows = checked.dataset.cast_column("image", datasets.Image(decode=False))
+    rows, encoded = checked.dataset.select_columns(["source", "eye", "content_hash"]), Encoded(checked.dataset)
     names = checked.dataset.features["label"].names
     labels, rng = np.array(checked.dataset["label"][:]), np.random.default_rng(seed)
     split = checked.splits[-1]
     sides = np.array(split.sides or ["" for _ in labels])
 
     def pixels(number: int) -> np.ndarray:
-        return to_gray(read_image(rows[int(number)]["image"]["bytes"]))
+        return to_gray(read_image(encoded[number]))
 
     def about(number: int) -> str:
         row = rows[int(number)]
@@ -66,7 +67,7 @@ def write_page(checked: Checked, recipe: Recipe, out: Path, seed: int = 0) -> No
         pictures = [(_picture(pixels(n)), about(n)) for n in mine]
         samples.append({"label": name, "words": describe(name), "pictures": pictures})
     chosen = rng.permutation(len(labels))[:MEASURED]
-    measured = list(in_order(lambda n: (pixels(n), len(rows[int(n)]["image"]["bytes"])), chosen))
+    measured = list(in_order(lambda n: (pixels(n), len(encoded[n])), chosen))
     page = {
         "title": checked.title,
         "facts": checked.to_dict(),
@@ -76,7 +77,9 @@ def write_page(checked: Checked, recipe: Recipe, out: Path, seed: int = 0) -> No
         "classes": [int((labels == i).sum()) for i in range(len(names))],
         "unit": recipe.data.grouped_by,
         "samples": samples,
-        "augmented": _augmented(recipe, rows, rng.permutation(len(labels))[:3]),
+        "augmented": _augmented(
+            recipe, checked.dataset.select_columns("content_hash"), encoded, rng.permutation(len(labels))[:3]
+        ),
         "augmentation": recipe.augment if isinstance(recipe.augment, str) else "custom",
         "sizes": Counter(f"{p.shape[1]} × {p.shape[0]}" for _, (p, _) in measured).most_common(8),
         "measured": len(measured),
@@ -117,15 +120,15 @@ def _picture(image: np.ndarray) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode()
 
 
-def _augmented(recipe: Recipe, rows: datasets.Dataset, chosen: np.ndarray) -> list[list[str]]:
+def _augmented(recipe: Recipe, rows: datasets.Dataset, encoded: Encoded, chosen: np.ndarray) -> list[list[str]]:
     """Rows of pictures as the network gets them: the first as it is, the others as epochs change it."""
     size = recipe.model.image_size
     preprocessing, augmentation = Preprocessing(size, size), Augmentation(recipe.augment, recipe.train.seed)
     table = []
     for number in chosen:
-        row = rows[int(number)]
-        image = preprocessing.resize(to_gray(read_image(row["image"]["bytes"])))
-        draws = (augmentation(image, epoch, row["content_hash"]) for epoch in range(DRAWS))
+        image = preprocessing.resize(to_gray(read_image(encoded[number])))
+        content_hash = rows[int(number)]["content_hash"]
+        draws = (augmentation(image, epoch, content_hash) for epoch in range(DRAWS))
         table.append([_picture(image), *map(_picture, draws)])
     return table
 

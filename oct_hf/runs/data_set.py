@@ -18,6 +18,7 @@ from huggingface_hub import HfApi
 
 from oct_hf import __version__
 from oct_hf.data.leakage import certificate
+from oct_hf.data.shards import SHARD_BYTES, write_shards
 from oct_hf.data.splits import SIDES, UNUSED, fingerprint
 from oct_hf.errors import DataError
 from oct_hf.hub.croissant import croissant, date_of
@@ -25,7 +26,6 @@ from oct_hf.hub.data_card import render_data_card
 from oct_hf.hub.licences import require_redistributable
 from oct_hf.hub.publish import Published
 from oct_hf.hub.publish_data import CROISSANT_FILE, FACTS_FILE, building_folder, contents, publish_data_folder
-from oct_hf.hub.shards import SHARD_BYTES, write_shards
 from oct_hf.runs.folder import write_json
 from oct_hf.runs.labelled import LabelledSet, assign_sides, is_public, load_data
 from oct_hf.runs.published_rows import Pictures, features_of, fold_names, published_columns, published_rows

@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 
 from oct_hf.data.corrections import LEAVE_OUT, read_corrections
+from oct_hf.data.encoded import Encoded
 from oct_hf.data.splits import fingerprint
 from oct_hf.evaluation.label_errors import Suspect, find_suspects, require_cleanlab
 from oct_hf.evaluation.label_page import Shown, label_page
@@ -105,7 +106,7 @@ def find_label_errors(
 
 def _pictures(dataset: datasets.Dataset, suspects: list[Suspect], row_of: dict[str, int], public: bool) -> list[Shown]:
     """Each suspect with its picture, and what lies beside it in the order of the same eye's file names."""
-    encoded = dataset.cast_column("image", datasets.Image(decode=False))
+    encoded = Encoded(dataset)
     names, labels = dataset.features["label"].names, dataset["label"][:]
     patients, eyes, sources = dataset["patient_id"][:], dataset["eye"][:], dataset["source"][:]
     volumes: dict[tuple[str, str], list[int]] = {}
@@ -113,7 +114,7 @@ def _pictures(dataset: datasets.Dataset, suspects: list[Suspect], row_of: dict[s
         volumes.setdefault((patients[row], eyes[row]), []).append(row)
 
     def picture(row: int) -> np.ndarray:
-        return read_image(encoded[row]["image"]["bytes"])
+        return read_image(encoded[row])
 
     shown = []
     for suspect in suspects:

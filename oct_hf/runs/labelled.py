@@ -7,9 +7,11 @@ import numpy as np
 from tqdm import tqdm
 
 from oct_hf.data.corrections import correct_labels
+from oct_hf.data.encoded import Encoded
 from oct_hf.data.leakage import Links, search, stand_in_patients, units
 from oct_hf.data.oct import prepare
 from oct_hf.data.splits import (
+    UNUSED,
     check_disjoint,
     pseudonyms,
     read_split,
@@ -57,6 +59,10 @@ def load_data(data: DataRecipe, cache_dir: str | None = None) -> tuple[datasets.
         options["without_patients"] = data.without_patients
     if data.name == "octmnist":
         options["size"] = data.size
+    if data.name == "parquet":
+        options |= {"stream": data.stream, "without_patients": data.without_patients}
+    elif data.stream:
+        options["stream"] = True
     if data.label_by != "image":
         options["label_by"] = data.label_by
     dataset, skipped = prepare(data.name, data.path, cache_dir, **options)
@@ -83,7 +89,7 @@ def assign_sides(dataset: datasets.Dataset, recipe: Recipe) -> LabelledSet:
     if nameless:
         patients = stand_in_patients(hashes, links)
     together = units(hashes, patients, links) if links else patients
-    sides = _sides(split, labels, together, hashes, dataset["fold"][:])
+    sides = _sides(split, labels, together, hashes, dataset["side" if split.by == "published" else "fold"][:])
     if split.by != "image":
         check_disjoint(patients, sides, hashes)
     published = public_ids(patients, recipe.data)
@@ -101,6 +107,12 @@ def _sides(split: SplitRecipe, labels: list[str], patients: list[str], hashes: l
         if split.test_fold is None:
             raise DataError(f"split.folds is {split.folds}, but split.test_fold names none: 0 to {split.folds - 1}")
         folds = split_folds(labels, patients, split.folds, split.seed).tolist()
+    elif split.by == "published":
+        if not {"train", "test"} <= set(folds):
+            raise DataError("split.by is published, but the set has no published sides train and test")
+        validation = "validation" if "validation" in folds else split.validation
+        folds = ["guard" if side == UNUSED else side for side in folds]
+        return split_by_fold(labels, patients, folds, "test", validation, split.seed)
     elif split.by == "fold" and split.test_fold is None:
         raise DataError("split.by is fold, but split.test_fold names none")
     if split.by == "fold" or split.folds:
@@ -116,8 +128,8 @@ def _sides(split: SplitRecipe, labels: list[str], patients: list[str], hashes: l
 def predict_sides(predictor: Predictor, data: LabelledSet) -> Predictions:
     """Predicts the validation and test sides from their files' bytes, as a user of the published model would."""
     rows = np.flatnonzero(np.isin(data.sides, ("validation", "test")))
-    encoded = data.dataset.cast_column("image", datasets.Image(decode=False))
-    work = predictor.predict(encoded[int(i)]["image"]["bytes"] for i in rows)
+    encoded = Encoded(data.dataset)
+    work = predictor.predict(encoded[row] for row in rows)
     answers = list(tqdm(work, total=len(rows), desc="predicting", unit="image", disable=None, leave=False))
     return Predictions(
         names=predictor.labels,

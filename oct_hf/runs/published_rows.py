@@ -17,10 +17,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from oct_hf.data.deidentify import without_metadata
+from oct_hf.data.encoded import Encoded
 from oct_hf.data.layout import PUBLISHED_SIDES
 from oct_hf.data.splits import SIDES
+from oct_hf.parallel import in_order
 from oct_hf.runs.labelled import LabelledSet, is_public
-from oct_hf.threads import in_order
 from oct_hf.training.recipe import DataRecipe
 
 
@@ -32,7 +33,7 @@ class Pictures:
     """
 
     def __init__(self, data: LabelledSet, recipe: DataRecipe):
-        self.encoded = data.dataset.cast_column("image", datasets.Image(decode=False))
+        self.encoded = Encoded(data.dataset)
         self.hashes, self.as_it_is = data.hashes, is_public(recipe)
         self.seen = {"formats": Counter(), "sizes": Counter(), "original": 0}
 
@@ -44,7 +45,7 @@ class Pictures:
             yield row, data
 
     def _one(self, row: int) -> tuple[bytes, bool, str, str]:
-        data = self.encoded[int(row)]["image"]["bytes"]
+        data = self.encoded[row]
         if not self.as_it_is:
             data = without_metadata(data)
         with Image.open(io.BytesIO(data)) as image:

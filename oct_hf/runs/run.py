@@ -17,6 +17,7 @@ import transformers
 
 from oct_hf.data.corrections import read_corrections
 from oct_hf.data.pixels import Pixels
+from oct_hf.data.stream import StreamedPixels
 from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import DataError, ModelError, RecipeError
 from oct_hf.evaluation.oct_metrics import measure
@@ -177,10 +178,13 @@ def quiet_libraries() -> None:
 
 def _train(recipe, folder, data, model, preprocessing, augmentation, facts, hub) -> OCTTrainer:
     began = time.monotonic()
-    train, validation = (
-        Pixels.from_dataset(data.dataset.select(np.flatnonzero(data.sides == side)), preprocessing, augmentation)
-        for side in ("train", "validation")
-    )
+    rows = {side: data.dataset.select(np.flatnonzero(data.sides == side)) for side in ("train", "validation")}
+    validation = Pixels.from_dataset(rows["validation"], preprocessing)
+    if recipe.data.stream:
+        settings = recipe.train
+        train = StreamedPixels(rows["train"], preprocessing, augmentation, settings.seed, settings.batch_size)
+    else:
+        train = Pixels.from_dataset(rows["train"], preprocessing, augmentation)
     stop = StopOnSignal()
 
     def score(probabilities: np.ndarray, labels: np.ndarray) -> dict:

@@ -47,6 +47,7 @@ class DataRecipe:
     label_by: Literal["image", "eye", "worst"] = "image"  # "eye": by its eye's worst case; "worst": only images of it
     size: int = 224  # of OCTMNIST's images, in pixels
     skip_bad: bool = False
+    stream: bool = False  # of Parquet: train from the shards, without a copy of the pictures on this disk
     corrections: str | None = None  # a corrections.csv, laid over the labels
     patients: Count = 100
     scans: Count = 4
@@ -63,7 +64,7 @@ class SplitRecipe:
     was measured on it can be published.
     """
 
-    by: Literal["patient", "fold", "file", "image"] = "patient"
+    by: Literal["patient", "fold", "published", "file", "image"] = "patient"
     test: Share = 0.15  # share of the images
     validation: Share = 0.15
     folds: Annotated[int, Field(ge=2)] | None = None  # with `by: patient`: that many folds, and test_fold from 0 on

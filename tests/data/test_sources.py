@@ -13,7 +13,7 @@ from oct_hf.data.oct import prepare
 from oct_hf.data.phantom import draw
 from oct_hf.data.sources import open_source
 from oct_hf.errors import BadImageError, DataError
-from oct_hf.threads import in_order
+from oct_hf.parallel import in_order
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_an_archive_is_read_by_many_threads_and_after_pickling(kind, clinic, tmp
                     archive.write(file, file.relative_to(clinic / label))
     source = pickle.loads(pickle.dumps(open_source(path)))
     assert source.files == [file.relative_to(clinic).as_posix() for file in files]
-    for name, data in in_order(source.read, source.files * 4):
+    for name, data in in_order(source.read, list(source.files) * 4):
         assert data == (clinic / name).read_bytes()
     assert all(source.size(name) == (clinic / name).stat().st_size for name in source.files)
     assert len({source.stamp(name) for name in source.files}) == len(files)

@@ -1,0 +1,90 @@
+"""One file of a set as one row: its bytes, its hash, and what is measured of the picture while it is decoded anyway.
+
+Every file is decoded whole here: a corrupt image is found now and not in epoch 7.
+"""
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from oct_hf.data.duplicates import METHOD, thumbnail
+from oct_hf.data.listing import Entries, Entry
+from oct_hf.data.sources import Source
+from oct_hf.errors import BadImageError
+from oct_hf.images import read_image
+
+MEASURED = {"thumbnail": "binary"}  # columns that `measure` fills, with their Arrow types
+MEASURED_BY = METHOD  # another text when the same picture would be measured differently
+BLOCK = 16  # rows that a thread or a process makes at once
+KNOWN = ("label", "patient_id", "eye", "source", "fold", "side")
+
+
+@dataclass(frozen=True)
+class Work:
+    """Rows to be made, in parts that need nothing of each other.
+
+    Attributes:
+        read: rows of a block; of a file that can't be read, `file` and `reason` alone. It can be sent to a process.
+        blocks: gives the blocks, in order.
+    """
+
+    read: Callable[[Any], list[dict]]
+    blocks: Callable[[], Iterator]
+
+
+def measure(pixels: np.ndarray) -> dict:
+    """The measured columns of one picture, uint8 `(height, width[, 3])`."""
+    return {"thumbnail": thumbnail(pixels)}
+
+
+def read_row(source: Source, entry: Entry) -> dict:
+    """The row of one file.
+
+    Raises:
+        BadImageError: it can't be read or decoded.
+    """
+    data = source.read(entry.source)
+    pixels = read_image(data, entry.source)
+    row = {key: getattr(entry, key) for key in KNOWN}
+    return row | {"image": picture(eight_bit_file(data, pixels)), "content_hash": sha256(data)} | measure(pixels)
+
+
+def read_rows(source: Source, entries: Entries) -> list[dict]:
+    """The rows of some files; of one that can't be read, `file` and `reason` alone."""
+    rows = []
+    for entry in entries:
+        try:
+            rows.append(read_row(source, entry))
+        except BadImageError as error:
+            rows.append({"file": error.file, "reason": error.reason})
+    return rows
+
+
+def picture(data: bytes) -> dict:
+    """A value of the column `image`. Without a path: `datasets` would look for a file of that name, image by image."""
+    return {"path": None, "bytes": data}
+
+
+def sha256(data: bytes) -> str:
+    """`content_hash` of a file."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """A PNG that takes little time to write."""
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, "PNG", compress_level=1)
+    return encoded.getvalue()
+
+
+def eight_bit_file(data: bytes, pixels: np.ndarray) -> bytes:
+    """The file itself, or its pixels as PNG where it has 16 bits or floating point, which `datasets` would saturate."""
+    with Image.open(io.BytesIO(data)) as image:
+        if image.mode[0] not in "IF":
+            return data
+    return png(pixels)

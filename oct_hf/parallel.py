@@ -1,0 +1,58 @@
+"""Work on threads or processes with the results in order and only a few in flight, so that memory stays flat.
+
+Pillow and numpy release the interpreter lock while they decode, resize and draw, so threads do for a few cores; what
+Python does between them is one core's at a time, so many cores need processes.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from oct_hf.errors import OCTError
+
+_THREADS_DO = 4  # cores that threads alone keep busy
+
+
+def default_workers() -> int:
+    """Processes worth starting on this machine."""
+    cores = os.cpu_count() or 1
+    return cores if cores > _THREADS_DO else 1
+
+
+def in_order(function: Callable, items: Iterable) -> Iterator[tuple]:
+    """`(item, function(item))` for each item, in order; an exception of `function` is raised at its item's turn."""
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        pending = deque()
+        for item in items:
+            pending.append((item, pool.submit(function, item)))
+            if len(pending) >= 4 * workers:
+                item, result = pending.popleft()
+                yield item, result.result()
+        for item, result in pending:
+            yield item, result.result()
+
+
+def in_processes(function: Callable, items: Iterable, workers: int) -> Iterator:
+    """`function(item)` for each item, in order, on processes that import the package anew.
+
+    Args:
+        function: of an importable module; it, the items and the results are pickled.
+        items: read as they are needed.
+        workers: processes.
+
+    Raises:
+        OCTError: a process was killed; the exceptions of `function`.
+    """
+    from joblib import Parallel, delayed
+    from joblib.externals.loky.process_executor import BrokenProcessPool
+
+    # loky's processes don't run the caller's script again, so it needs no `if __name__ == "__main__"`.
+    pool = Parallel(n_jobs=workers, backend="loky", return_as="generator", batch_size=1, pre_dispatch="2*n_jobs")
+    try:
+        yield from pool(delayed(function)(item) for item in items)
+    except BrokenProcessPool as error:
+        raise OCTError(
+            f"a worker process was killed ({str(error).splitlines()[0]}); is memory short? Try fewer workers"
+        ) from None
