@@ -20,9 +20,14 @@ def default_workers() -> int:
     return cores if cores > _THREADS_DO else 1
 
 
-def in_order(function: Callable, items: Iterable) -> Iterator[tuple]:
-    """`(item, function(item))` for each item, in order; an exception of `function` is raised at its item's turn."""
-    workers = os.cpu_count() or 1
+def in_order(function: Callable, items: Iterable, workers: int | None = None) -> Iterator[tuple]:
+    """`(item, function(item))` for each item, in order; an exception of `function` is raised at its item's turn.
+
+    Args:
+        function, items: what is to be done.
+        workers: threads; as many as there are cores where not given.
+    """
+    workers = workers or os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
         pending = deque()
         for item in items:
@@ -56,3 +61,43 @@ def in_processes(function: Callable, items: Iterable, workers: int) -> Iterator:
         raise OCTError(
             f"a worker process was killed ({str(error).splitlines()[0]}); is memory short? Try fewer workers"
         ) from None
+
+
+def on_ray(function: Callable, items: Iterable, workers: int | None = None) -> Iterator:
+    """`function(item)` for each item, in order, on a Ray cluster; what a lost machine had is done again elsewhere.
+
+    Args:
+        function, items, workers: as for `in_processes`. The cluster is the one that RAY_ADDRESS names; without it one
+            of this machine is started, with so many workers, and stopped at the end.
+
+    Raises:
+        OCTError: Ray isn't installed, or the cluster isn't there; the exceptions of `function`.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise OCTError("Ray isn't installed: pip install 'oct-hf[ray]'") from None
+    started = not ray.is_initialized()
+    if started:
+        address = os.environ.get("RAY_ADDRESS")
+        here = {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
+        try:
+            ray.init(**here, log_to_driver=False, logging_level="error")
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise OCTError(f"no Ray cluster at {address or 'this machine'} ({str(error).splitlines()[0]})") from None
+    try:
+        remote = ray.remote(max_retries=3)(function)
+        in_flight = 2 * int(ray.cluster_resources().get("CPU", 1))
+        pending = deque()
+        for item in items:
+            pending.append(remote.remote(item))
+            if len(pending) >= in_flight:
+                yield ray.get(pending.popleft())
+        while pending:
+            yield ray.get(pending.popleft())
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    finally:
+        if started:
+            ray.shutdown()

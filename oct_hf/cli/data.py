@@ -62,9 +62,21 @@ def list_sets(as_json: AsJson = False) -> None:
 
 @app.command()
 def prepare(
-    name: Name, overrides: Overrides = None, data: Data = None, skip_bad: SkipBad = False, as_json: AsJson = False
+    name: Name,
+    overrides: Overrides = None,
+    data: Data = None,
+    out: Annotated[
+        str | None, typer.Option(help="Write Parquet shards there, a folder or s3://…, instead of into the cache.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that read files.")] = None,
+    engine: Annotated[str, typer.Option(help="With --out: processes, or ray (RAY_ADDRESS).")] = "processes",
+    skip_bad: SkipBad = False,
+    as_json: AsJson = False,
 ) -> None:
     """Get a set (where its owner lets a program), read every file once, and keep it ready.
+
+    With --out as Parquet shards of about 500 MB, for machines that share them: train on these
+    with data.name=parquet data.path=OUT, or straight from them with data.stream=true as well.
 
     Example: oct-hf data prepare octdl
     """
@@ -76,7 +88,12 @@ def prepare(
     quiet_libraries()
     recipe = _recipe(name, overrides, data, skip_bad)
     began = time.monotonic()
-    dataset, skipped = load_data(recipe.data)
+    if out is not None:
+        _prepare_shards(recipe.data, out, workers, engine, as_json)
+        return
+    if engine != "processes":
+        raise OCTError("--engine writes shards: say where with --out")
+    dataset, skipped = load_data(recipe.data, workers=workers)
     names = dataset.features["label"].names
     labels = dataset["label"][:]
     counts = {label: labels.count(number) for number, label in enumerate(names)}
@@ -87,6 +104,21 @@ def prepare(
     print_table(recipe.data.title or name, ("class", "B-scans"), [(k, f"{v:,}") for k, v in counts.items()])
     print(f"{facts['images']:,} B-scans of {facts['patients']:,} patients, ready in {time.monotonic() - began:.1f} s")
     _say_skipped(skipped)
+
+
+def _prepare_shards(data, out: str, workers: int | None, engine: str, as_json: bool) -> None:
+    from oct_hf.data.oct import builder_of
+    from oct_hf.data.prepared import write_prepared
+    from oct_hf.runs.labelled import builder_options
+
+    facts = write_prepared(builder_of(data.name, data.path, **builder_options(data)), out, workers, engine)
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    print_table(data.title or data.name, ("class", "B-scans"), [(k, f"{v:,}") for k, v in facts["classes"].items()])
+    print(f"{facts['images']:,} B-scans in {len(facts['shards'])} shards: {out}")
+    print(f"train on them: oct-hf finetune RECIPE data.name=parquet data.path={out}")
+    _say_skipped(facts["skipped"])
 
 
 @app.command()

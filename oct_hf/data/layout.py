@@ -301,9 +301,8 @@ def _copies(source: Source, entries: Entries) -> list[np.ndarray]:
 
     keys, rows = np.zeros(len(entries), np.uint64), np.arange(len(entries))
     for test in (source.size, source.glance, lambda path: hashlib.sha256(source.read(path)).digest()):
-        of = entries.take(rows).table["source"]
-        tests = (digest((int(keys[row]), test(path.as_py()))) for row, path in zip(rows, of, strict=True))
-        keys[rows] = np.fromiter(tests, np.uint64, len(rows))
+        for row, entry in zip(rows, entries.at(rows), strict=True):
+            keys[row] = digest((int(keys[row]), test(entry.source)))
         _, group, count = np.unique(keys[rows], return_inverse=True, return_counts=True)
         rows = rows[count[group] > 1]
     order = rows[np.argsort(keys[rows], kind="stable")]

@@ -3,9 +3,10 @@
 They behave like the lists that they stand for.
 """
 
+from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from itertools import islice
 
 import numpy as np
@@ -36,8 +37,11 @@ class Names(Sequence):
     """
 
     def __init__(self, names: Iterable[str], **beside: Sequence[int]):
-        blocks = [pa.array(block, pa.large_string()) for block in _blocks(names)]
-        unsorted = pa.concat_arrays(blocks) if blocks else pa.array([], pa.large_string())
+        written, ends = bytearray(), array("q", [0])
+        for name in names:
+            written += name.encode()
+            ends.append(len(written))
+        unsorted = pa.LargeStringArray.from_buffers(len(ends) - 1, pa.py_buffer(ends), pa.py_buffer(written))
         order = pc.sort_indices(unsorted)  # by bytes of UTF-8, which is Python's order too
         self._names = unsorted.take(order)
         self.beside = {key: np.asarray(values, np.int64)[order.to_numpy()] for key, values in beside.items()}
@@ -75,9 +79,17 @@ class Entries(Sequence):
     def __init__(self, entries: Iterable[Entry] | pa.Table):
         if not isinstance(entries, pa.Table):
             schema = pa.schema([(field.name, pa.string()) for field in fields(Entry)])
-            blocks = [pa.RecordBatch.from_pylist([_plain(e) for e in block], schema) for block in _blocks(entries)]
-            entries = pa.Table.from_batches(blocks, schema)
+            blocks = (zip(*map(astuple, block), strict=True) for block in _blocks(entries))
+            batches = [pa.record_batch([pa.array(c, pa.string()) for c in block], schema=schema) for block in blocks]
+            entries = pa.Table.from_batches(batches, schema)
         self.table = entries
+
+    def __reduce__(self):
+        # As a stream, which holds these rows alone; pickled as it is, a slice takes the whole table along.
+        written = pa.BufferOutputStream()
+        with pa.ipc.new_stream(written, self.table.schema) as stream:
+            stream.write_table(self.table)
+        return _received, (written.getvalue().to_pybytes(),)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -95,6 +107,11 @@ class Entries(Sequence):
         rows = np.asarray(rows)
         return Entries(self.table.filter(rows) if rows.dtype == bool else self.table.take(rows.astype(np.int64)))
 
+    def at(self, rows: np.ndarray) -> Iterator[Entry]:
+        """The entries with these numbers, one after the other."""
+        for start in range(0, len(rows), _BLOCK):
+            yield from self.take(rows[start : start + _BLOCK])
+
     def where(self, wanted: Callable[[Entry], bool]) -> "Entries":
         """The entries that a function says yes to."""
         return self.take(np.fromiter(map(wanted, self), bool, len(self)))
@@ -104,7 +121,9 @@ class Entries(Sequence):
         sides = self.table["side"]
         present = [side for side in ("train", "validation", "test") if pc.any(pc.equal(sides, side)).as_py()]
         table = self.table
-        if len(present) > 1:
+        if len(present) == 1:
+            return {present[0]: self}
+        if present:
             folds = pc.if_else(pc.equal(table["fold"], ""), sides, table["fold"])
             table = table.set_column(table.schema.get_field_index("fold"), "fold", folds)
         return {side: Entries(table.filter(pc.equal(sides, side))) for side in present}
@@ -115,8 +134,8 @@ class Entries(Sequence):
             yield Entries(self.table.slice(at, rows))
 
 
-def _plain(entry: Entry) -> dict[str, str]:
-    return {field.name: getattr(entry, field.name) for field in fields(Entry)}
+def _received(stream: bytes) -> Entries:
+    return Entries(pa.ipc.open_stream(stream).read_all())
 
 
 def _blocks(items: Iterable) -> Iterator[list]:

@@ -17,12 +17,25 @@ from itertools import chain, islice
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 
 from oct_hf.data import phantom, speckle
 from oct_hf.data.catalog import CATALOG
 from oct_hf.data.fetch import locate
 from oct_hf.data.layout import LABELLED_BY, find_labels, list_entries, refuse_or_note
-from oct_hf.data.rows import BLOCK, KNOWN, MEASURED, MEASURED_BY, Work, measure, picture, png, read_rows, sha256
+from oct_hf.data.rows import (
+    BLOCK,
+    KNOWN,
+    MEASURED,
+    MEASURED_BY,
+    Work,
+    measure,
+    picture,
+    png,
+    read_rows,
+    sha256,
+    size_of,
+)
 from oct_hf.data.shards import Shards
 from oct_hf.data.sources import Source, open_source
 from oct_hf.data.stored import PLACE, address, labels_of, stored_work
@@ -137,18 +150,25 @@ class OCT(datasets.GeneratorBasedBuilder):
         return labels_of(self.config.shards()) if self.config.name == "parquet" else find_labels(self.config)
 
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
+        return [datasets.SplitGenerator(side, gen_kwargs={"work": work}) for side, work in self.work().items()]
+
+    def work(self) -> dict[str, Work]:
+        """What is to be read for each published side."""
         self.skipped: list[dict] = []  # files left out, each with its reason
         labels = self.info.features["label"].names
         if self.config.name == "phantom":
             draw = partial(_phantoms, self.config.seed, self.config.height, self.config.width)
-            work = {"train": Work(draw, partial(_phantom_jobs, self.config, labels))}
+            size = self.config.height * self.config.width  # speckle leaves about a byte a pixel
+            work = {"train": Work(draw, partial(_phantom_jobs, self.config, labels), lambda jobs: size * len(jobs))}
         elif self.config.name == "parquet":
             work = stored_work(self.config.shards(), labels, self.config.without_patients, self.config.stream)
         else:
-            read = partial(read_rows, self.config.source())
+            source = self.config.source()
+            read, size = partial(read_rows, source), partial(size_of, source)
             sides = list_entries(self.config, labels, self.skipped).by_side()
-            work = {side: Work(read, partial(entries.blocks, BLOCK)) for side, entries in sides.items()}
-        return [datasets.SplitGenerator(side, gen_kwargs={"work": rows}) for side, rows in work.items()]
+            pa.default_memory_pool().release_unused()  # what listing needed is a tenth of what generating needs
+            work = {side: Work(read, partial(rows.blocks, BLOCK), size) for side, rows in sides.items()}
+        return work
 
     def _generate_examples(self, work: Work):
         """On processes or on threads; the rows are the same."""
@@ -190,6 +210,28 @@ def prepare(
     Raises:
         DataError: nothing to read, no such set, or files that can't be read while `skip_bad` is off.
     """
+    builder = builder_of(name, data_dir, cache_dir, **options)
+    builder.workers = workers or default_workers()
+    try:
+        builder.download_and_prepare()
+    except datasets.exceptions.DatasetGenerationError as error:
+        if isinstance(error.__cause__, DataError | OSError):
+            raise error.__cause__ from None
+        raise
+    pa.default_memory_pool().release_unused()
+    note = Path(builder.cache_dir) / SKIPPED_FILE
+    if hasattr(builder, "skipped"):
+        note.write_text(json.dumps(builder.skipped))
+    sides = builder.as_dataset().values()
+    return datasets.concatenate_datasets(list(sides)), json.loads(note.read_text()) if note.exists() else []
+
+
+def builder_of(name: str, data_dir: str | Path | None = None, cache_dir: str | Path | None = None, **options) -> OCT:
+    """The builder that `prepare` uses; its arguments are checked.
+
+    Raises:
+        DataError: no such set, or nothing to read.
+    """
     known = [config.name for config in OCT.BUILDER_CONFIGS]
     if name not in known:
         raise DataError(f'data set "{name}" is not known{did_you_mean(name, known)}; known: {", ".join(known)}')
@@ -206,19 +248,7 @@ def prepare(
     if data_dir:
         local = str(Path(data_dir).expanduser().resolve())
         options["data_dir"] = address(str(data_dir)) if name == "parquet" else local
-    builder = OCT(config_name=name, cache_dir=str(cache_dir) if cache_dir else None, **options)
-    builder.workers = workers or default_workers()
-    try:
-        builder.download_and_prepare()
-    except datasets.exceptions.DatasetGenerationError as error:
-        if isinstance(error.__cause__, DataError | OSError):
-            raise error.__cause__ from None
-        raise
-    note = Path(builder.cache_dir) / SKIPPED_FILE
-    if hasattr(builder, "skipped"):
-        note.write_text(json.dumps(builder.skipped))
-    sides = builder.as_dataset().values()
-    return datasets.concatenate_datasets(list(sides)), json.loads(note.read_text()) if note.exists() else []
+    return OCT(config_name=name, cache_dir=str(cache_dir) if cache_dir else None, **options)
 
 
 def _phantom_jobs(config: OCTDataConfig, labels: list[str]) -> Iterator[list[tuple[str, int, int]]]:

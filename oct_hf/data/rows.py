@@ -31,10 +31,12 @@ class Work:
     Attributes:
         read: rows of a block; of a file that can't be read, `file` and `reason` alone. It can be sent to a process.
         blocks: gives the blocks, in order.
+        size: about how many bytes the pictures of a block have.
     """
 
     read: Callable[[Any], list[dict]]
     blocks: Callable[[], Iterator]
+    size: Callable[[Any], int]
 
 
 def measure(pixels: np.ndarray) -> dict:
@@ -63,6 +65,11 @@ def read_rows(source: Source, entries: Entries) -> list[dict]:
         except BadImageError as error:
             rows.append({"file": error.file, "reason": error.reason})
     return rows
+
+
+def size_of(source: Source, entries: Entries) -> int:
+    """Bytes of some files."""
+    return sum(source.size(entry.source) for entry in entries)
 
 
 def picture(data: bytes) -> dict:

@@ -5,6 +5,7 @@ their column isn't compressed again; it has no statistics either, which would ho
 from a folder, or from anywhere that fsspec reaches (`hf://datasets/you/name`, `s3://…`).
 """
 
+import json
 import os
 import re
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import datasets
 import pyarrow as pa
@@ -27,6 +29,8 @@ SHARD_BYTES = 500 * 2**20  # of pictures
 GROUP_ROWS = 100
 GROUP_BYTES = 8 * 2**20
 _NAME = re.compile(r"(?:(?P<side>[a-z]+)-)?(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet|.*\.parquet")
+UNFINISHED = "UNFINISHED"  # beside shards that are being written
+_NOTE = b"oct_hf"  # in a file's metadata
 _OPEN = 16  # files that a process keeps open
 
 
@@ -81,9 +85,34 @@ def write_shards(
     return shards
 
 
-def write_shard(path: Path, rows: Iterable[dict], schema: pa.Schema) -> int:
-    """Writes one shard whole; gives the number of its rows."""
-    return _write(path, (group for group, _ in _row_groups(rows, GROUP_BYTES)), schema)
+def write_shard(path: Path | BinaryIO, rows: Iterable[dict], schema: pa.Schema, note: dict) -> int:
+    """Writes one shard; gives the number of its rows.
+
+    Args:
+        path: where, a file that is overwritten, or an open one.
+        rows: as for `write_shards`.
+        schema: of the rows.
+        note: plain facts that `note_of` gives back. Asked for when the last row is written.
+    """
+    return _write(path, (group for group, _ in _row_groups(rows, GROUP_BYTES)), schema, note)
+
+
+def note_of(path: str) -> dict:
+    """What `write_shard` was given as a note; empty where it was given none.
+
+    Raises:
+        DataError: it can't be read.
+    """
+    try:
+        found = json.loads((_opened(path).metadata.metadata or {}).get(_NOTE, b"{}"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def group_bytes(path: str, number: int) -> int:
+    """Bytes that a row group has on the disk."""
+    return _opened(path).metadata.row_group(number).total_byte_size
 
 
 class Shards:
@@ -101,8 +130,11 @@ class Shards:
         try:
             self._files, base = url_to_fs(root)
             found = sorted(self._files.glob(f"{base.rstrip('/')}/**/*.parquet"))
+            unfinished = self._files.exists(f"{base.rstrip('/')}/{UNFINISHED}")
         except (OSError, ValueError, ImportError) as error:
             raise DataError(f"{root}: can't be listed ({' '.join(str(error).split())})") from None
+        if unfinished:
+            raise DataError(f"{root}: its preparation isn't finished; give oct-hf data prepare … --out again")
         if not found:
             raise DataError(f"{root}: no Parquet files in it")
         self.paths = tuple(self._files.unstrip_protocol(path) for path in found)
@@ -164,11 +196,15 @@ def read_group(path: str, number: int, columns: Sequence[str] | None = None) -> 
 
 
 def _opened(path: str) -> pq.ParquetFile:
-    return _opened_here(path, os.getpid(), threading.get_ident())
+    try:
+        time = os.stat(path.removeprefix("file://")).st_mtime_ns
+    except OSError:
+        time = 0  # not of this machine
+    return _opened_here(path, time, os.getpid(), threading.get_ident())
 
 
 @lru_cache(maxsize=_OPEN)
-def _opened_here(path: str, process: int, thread: int) -> pq.ParquetFile:
+def _opened_here(path: str, time: int, process: int, thread: int) -> pq.ParquetFile:
     """A file of this thread alone: a place in a file that two share is nobody's."""
     try:
         files, inner = url_to_fs(path)
@@ -207,7 +243,7 @@ def _cut(groups, shard_bytes: int):
         yield shard()
 
 
-def _write(path: Path, groups: Iterable[list[dict]], schema: pa.Schema) -> int:
+def _write(path: Path | BinaryIO, groups: Iterable[list[dict]], schema: pa.Schema, note: dict | None = None) -> int:
     pictures = ("image.bytes", "image.path")
     others = [name for name in schema.names if name != "image"]
     count = 0
@@ -222,4 +258,6 @@ def _write(path: Path, groups: Iterable[list[dict]], schema: pa.Schema) -> int:
         for group in groups:
             writer.write_table(pa.Table.from_pylist(group, schema), row_group_size=len(group))
             count += len(group)
+        if note is not None:
+            writer.add_key_value_metadata({_NOTE: json.dumps(note, sort_keys=True).encode()})
     return count

@@ -94,7 +94,7 @@ class Folder(Source):
                     if _is_picture(path):
                         if not path.isprintable() and _not_text(path):
                             raise DataError(f"{self.root}: the name {path!r} is no UTF-8 text; rename the file")
-                        status = os.stat(self.root / path)
+                        status = os.stat(os.path.join(self.root, path))
                         sizes.append(status.st_size)
                         times.append(status.st_mtime_ns)
                         yield path

@@ -4,36 +4,19 @@ Only `image` and `label` must be there. What was measured when the set was prepa
 would measure the same; a picture is then not even decoded to be listed.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 import datasets
-import pyarrow as pa
 
 from oct_hf.data.rows import KNOWN, MEASURED, MEASURED_BY, Work, eight_bit_file, measure, picture, sha256
-from oct_hf.data.shards import Shards, read_group
+from oct_hf.data.shards import Shards, group_bytes, note_of, read_group
 from oct_hf.errors import BadImageError, DataError
 from oct_hf.images import read_image
 
 PLACE = {"shard": "string", "group": "int32", "row": "int32"}  # columns that say where a picture lies
-NOTE = b"oct_hf"  # the schema's metadata
-
-
-def note(**facts) -> dict[bytes, bytes]:
-    """What a shard says of its own making."""
-    return {NOTE: json.dumps({"measured_by": MEASURED_BY, **facts}, sort_keys=True).encode()}
-
-
-def note_of(schema: pa.Schema) -> dict:
-    """The note of a shard; empty where it has none."""
-    try:
-        found = json.loads((schema.metadata or {}).get(NOTE, b"{}"))
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def address(given: str) -> str:
@@ -84,7 +67,9 @@ def stored_work(shards: Shards, labels: list[str], without_patients: bool, strea
     order = [side for side in ("train", "validation", "test", "unused") if side in sides]
     return {
         side: Work(
-            partial(_read, tuple(labels), names, side, one, stream), partial(_groups, shards, frozenset(sides[side]))
+            partial(_read, tuple(labels), names, side, one, stream),
+            partial(_groups, shards, frozenset(sides[side])),
+            _size,
         )
         for side in order
     }
@@ -94,6 +79,10 @@ def _groups(shards: Shards, paths: frozenset[str]) -> Iterator[tuple[str, int]]:
     return ((path, number) for path, number, _ in shards.groups() if path in paths)
 
 
+def _size(place: tuple[str, int]) -> int:
+    return group_bytes(*place)
+
+
 def _read(
     labels: tuple[str, ...], names: list[str] | None, side: str, one: bool, stream: bool, place: tuple[str, int]
 ) -> list[dict]:
@@ -101,7 +90,7 @@ def _read(
     path, number = place
     table = read_group(path, number, [c for c in (*KNOWN, *MEASURED, "content_hash") if c != "side"])
     measured = stream and set(MEASURED) <= set(table.column_names)
-    measured = measured and note_of(table.schema).get("measured_by") == MEASURED_BY
+    measured = measured and note_of(path).get("measured_by") == MEASURED_BY
     pictures = None
     if not (measured and "content_hash" in table.column_names):
         pictures = read_group(path, number, ["image"])["image"].combine_chunks().field("bytes")

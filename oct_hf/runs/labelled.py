@@ -47,8 +47,18 @@ class LabelledSet:
     links: Links | None = None
 
 
-def load_data(data: DataRecipe, cache_dir: str | None = None) -> tuple[datasets.Dataset, list[dict]]:
+def load_data(
+    data: DataRecipe, cache_dir: str | None = None, workers: int | None = None
+) -> tuple[datasets.Dataset, list[dict]]:
     """The B-scans that a recipe names, and the files left out."""
+    dataset, skipped = prepare(data.name, data.path, cache_dir, workers, **builder_options(data))
+    if data.corrections is None:
+        return dataset, skipped
+    return correct_labels(dataset, skipped, data.corrections, data.skip_bad)
+
+
+def builder_options(data: DataRecipe) -> dict:
+    """What the builder is asked for beside name and path."""
     options = {"skip_bad": data.skip_bad}
     if data.labels:
         options["labels"] = data.labels
@@ -65,10 +75,7 @@ def load_data(data: DataRecipe, cache_dir: str | None = None) -> tuple[datasets.
         options["stream"] = True
     if data.label_by != "image":
         options["label_by"] = data.label_by
-    dataset, skipped = prepare(data.name, data.path, cache_dir, **options)
-    if data.corrections is None:
-        return dataset, skipped
-    return correct_labels(dataset, skipped, data.corrections, data.skip_bad)
+    return options
 
 
 def assign_sides(dataset: datasets.Dataset, recipe: Recipe) -> LabelledSet:
