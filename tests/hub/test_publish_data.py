@@ -1,5 +1,6 @@
 """Publishing data sets: the real clients, in processes of their own, against the loopback Hub."""
 
+import csv
 import hashlib
 import io
 import json
@@ -114,6 +115,27 @@ print(json.dumps({
     },
 }), flush=True)
 os._exit(0)  # pyarrow may hang at exit where a stream wasn't read to its end (apache/arrow issue 45214)
+"""
+
+TRAIN = """
+import json, sys
+from oct_hf import finetune, prepare
+from oct_hf.training.recipe import make_recipe
+repo, out = sys.argv[1:]
+recipe = {
+    "data": {"name": "parquet", "path": repo, "stream": True, "public": True},
+    "split": {"by": "published"},
+    "model": {"base": "test_efficientnet", "weights": "random", "image_size": 64},
+    "train": {"epochs": 2, "batch_size": 8, "workers": 2},
+}
+facts = finetune(make_recipe(recipe), out)
+whole, _ = prepare("parquet", repo)
+print(json.dumps({
+    "sides": {side: about["images"] for side, about in facts["split"]["sides"].items()},
+    "steps": facts["training"]["steps"],
+    "columns": whole.column_names,
+    "hashes": sorted(whole["content_hash"][:]),
+}))
 """
 
 
@@ -496,3 +518,13 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "\n" not in str(full.value) and not folder.exists()
+
+
+def test_a_published_set_trains_a_model_straight_from_the_hub(site, published, tmp_path):
+    said = call(site[1], sys.executable, "-c", TRAIN, "clinic/phantoms", tmp_path / "run")
+    rows = list(csv.DictReader((tmp_path / "run/model/split.csv").open()))
+    assert said["hashes"] == sorted(row["content_hash"] for row in rows) and "image" in said["columns"]
+    assert sum(said["sides"].values()) == len(rows) == len(said["hashes"])
+    assert said["steps"] == 2 * -(-said["sides"]["train"] // 8)
+    card = (tmp_path / "run/model/README.md").read_text()
+    assert "| patients on two sides | 0 |" in card

@@ -7,7 +7,10 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from oct_hf import OCTForImageClassification, Preprocessing
+from oct_hf.data.oct import builder_of, prepare
 from oct_hf.data.pixels import Pixels
+from oct_hf.data.prepared import write_prepared
+from oct_hf.data.stream import StreamedPixels
 from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import RecipeError
 from oct_hf.evaluation.oct_metrics import measure
@@ -16,6 +19,7 @@ from oct_hf.training.recipe import TrainRecipe
 from oct_hf.training.trainer import EpochSampler, OCTTrainer, class_weights, last_checkpoint, normalise
 
 NAMES = ["A", "B"]
+NAMES_OF_PHANTOMS = ("DME", "NORMAL")
 
 
 def pixels(count: int = 24, seed: int = 0) -> Pixels:
@@ -113,6 +117,32 @@ def test_worker_processes_change_nothing(tmp_path):
         run.train_dataset.augmentation = Augmentation("strong", 1)
         run.train()
     for (name, one), other in zip(alone.model.state_dict().items(), helped.model.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_training_from_shards_ends_with_the_same_weights(tmp_path, workers):
+    class StopAtStep(StopOnSignal):
+        def on_step_end(self, args, state, control, **kwargs):
+            self.stopped = 2 if state.global_step == 4 else None  # in the middle of the second epoch
+            super().on_step_end(args, state, control, **kwargs)
+
+    builder = builder_of("phantom", patients=6, scans=1, labels=NAMES_OF_PHANTOMS, height=64, width=64)
+    write_prepared(builder, str(tmp_path / "shards"), 1)
+    index = prepare("parquet", tmp_path / "shards", stream=True)[0]
+
+    def streaming(folder, callbacks=()) -> OCTTrainer:
+        run = trainer(folder, callbacks, workers=workers, batch_size=4)
+        run.train_dataset = StreamedPixels(index, Preprocessing(64, 64), Augmentation("light", 1), 0, 4)
+        return run
+
+    whole = streaming(tmp_path / "whole")
+    whole.train()
+    assert whole.state.global_step == 9
+    streaming(tmp_path / "cut", [StopAtStep()]).train()
+    again = streaming(tmp_path / "cut")
+    again.train(resume_from_checkpoint=last_checkpoint(tmp_path / "cut"))
+    for (name, one), other in zip(whole.model.state_dict().items(), again.model.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
 
 
