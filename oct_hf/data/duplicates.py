@@ -9,12 +9,11 @@ and only copies agree in the fine one, where the speckle is.
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 from scipy import fft, ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from oct_hf.images import to_gray
+from oct_hf.data.shrunken import shrink, white_wedges
 
 SIDE = 64  # pixels of a thumbnail
 COARSE = (1.0, 3.0)  # pixels of the thumbnail: what lies between two Gaussian blurs
@@ -28,7 +27,6 @@ METHOD = "Fourier magnitudes, HNSW, correlation after registration; version 1"
 
 _REACH = 12  # thumbnail pixels that a copy may be shifted: 19 %
 _FREQUENCIES = 14  # lowest ones of each axis, in the descriptor
-_WHITE, _FLAT = 180, 6  # gray levels: a wedge that an export filled is at least so bright and varies so little
 _CLIP = 4.0  # median deviations; one bright edge must not outweigh the rest
 _NEAREST = 12  # candidates a picture
 _FAR_COPY, _FAR_NEIGHBOUR = 0.45, 0.6  # cosine distances of descriptors; 99.96 % of copies lie within 0.4
@@ -70,16 +68,12 @@ def thumbnail(image: np.ndarray) -> bytes:
     Args:
         image: uint8 `(height, width)` or `(height, width, 3)`.
     """
-    small = Image.fromarray(to_gray(image)).resize((2 * SIDE, 2 * SIDE), Image.Resampling.BOX, reducing_gap=1.0)
-    twice = np.array(small)
-    # Only at the top and the bottom: what is bright and even in the middle is a layer of the retina.
-    for edge in (twice[: SIDE // 2], twice[-SIDE // 2 :]):
-        white = edge >= _WHITE
-        if white.any():
-            even = np.abs(np.diff(edge.astype(np.int16), axis=1)) <= _FLAT
-            white[:, 1:-1] &= even[:, 1:] & even[:, :-1]
-            white[:, [0, -1]] &= white[:, [1, -2]]
-            edge[ndimage.maximum_filter(white, 5) & (edge >= 40)] = 0
+    return thumbnail_of(shrink(image))
+
+
+def thumbnail_of(small: np.ndarray) -> bytes:
+    """The thumbnail of a picture that `shrink` has made small already."""
+    twice = np.where(white_wedges(small), 0, small)
     return np.rint(twice.reshape(SIDE, 2, SIDE, 2).mean((1, 3))).astype(np.uint8).tobytes()
 
 

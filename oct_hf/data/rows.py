@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from oct_hf.data.duplicates import METHOD, thumbnail
+from oct_hf.data.duplicates import METHOD, thumbnail_of
 from oct_hf.data.listing import Entries, Entry
+from oct_hf.data.quality import measure_quality, version
+from oct_hf.data.shrunken import shrink
 from oct_hf.data.sources import Source
 from oct_hf.errors import BadImageError
 from oct_hf.images import read_image
 
-MEASURED = {"thumbnail": "binary"}  # columns that `measure` fills, with their Arrow types
-MEASURED_BY = METHOD  # another text when the same picture would be measured differently
+# Columns that `measure` fills, with their Arrow types.
+MEASURED = {"thumbnail": "binary", "oct_likeness": "float32", "quality": "float32", "fault": "string"}
+MEASURED_BY = f"{METHOD}; quality {version()}"  # another text when the same picture would be measured differently
 BLOCK = 16  # rows that a thread or a process makes at once
 KNOWN = ("label", "patient_id", "eye", "source", "fold", "side")
 
@@ -41,7 +44,8 @@ class Work:
 
 def measure(pixels: np.ndarray) -> dict:
     """The measured columns of one picture, uint8 `(height, width[, 3])`."""
-    return {"thumbnail": thumbnail(pixels)}
+    small = shrink(pixels)
+    return {"thumbnail": thumbnail_of(small), **vars(measure_quality(small))}
 
 
 def read_row(source: Source, entry: Entry) -> dict:

@@ -12,6 +12,7 @@ import numpy as np
 
 from oct_hf.data.catalog import CATALOG
 from oct_hf.data.leakage import Links, certificate, leaks, search, stand_in_patients
+from oct_hf.data.quality import is_oct
 from oct_hf.data.splits import SIDES, UNUSED, count_sides, on_two_sides, read_split_table
 from oct_hf.errors import DataError
 from oct_hf.model.folder import model_folder
@@ -52,6 +53,8 @@ class Checked:
         patients: `n` ids; of groups of near-duplicates where the set names none.
         links: all near-duplicates, also within a patient.
         splits: the published sides where there are any, a split.csv where one was given, else the recipe's split.
+        quality: `not_oct`, files that don't look like a B-scan with their likeness, the least first; and `by_class`,
+            the 10 %, 50 % and 90 % quantiles of the quality of each class.
         notes: what a person should know, each a line.
         skipped: files left out, each with its reason.
     """
@@ -61,6 +64,7 @@ class Checked:
     patients: list[str]
     links: Links
     splits: tuple[Split, ...]
+    quality: dict
     notes: tuple[str, ...]
     skipped: list[dict]
 
@@ -78,6 +82,7 @@ class Checked:
             "labels": self.dataset.features["label"].names,
             "clean": self.clean,
             "splits": [{k: v for k, v in dataclasses.asdict(s).items() if k != "sides"} for s in self.splits],
+            "quality": self.quality,
             "notes": list(self.notes),
             "skipped": self.skipped,
         }
@@ -100,7 +105,10 @@ def check(recipe: Recipe, split_file: str | Path | None = None, cache_dir: str |
     hashes, patients, published = dataset["content_hash"][:], dataset["patient_id"][:], dataset["side"][:]
     nameless = not any(patients)
     links = search(dataset, copies_only=recipe.data.grouped_by == "patient" and not nameless)
+    quality = _quality(dataset, labels, names)
     notes = _notes(recipe, dataset, labels, nameless)
+    if strange := len(quality["not_oct"]):
+        notes.append(f"{strange:,} pictures don't look like OCT B-scans; data.require_oct=true leaves them out")
     if nameless:
         patients = stand_in_patients(hashes, links)
 
@@ -132,12 +140,24 @@ def check(recipe: Recipe, split_file: str | Path | None = None, cache_dir: str |
         except DataError as error:
             splits.append(Split(name, error=str(error)))
     title = recipe.data.title or Path(recipe.data.path or recipe.data.name).name
-    return Checked(title, dataset, patients, links, tuple(splits), tuple(notes), skipped)
+    return Checked(title, dataset, patients, links, tuple(splits), quality, tuple(notes), skipped)
 
 
 def _split_csv(given: str | Path) -> Path:
     path = Path(given)
     return path if path.suffix == ".csv" else model_folder(path) / "split.csv"
+
+
+def _quality(dataset: datasets.Dataset, labels: list[str], names: list[str]) -> dict:
+    likeness, quality = (np.array(dataset[column][:]) for column in ("oct_likeness", "quality"))
+    strange = np.flatnonzero(~is_oct(likeness))
+    strange = strange[np.argsort(likeness[strange], kind="stable")]
+    sources, labels = dataset["source"], np.array(labels)
+    quantiles = {name: np.quantile(quality[labels == name], (0.1, 0.5, 0.9)) for name in names if name in labels}
+    return {
+        "not_oct": [{"file": sources[int(n)], "oct_likeness": round(float(likeness[n]), 4)} for n in strange],
+        "by_class": {name: [round(float(value), 3) for value in values] for name, values in quantiles.items()},
+    }
 
 
 def _notes(recipe: Recipe, dataset: datasets.Dataset, labels: list[str], nameless: bool) -> list[str]:

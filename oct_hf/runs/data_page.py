@@ -15,6 +15,7 @@ from PIL import Image
 
 from oct_hf import __version__
 from oct_hf.data.encoded import Encoded
+from oct_hf.data.quality import is_oct
 from oct_hf.data.splits import SIDES
 from oct_hf.data.transforms import Augmentation
 from oct_hf.images import Preprocessing, read_image, to_gray
@@ -68,6 +69,10 @@ def write_page(checked: Checked, recipe: Recipe, out: Path, seed: int = 0) -> No
         samples.append({"label": name, "words": describe(name), "pictures": pictures})
     chosen = rng.permutation(len(labels))[:MEASURED]
     measured = list(in_order(lambda n: (pixels(n), len(encoded[n])), chosen))
+    likeness, quality, faults = (checked.dataset[c][:] for c in ("oct_likeness", "quality", "fault"))
+    likely, order = is_oct(np.array(likeness)), np.argsort(quality, kind="stable")
+    strange = np.argsort(likeness)[: min(PAIRS, int((~likely).sum()))]
+    poor = [n for n in order[likely[order]][:PAIRS] if faults[n]]
     page = {
         "title": checked.title,
         "facts": checked.to_dict(),
@@ -87,6 +92,8 @@ def write_page(checked: Checked, recipe: Recipe, out: Path, seed: int = 0) -> No
         "by_class": _histogram({n: [p for i, (p, _) in measured if labels[i] == k] for k, n in enumerate(names)}),
         "by_side": _histogram({s: [p for i, (p, _) in measured if sides[i] == s] for s in SIDES}),
         "per_patient": _per_patient(checked.patients),
+        "strange": [(_picture(pixels(n)), f"likeness {likeness[n]:.2f}, {about(n)}") for n in strange],
+        "poor": [(_picture(pixels(n)), f"{quality[n]:.2f}, {faults[n]}, {about(n)}") for n in poor],
         "pairs": [
             {
                 "first": (_picture(pixels(a)), about(a)),

@@ -10,6 +10,7 @@ from oct_hf.data.corrections import correct_labels
 from oct_hf.data.encoded import Encoded
 from oct_hf.data.leakage import Links, search, stand_in_patients, units
 from oct_hf.data.oct import prepare
+from oct_hf.data.quality import left_out
 from oct_hf.data.splits import (
     UNUSED,
     check_disjoint,
@@ -52,9 +53,32 @@ def load_data(
 ) -> tuple[datasets.Dataset, list[dict]]:
     """The B-scans that a recipe names, and the files left out."""
     dataset, skipped = prepare(data.name, data.path, cache_dir, workers, **builder_options(data))
+    if data.min_quality is not None or data.require_oct:
+        dataset, skipped = _good_enough(dataset, skipped, data)
     if data.corrections is None:
         return dataset, skipped
     return correct_labels(dataset, skipped, data.corrections, data.skip_bad)
+
+
+def _good_enough(
+    dataset: datasets.Dataset, skipped: list[dict], data: DataRecipe
+) -> tuple[datasets.Dataset, list[dict]]:
+    """Without the pictures that a recipe's `min_quality` and `require_oct` leave out, which are noted.
+
+    Raises:
+        DataError: nothing of a class is left.
+    """
+    columns = (dataset[name][:] for name in ("oct_likeness", "quality", "fault"))
+    reasons = left_out(*columns, data.min_quality, data.require_oct)
+    kept = dataset.select([row for row in range(len(dataset)) if row not in reasons])
+    names, left = dataset.features["label"].names, set(kept["label"][:])
+    if gone := [name for number, name in enumerate(names) if number not in left]:
+        raise DataError(
+            f"data.min_quality={data.min_quality}, data.require_oct={data.require_oct}: no B-scan of "
+            f"{', '.join(gone)} is left; oct-hf data show has each picture's quality"
+        )
+    sources = dataset["source"]
+    return kept, skipped + [{"file": sources[row], "reason": reason} for row, reason in reasons.items()]
 
 
 def builder_options(data: DataRecipe) -> dict:

@@ -47,6 +47,8 @@ class DataRecipe:
     label_by: Literal["image", "eye", "worst"] = "image"  # "eye": by its eye's worst case; "worst": only images of it
     size: int = 224  # of OCTMNIST's images, in pixels
     skip_bad: bool = False
+    min_quality: Annotated[float, Field(ge=0, le=1)] | None = None  # leave out B-scans whose quality is below
+    require_oct: bool = False  # leave out pictures that don't look like an OCT B-scan
     stream: bool = False  # of Parquet: train from the shards, without a copy of the pictures on this disk
     corrections: str | None = None  # a corrections.csv, laid over the labels
     patients: Count = 100
