@@ -14,14 +14,14 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="Write a .csv, .parquet or .json file instead of a table.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     rule: Annotated[
-        str, typer.Option(help="How the B-scans of an eye make one answer: mean, maximum or noisy-or.")
-    ] = "mean",
+        str | None, typer.Option(help="How the B-scans of an eye make one answer: mean, maximum or noisy-or.")
+    ] = None,
 ) -> None:
     """Classify B-scans: one row a file, with a probability for each label.
 
     Of a device's file (DICOM, Heidelberg, Topcon, Zeiss, Optovue, Bioptigen) one row a B-scan and
-    one an eye. The rule that joins them isn't chosen for you: mean is steady, maximum finds what
-    few B-scans show.
+    one an eye. They are joined by the rule that the model's run found best on its validation eyes,
+    or by mean where it had none; --rule takes another.
 
     Example: oct-hf predict scans/ --model runs/demo --out answers.csv
     """
@@ -33,17 +33,20 @@ def predict(
 
     from oct_hf.data.volumes import is_volume
     from oct_hf.errors import DataError, OCTError
-    from oct_hf.inference.eyes import RULES, answer_eyes
+    from oct_hf.evaluation.aggregation import RULES
+    from oct_hf.inference.eyes import answer_eyes, recorded_rule
     from oct_hf.inference.predictor import Predictor, find_images, quiet_transformers
     from oct_hf.model.folder import model_folder
 
-    if rule not in RULES:
+    if rule is not None and rule not in RULES:
         raise OCTError(f"--rule: found {rule}, expected {', '.join(RULES)}")
     quiet_transformers()
     files = find_images(images)
     devices = [file for file in files if is_volume(file)]
     pictures = [file for file in files if not is_volume(file)]
-    predictor = Predictor(model_folder(model), batch_size=batch_size)
+    folder = model_folder(model)
+    predictor = Predictor(folder, batch_size=batch_size)
+    chosen, chosen_on = recorded_rule(folder)
     bar = tqdm(total=len(files), desc="predicting", unit="file", disable=None, leave=False)
     rows, eyes = [], []
     for answer in predictor.predict(pictures):
@@ -51,7 +54,7 @@ def predict(
         bar.update()
     for file in devices:
         try:
-            for answer in answer_eyes(predictor, file, rule):
+            for answer in answer_eyes(predictor, file, rule or chosen):
                 eyes.append(answer)
                 rows += table.eye_rows(answer)
         except DataError as error:
@@ -68,6 +71,9 @@ def predict(
     else:
         table.write(rows, table.columns(predictor.labels, bool(devices)), out)
         say(f"{len(files) - failed} of {len(files)} files classified: {out}")
+    if eyes and rule is None:
+        why = f"best on the model's {chosen_on} validation eyes" if chosen_on else "the model's run chose none"
+        say(f"B-scans of an eye are joined by {chosen}: {why}; --rule takes another")
     for file, warning in dict.fromkeys((answer.file, w) for answer in eyes for w in answer.volume.warnings):
         say(f"{file}: {warning}")
     if failed:

@@ -24,6 +24,8 @@ class Predictions:
         names: the `k` labels, in the order of the model's outputs.
         hashes, groups, labels, sides: `n` strings each.
         probabilities: float32 `(n, k)`.
+        eyes: `n` strings, "OD", "OS", "one" where each group is a single eye, or "" where unknown; None where no eye
+            of the set is known.
     """
 
     names: tuple[str, ...]
@@ -32,12 +34,13 @@ class Predictions:
     labels: np.ndarray
     sides: np.ndarray
     probabilities: np.ndarray
+    eyes: np.ndarray | None = None
 
     def of(self, side: str) -> "Predictions":
         """The rows of one side."""
         rows = self.sides == side
         columns = (getattr(self, c)[rows] for c in ("hashes", "groups", "labels", "sides", "probabilities"))
-        return Predictions(self.names, *columns)
+        return Predictions(self.names, *columns, None if self.eyes is None else self.eyes[rows])
 
     @classmethod
     def pool(cls, parts: Sequence["Predictions"]) -> "Predictions":
@@ -76,6 +79,8 @@ class Predictions:
     def write(self, path: Path) -> None:
         """Writes the Parquet file."""
         columns = {"content_hash": self.hashes, "group": self.groups, "label": self.labels, "side": self.sides}
+        if self.eyes is not None:
+            columns["eye"] = self.eyes
         table = {key: pa.array(value.tolist(), pa.string()) for key, value in columns.items()}
         for i, name in enumerate(self.names):
             table[f"p_{name}"] = pa.array(self.probabilities[:, i].astype(np.float32))
@@ -93,6 +98,7 @@ class Predictions:
             text = (np.array(table[c].to_pylist(), dtype=object) for c in ("content_hash", "group", "label", "side"))
             names = tuple(c.removeprefix("p_") for c in table.column_names if c.startswith("p_"))
             values = np.stack([table[f"p_{name}"].to_numpy() for name in names], axis=1)
-            return cls(names, *text, values)
+            eyes = np.array(table["eye"].to_pylist(), dtype=object) if "eye" in table.column_names else None
+            return cls(names, *text, values, eyes)
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             raise DataError(f"{path}: not a predictions.parquet ({' '.join(str(error).split())})") from None

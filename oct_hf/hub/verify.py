@@ -24,6 +24,7 @@ from oct_hf.data.corrections import describe_corrections
 from oct_hf.data.leakage import LINKS_FILE, Links, certificate, read_links
 from oct_hf.data.splits import count_sides, fingerprint, on_two_sides, read_split_table
 from oct_hf.errors import ModelError, OCTError
+from oct_hf.evaluation.per_eye import measure_eyes
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.evaluation.report import can_draw
 from oct_hf.hub.allowed import CODE_BRANCH
@@ -131,6 +132,8 @@ class _Claims:
         recipe = load_recipe(self.folder / "recipe.yaml").to_dict()
         network, corrected = self.predictor.model, self.folder / CORRECTIONS
         run["results"] = {side: self.answers.of(side).measure() for side in ("validation", "test")}
+        if "per_eye" in run:  # oct-hf 0.1 had none
+            run["per_eye"] = measure_eyes(self.answers)
         run["labels"] = list(self.answers.names)
         run["split"] |= {
             "sides": count_sides(labels, patients, sides, run["labels"]),
@@ -224,6 +227,7 @@ def _split(claims: _Claims) -> Check:
 
 _SOURCES = {
     "results": "predictions.parquet gives",
+    "per_eye": "predictions.parquet gives",
     "labels": "predictions.parquet has",
     "split": "split.csv gives",
     "data": "split.csv and recipe.yaml give",

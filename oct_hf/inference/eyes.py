@@ -1,52 +1,16 @@
-"""From the B-scans of a volume to one answer for the eye.
+"""From the B-scans of a volume to one answer for the eye, which says by which rule it came."""
 
-A disease may show in few B-scans only, and a mean over all loses it; a maximum trusts each single one. Which rule fits
-depends on model and device, so it is the user's to choose, and every answer says by which it came.
-"""
-
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from oct_hf.data.volumes import Volume, read_volumes
-from oct_hf.errors import OCTError, did_you_mean
+from oct_hf.evaluation.aggregation import DEFAULT, join
 
-NORMAL = ("NORMAL", "NO", "NoSRF")  # labels that say that nothing was found
 DRIVING = 3  # B-scans that are named
-
-
-def mean(probabilities: np.ndarray, normal: int | None) -> np.ndarray:
-    """The mean over B-scans."""
-    return probabilities.mean(0)
-
-
-def maximum(probabilities: np.ndarray, normal: int | None) -> np.ndarray:
-    """Each disease as in the B-scan that shows it most, normal as in the one that is least so; scaled to sum to 1."""
-    score = probabilities.max(0)
-    if normal is not None:
-        score[normal] = probabilities[:, normal].min()
-    return score / score.sum()
-
-
-def noisy_or(probabilities: np.ndarray, normal: int | None) -> np.ndarray:
-    """1 - prod(1 - p) for each disease, prod(p) for normal; scaled to sum to 1 (Pearl 1988, 4.3.2).
-
-    As if B-scans were independent, which neighbours aren't: it is soon sure.
-    """
-    score = -np.expm1(np.log1p(-np.minimum(probabilities, 1 - 1e-9)).sum(0))
-    if normal is not None:
-        score[normal] = np.exp(np.log(np.maximum(probabilities[:, normal], 1e-30)).sum())
-    return score / score.sum()
-
-
-RULES: dict[str, Callable[[np.ndarray, int | None], np.ndarray]] = {
-    "mean": mean,
-    "maximum": maximum,
-    "noisy-or": noisy_or,
-}
-DEFAULT = "mean"
 
 
 @dataclass(frozen=True)
@@ -77,21 +41,13 @@ class EyeAnswer:
         return self.labels[int(np.argmax(self.probabilities))]
 
 
-def join(probabilities: np.ndarray, labels: Sequence[str], rule: str = DEFAULT) -> np.ndarray:
-    """One distribution over the labels for the B-scans of an eye; their order doesn't matter.
-
-    Args:
-        probabilities: `(n, k)`, n at least 1.
-        labels: `k` labels.
-        rule: a key of `RULES`.
-
-    Raises:
-        OCTError: no such rule.
-    """
-    if rule not in RULES:
-        raise OCTError(f'no rule "{rule}"{did_you_mean(rule, RULES)}; there are {", ".join(RULES)}')
-    normal = next((labels.index(name) for name in NORMAL if name in labels), None)
-    return RULES[rule](np.asarray(probabilities, np.float64).copy(), normal)
+def recorded_rule(folder: str | Path) -> tuple[str, int]:
+    """The rule that a model's run chose, and on how many validation eyes; the default and 0 where it chose none."""
+    try:
+        chosen = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))["per_eye"]
+        return chosen["rule"], chosen["eyes"]["validation"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return DEFAULT, 0
 
 
 def answer_eyes(predictor, path: str | Path, rule: str = DEFAULT) -> Iterator[EyeAnswer]:

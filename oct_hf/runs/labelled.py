@@ -22,6 +22,7 @@ from oct_hf.data.splits import (
     split_folds,
 )
 from oct_hf.errors import DataError
+from oct_hf.evaluation.per_eye import ONE_EYE
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.inference.predictor import Predictor
 from oct_hf.training.recipe import DataRecipe, Recipe, SplitRecipe
@@ -37,6 +38,7 @@ class LabelledSet:
         names: the classes.
         sides: `n` strings: train, validation, test or unused.
         links: near-duplicates across patients; None where none were searched for.
+        grouped_by: what `patients` really tells apart, as the recipe has it.
     """
 
     dataset: datasets.Dataset
@@ -46,6 +48,7 @@ class LabelledSet:
     patients: list[str]
     sides: np.ndarray
     links: Links | None = None
+    grouped_by: str = "patient"
 
 
 def load_data(
@@ -125,7 +128,7 @@ def assign_sides(dataset: datasets.Dataset, recipe: Recipe) -> LabelledSet:
         check_disjoint(patients, sides, hashes)
     published = public_ids(patients, recipe.data)
     links = links.across(hashes, published) if links else None
-    return LabelledSet(dataset, hashes, labels, names, published, sides, links)
+    return LabelledSet(dataset, hashes, labels, names, published, sides, links, recipe.data.grouped_by)
 
 
 def _sides(split: SplitRecipe, labels: list[str], patients: list[str], hashes: list[str], folds: list[str]):
@@ -161,6 +164,9 @@ def predict_sides(predictor: Predictor, data: LabelledSet) -> Predictions:
     rows = np.flatnonzero(np.isin(data.sides, ("validation", "test")))
     encoded = Encoded(data.dataset)
     work = predictor.predict(encoded[row] for row in rows)
+    eyes = np.array(data.dataset["eye"][:], dtype=object)
+    if data.grouped_by == "eye":
+        eyes[eyes == ""] = ONE_EYE
     answers = list(tqdm(work, total=len(rows), desc="predicting", unit="image", disable=None, leave=False))
     return Predictions(
         names=predictor.labels,
@@ -169,6 +175,7 @@ def predict_sides(predictor: Predictor, data: LabelledSet) -> Predictions:
         labels=np.array(data.labels, dtype=object)[rows],
         sides=data.sides[rows].astype(object),
         probabilities=np.array([list(a.probabilities.values()) for a in answers], dtype=np.float32),
+        eyes=eyes[rows] if any(eyes) else None,
     )
 
 

@@ -21,6 +21,7 @@ from oct_hf.data.stream import StreamedPixels
 from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import DataError, ModelError, RecipeError
 from oct_hf.evaluation.oct_metrics import measure
+from oct_hf.evaluation.per_eye import measure_eyes
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.hub.repository import write_repository
 from oct_hf.images import Preprocessing
@@ -258,6 +259,7 @@ def _measure_and_write(recipe, folder, data, trainer, preprocessing, facts) -> N
     model = model.to(memory_format=torch.contiguous_format)
     predictions = predict_sides(Predictor(model, preprocessing), data)
     facts["results"] = {side: predictions.of(side).measure() for side in ("validation", "test")}
+    facts["per_eye"] = measure_eyes(predictions)
     facts["seconds"]["evaluation"] = round(time.monotonic() - began, 1)
     split = {
         "hashes": data.hashes,

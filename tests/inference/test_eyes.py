@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from oct_hf.errors import OCTError
-from oct_hf.inference.eyes import RULES, answer_eyes, join
+from oct_hf.evaluation.aggregation import RULES, join
+from oct_hf.inference.eyes import answer_eyes, recorded_rule
 from oct_hf.inference.predictor import Predictor
 from tests.data.volumes.write import SECRETS, bscans, write_dicom, write_vol
 
@@ -85,3 +86,16 @@ def test_on_the_screen_an_eye_is_one_line(finished_run, tmp_path):
     assert done.returncode == 0 and "joined by mean" in done.stdout and "not for diagnosis" in done.stdout
     wrong = subprocess.run([*command, "--rule", "vote"], capture_output=True, text=True)
     assert wrong.returncode == 2 and "expected mean, maximum, noisy-or" in wrong.stderr
+
+
+def test_the_rule_of_a_models_run_is_taken_and_said(finished_run, tmp_path):
+    run = json.loads((finished_run / "model/run.json").read_text())
+    assert run["per_eye"]["rule"] in RULES and run["per_eye"]["eyes"]["test"] > 2
+    rule, count = recorded_rule(finished_run / "model")
+    assert (rule, count) == (run["per_eye"]["rule"], run["per_eye"]["eyes"]["validation"])
+    assert f"joined by **{rule}**" in (finished_run / "model/README.md").read_text()
+    path = write_dicom(tmp_path / "scan.dcm", bscans(4))
+    command = [sys.executable, "-m", "oct_hf.cli", "predict", path, "--model", finished_run]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"joined by {rule}: best on the model's {count} validation eyes" in said.stderr + said.stdout
+    assert recorded_rule(tmp_path) == ("mean", 0)
