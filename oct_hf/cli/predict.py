@@ -13,6 +13,10 @@ def predict(
     model: Annotated[str, typer.Option("--model", "-m", help="A run, a model folder or a Hub id.")],
     out: Annotated[Path | None, typer.Option(help="Write a .csv, .parquet or .json file instead of a table.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    en_face: Annotated[
+        Path | None,
+        typer.Option(help="A folder for a picture an eye: which B-scans drove the answer."),
+    ] = None,
     rule: Annotated[
         str | None, typer.Option(help="How the B-scans of an eye make one answer: mean, maximum or noisy-or.")
     ] = None,
@@ -34,6 +38,7 @@ def predict(
     from oct_hf.data.volumes import is_volume
     from oct_hf.errors import DataError, OCTError
     from oct_hf.evaluation.aggregation import RULES
+    from oct_hf.inference.en_face import mark
     from oct_hf.inference.eyes import answer_eyes, recorded_rule
     from oct_hf.inference.predictor import Predictor, find_images, quiet_transformers
     from oct_hf.model.folder import model_folder
@@ -56,6 +61,9 @@ def predict(
         try:
             for answer in answer_eyes(predictor, file, rule or chosen):
                 eyes.append(answer)
+                if en_face is not None:
+                    en_face.mkdir(parents=True, exist_ok=True)
+                    mark(answer).save(en_face / f"{len(eyes):04d}.png")
                 rows += table.eye_rows(answer)
         except DataError as error:
             rows.append({"file": str(file), "error": str(error).removeprefix(f"{file}: ")})
@@ -74,6 +82,8 @@ def predict(
     if eyes and rule is None:
         why = f"best on the model's {chosen_on} validation eyes" if chosen_on else "the model's run chose none"
         say(f"B-scans of an eye are joined by {chosen}: {why}; --rule takes another")
+    if en_face is not None:
+        say(f"{len(eyes)} pictures, numbered as the eyes in the table: {en_face}" if eyes else "no eye to picture")
     for file, warning in dict.fromkeys((answer.file, w) for answer in eyes for w in answer.volume.warnings):
         say(f"{file}: {warning}")
     if failed:
