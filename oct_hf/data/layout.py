@@ -61,12 +61,12 @@ def find_labels(config) -> list[str]:
 def list_entries(config, labels: list[str], skipped: list[dict]) -> Entries:
     """Every picture with its label and patient; what can't be placed is refused, or noted where `skip_bad` is on."""
     source = config.source()
-    bad: list[dict] = []
-    foreign: set[str] = set()
+    bad, foreign = [], set()
     if config.name in CATALOG:
         entries = Entries(_public_entries(source, CATALOG[config.name], labels, bad))
     else:
         entries = Entries(_folder_entries(source, config, labels, bad, foreign))
+        bad += source.unreadable()
     refuse_or_note(bad, skipped, config.skip_bad)
     if config.label_by != "image":
         entries = _by_eye(entries, config.label_by)
@@ -166,7 +166,7 @@ def _folder_entries(source: Source, config, labels: list[str], bad: list[dict], 
             foreign.add(label)
             continue
         try:
-            patient, eye, fold = _who(config, path, label, rest, table, pattern)
+            patient, eye, fold = _who(config, path, label, rest, table, pattern, source.shown(path))
         except BadImageError as error:
             bad.append({"file": error.file, "reason": error.reason})
             continue
@@ -175,14 +175,17 @@ def _folder_entries(source: Source, config, labels: list[str], bad: list[dict], 
         bad += [{"file": f, "reason": f"listed in {config.csv} but not there"} for f in table.unused(labels)]
 
 
-def _who(config, path: str, label: str, rest: list[str], table, pattern) -> tuple[str, str, str]:
-    """Patient, eye and fold of one file.
+def _who(config, path: str, label: str, rest: list[str], table, pattern, shown) -> tuple[str, str, str]:
+    """Patient, eye and fold of one file. What a device's file says itself stands in for what nothing else says.
 
     Raises:
         BadImageError: neither its name, the CSV nor its folder tells the patient, or they contradict the class folder.
     """
     if table:
-        return table.who(path, label)
+        patient, eye, fold = table.who(shown.file if shown else path, label)
+        if shown and eye and shown.eye and eye != shown.eye:
+            raise BadImageError(shown.file, f"{config.csv} says {eye}, the file itself {shown.eye}")
+        return patient, eye or (shown.eye if shown else ""), fold
     if pattern:
         match = pattern.search(path)
         if not match:
@@ -191,7 +194,11 @@ def _who(config, path: str, label: str, rest: list[str], table, pattern) -> tupl
             )
         groups = match.groupdict()
         return groups["patient"] or "", EYES.get((groups.get("eye") or "").lower(), ""), ""
-    if len(rest) > 1:  # CLASS/PATIENT/[EYE/]image
+    if shown:  # CLASS/[PATIENT/]scan.vol, whose B-scans seem to lie in a folder of its name
+        patient = rest[0] if len(rest) > 2 else shown.patient
+        if patient or config.without_patients:
+            return patient, shown.eye, ""
+    elif len(rest) > 1:  # CLASS/PATIENT/[EYE/]image
         return rest[0], EYES.get(rest[1].lower(), "") if len(rest) > 2 else "", ""
     if config.without_patients:
         return "", "", ""

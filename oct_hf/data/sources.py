@@ -18,12 +18,18 @@ from array import array
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from oct_hf.data.listing import Names
 from oct_hf.errors import BadImageError, DataError
 from oct_hf.images import EXTENSIONS
 
+if TYPE_CHECKING:
+    from oct_hf.data.volumes.as_pictures import DevicePictures
+
 MAX_FILE = 512 * 1024**2  # bytes of one picture or table, unpacked
+_DEVICES = (".dcm", ".dicom", ".vol", ".e2e", ".fda", ".fds", ".img", ".oct")  # as data/volumes has them, but .xml
+_BSCAN = re.compile(rf"({'|'.join(map(re.escape, _DEVICES))})#\d+/\d+\.png$", re.IGNORECASE)
 _TAIL = 4096  # bytes; compressed pictures of equal size differ here unless they are the same
 
 
@@ -46,6 +52,14 @@ class Source:
     def stamps(self) -> Iterator[tuple[str, str]]:
         """Every path with its stamp."""
         return ((path, self.stamp(path)) for path in self.files)
+
+    def shown(self, path: str):
+        """What a device's file says of its B-scan (`volumes.as_pictures.Shown`); None of a plain picture."""
+        return None
+
+    def unreadable(self) -> list[dict]:
+        """Files that can't even be listed, each with `file` and `reason`."""
+        return []
 
     def size(self, path: str) -> int:
         """Bytes of the picture."""
@@ -77,10 +91,13 @@ class Source:
 
 
 class Folder(Source):
-    """A folder, links followed. It is listed when it is first asked what is in it, not to read one picture."""
+    """A folder, links followed; B-scans of a device's files are pictures in it.
+
+    It is listed when it is first asked what is in it, not to read one picture.
+    """
 
     def __init__(self, root: Path):
-        self.root = root
+        self.root, self._devices = root, None
 
     @cached_property
     def files(self) -> Names:
@@ -91,15 +108,31 @@ class Folder(Source):
                 below = PurePosixPath(Path(top).relative_to(self.root).as_posix())
                 prefix = "" if below == PurePosixPath() else f"{below}/"
                 for path in (prefix + name for name in names):
-                    if _is_picture(path):
+                    device = _may_be_volume(path)
+                    if device or _is_picture(path):
                         if not path.isprintable() and _not_text(path):
                             raise DataError(f"{self.root}: the name {path!r} is no UTF-8 text; rename the file")
                         status = os.stat(os.path.join(self.root, path))
-                        sizes.append(status.st_size)
-                        times.append(status.st_mtime_ns)
-                        yield path
+                        for picture in self.devices.names_in(path) if device else (path,):
+                            sizes.append(status.st_size)
+                            times.append(status.st_mtime_ns)
+                            yield picture
 
         return Names(found(), size=sizes, time=times)
+
+    @property
+    def devices(self) -> "DevicePictures":
+        if self._devices is None:
+            from oct_hf.data.volumes.as_pictures import DevicePictures
+
+            self._devices = DevicePictures(self.root)
+        return self._devices
+
+    def shown(self, path: str):
+        return self._devices.shown(path) if self._devices else None
+
+    def unreadable(self) -> list[dict]:
+        return self._devices.bad if self._devices else []
 
     def size(self, path: str) -> int:
         return int(self.files.beside["size"][self.files.row(path)])
@@ -114,7 +147,9 @@ class Folder(Source):
         beside = self.files.beside
         return f"({beside['size'][row]}, {beside['time'][row]})"
 
-    def glance(self, path: str) -> bytes:
+    def glance(self, path: str) -> object:
+        if _of_volume(path):
+            return self.devices.checksum(path)
         try:
             with open(self.root / path, "rb") as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
@@ -123,6 +158,8 @@ class Folder(Source):
             return path.encode()  # unreadable: told when it is decoded
 
     def read(self, path: str) -> bytes:
+        if _of_volume(path):
+            return self.devices.read(path)
         try:
             return (self.root / path).read_bytes()
         except OSError as error:
@@ -302,6 +339,16 @@ def _refuse_unsafe(root: Path, path: str, link: bool) -> None:
     if link or ".." in parts or path.startswith(("/", "\\")) or (len(parts[0]) == 2 and parts[0].endswith(":")):
         why = "is a link or a device" if link else "leads out of the archive"
         raise DataError(f"{root}: its entry {path!r} {why}; such an archive isn't read")
+
+
+def _may_be_volume(path: str) -> bool:
+    """Whether a device wrote it, by its ending."""
+    return path.lower().endswith(_DEVICES) and not path.rsplit("/", 1)[-1].startswith(".")
+
+
+def _of_volume(path: str) -> bool:
+    """Whether it is the name of a B-scan in a device's file, and no picture of its own."""
+    return bool(_BSCAN.search(path))
 
 
 def _is_picture(path: str) -> bool:

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def test_one_bscan_and_very_many_have_a_picture():
 
 def test_colours_rise_in_lightness():
     light = [np.dot(colour(value), (0.2126, 0.7152, 0.0722)) for value in np.linspace(0, 1, 50)]
-    assert all(a < b for a, b in zip(light[:-1], light[1:], strict=True))
+    assert all(a < b for a, b in pairwise(light))
 
 
 def test_the_command_writes_a_picture_an_eye_that_names_nobody(finished_run, tmp_path):

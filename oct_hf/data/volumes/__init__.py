@@ -5,7 +5,6 @@ inside the readers: what leaves them is a pseudonym made with a key of this mach
 unknown here, and not guessed.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -96,22 +95,6 @@ def read_volumes(path: str | Path) -> list[Volume]:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     return getattr(import_module(f"{__name__}.{reader[0]}"), reader[1])(path)
-
-
-def rows_of(path: str | Path) -> Iterator[tuple[str, np.ndarray, str, str, str]]:
-    """Each B-scan of a device's file as a row of a data set.
-
-    Yields:
-        a name ("scan.e2e#0/012"), uint8 `(height, width)`, "OD", "OS" or "", the volume ("scan.e2e#0"), and the
-        patient's pseudonym or "".
-
-    Raises:
-        DataError: as `read_volumes`.
-    """
-    for volume in read_volumes(path):
-        name = f"{Path(path).name}#{volume.number}"
-        for number, bscan in enumerate(volume.bscans):
-            yield f"{name}/{number:03d}", bscan, volume.laterality, name, volume.patient
 
 
 def refuse_size(path: Path, frames: int, height: int, width: int) -> None:

@@ -5,9 +5,11 @@ import logging
 import numpy as np
 import pytest
 
-from oct_hf.data.volumes import is_volume, read_volumes, rows_of
+from oct_hf.data.volumes import is_volume, read_volumes
+from oct_hf.data.volumes.as_pictures import DevicePictures
 from oct_hf.data.volumes.e2e import _LEVELS
 from oct_hf.errors import DataError
+from oct_hf.images import read_image
 from tests.data.volumes.write import SECRETS, bscans
 from tests.data.volumes.write_binary import (
     _BACK,
@@ -185,10 +187,13 @@ def test_opencv_of_the_readers_and_of_albumentations_work_together(tmp_path):
 
 
 def test_each_bscan_is_a_row_of_its_volume_and_patient(tmp_path):
-    rows = list(rows_of(write_e2e(tmp_path / "a.e2e", {"R": bscans(2), "L": bscans(1)})))
-    assert [row[0] for row in rows] == ["a.e2e#0/000", "a.e2e#0/001", "a.e2e#1/000"]
-    assert [row[2] for row in rows] == ["OD", "OD", "OS"] and len({row[4] for row in rows}) == 1
-    assert np.array_equal(rows[1][1], bscans(2)[1]) and rows[2][3] == "a.e2e#1"
+    write_e2e(tmp_path / "a.e2e", {"R": bscans(2), "L": bscans(1)})
+    pictures = DevicePictures(tmp_path)
+    names = list(pictures.names_in("a.e2e"))
+    assert names == ["a.e2e#0/000.png", "a.e2e#0/001.png", "a.e2e#1/000.png"]
+    shown = [pictures.shown(name) for name in names]
+    assert [one.eye for one in shown] == ["OD", "OD", "OS"] and len({one.patient for one in shown}) == 1
+    assert np.array_equal(read_image(pictures.read(names[1])), bscans(2)[1])
 
 
 @pytest.mark.parametrize("name", ["a.e2e", "a.fda", "a.fds", "a.xml", "a.img", "a.oct", "a.vol", "a.dcm"])
