@@ -19,14 +19,30 @@ from pathlib import Path
 PAIRS = 5
 
 PREPARE = """
-import json, resource, sys, time
+import json, os, resource, sys, time
 kind, folder, cache = sys.argv[1:]
+os.environ["HF_DATASETS_CACHE"] = cache
 import datasets
-from oct_hf import prepare
+from oct_hf import Preprocessing, prepare
 datasets.disable_progress_bars()
+small = Preprocessing(224, 224)
+if kind == "shards":
+    from oct_hf.data.oct import builder_of
+    from oct_hf.data.prepared import write_prepared
+elif kind == "an epoch from shards":
+    from oct_hf.data.stream import StreamedPixels
+elif kind == "an epoch":
+    from oct_hf.data.pixels import Pixels
 started = time.perf_counter()
 if kind == "oct_hf":
     n = len(prepare("folder", folder, cache)[0])
+elif kind == "shards":
+    n = write_prepared(builder_of("folder", folder, cache), folder + " shards")["images"]
+elif kind == "an epoch from shards":
+    n = sum(1 for _ in StreamedPixels(prepare("parquet", folder + " shards", cache, stream=True)[0], small))
+elif kind == "an epoch":
+    pixels = Pixels.from_dataset(prepare("folder", folder, cache)[0], small)
+    n = sum(1 for row in range(len(pixels)) if len(pixels[row]))
 else:
     n = len(datasets.load_dataset("imagefolder", data_dir=folder, cache_dir=cache)["train"])
 seconds = time.perf_counter() - started
@@ -53,26 +69,34 @@ write_onnx(model, folder / ONNX_FILE)
 
 
 def benchmark_data(folder: Path | None, scratch: Path) -> dict:
-    """Preparation with every image decoded and checked, against `datasets`' imagefolder, which copies the files."""
-    small, large = scratch / "small", scratch / "large"
+    """Preparation with every image decoded and checked, against `datasets`' imagefolder, which copies the files.
+
+    And the peak memory of 1,000 and of 100,000 images: preparing them, writing them as shards (of the process that
+    hands out the work), and an epoch of them with and without shards. It needs 20 GB of disk.
+    """
+    folder_of = {1_000: scratch / "small", 100_000: scratch / "large"}
     sources = _bscans(folder, scratch)
-    _spread(sources, small, 1_000)
-    _spread(sources, large, 20_000)
+    for count, place in folder_of.items():
+        _spread(sources, place, count)
     pairs = []
     for number in range(PAIRS):
-        ours, theirs = (_prepare(kind, small, scratch / f"{kind}{number}") for kind in ("oct_hf", "imagefolder"))
-        pairs.append((ours, theirs))
-    big = _prepare("oct_hf", large, scratch / "big")
-    return {
+        kinds = ("oct_hf", "imagefolder")
+        pairs.append([_prepare(kind, folder_of[1_000], scratch / f"{kind}{number}") for kind in kinds])
+    result = {
         "images": pairs[0][0]["images"],
         "oct_hf_images_per_s": _median(p[0]["images"] / p[0]["seconds"] for p in pairs),
         "imagefolder_images_per_s": _median(p[1]["images"] / p[1]["seconds"] for p in pairs),
         "speed_ratio": _median(p[1]["seconds"] / p[0]["seconds"] for p in pairs),
         "speed_ratios": [round(p[1]["seconds"] / p[0]["seconds"], 3) for p in pairs],
-        "peak_mb_1000": _median(p[0]["peak_mb"] for p in pairs),
-        "peak_mb_20000": big["peak_mb"],
-        "images_per_s_20000": big["images"] / big["seconds"],
     }
+    for kind in ("oct_hf", "shards", "an epoch from shards", "an epoch"):
+        few, many = (_prepare(kind, place, scratch / f"cache {count}") for count, place in folder_of.items())
+        result[kind] = {
+            "peak_mb": {"1,000": round(few["peak_mb"]), "100,000": round(many["peak_mb"])},
+            "memory_ratio": round(many["peak_mb"] / few["peak_mb"], 3),
+            "images_per_s": round(many["images"] / many["seconds"]),
+        }
+    return result
 
 
 def benchmark_training(scratch: Path, image_size: int = 224, batch_size: int = 32, batches: int = 8) -> dict:
