@@ -242,6 +242,8 @@ def builder_of(name: str, data_dir: str | Path | None = None, cache_dir: str | P
         raise DataError(f"data.stream reads Parquet: oct-hf data prepare {name} --out FOLDER, then data.name=parquet")
     if options.get("label_by", "image") not in LABELLED_BY:
         raise DataError(f"data.label_by: found {options['label_by']!r}, expected one of {', '.join(LABELLED_BY)}")
+    if name == "parquet" and options.get("label_by", "image") != "image":
+        raise DataError("data.label_by: shards have the labels they were written with; give it when they are prepared")
     size = options.pop("size", 224)
     if name in CATALOG:
         data_dir = locate(CATALOG[name], data_dir, size)

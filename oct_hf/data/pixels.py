@@ -5,6 +5,7 @@ a batch travels from the worker to the network as one byte a pixel. The small pi
 does not grow with the set; what is read again soon the operating system keeps.
 """
 
+import errno
 import os
 import tempfile
 import weakref
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from oct_hf.data.encoded import Encoded
 from oct_hf.data.transforms import Augmentation
+from oct_hf.errors import DataError
 from oct_hf.images import Preprocessing, read_image, to_gray
 from oct_hf.parallel import in_order
 
@@ -41,10 +43,22 @@ class PixelFile:
         return self.shape[0]
 
     def write(self, images) -> None:
-        """Writes all pictures, in order."""
-        with open(self.path, "wb") as file:
-            for image in images:
-                file.write(np.ascontiguousarray(image, np.uint8).data)
+        """Writes all pictures, in order.
+
+        Raises:
+            DataError: the disk is full.
+        """
+        try:
+            with open(self.path, "wb") as file:
+                for image in images:
+                    file.write(np.ascontiguousarray(image, np.uint8).data)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise DataError(
+                f"no room for {self.shape[0]:,} pictures of {self.shape[2]}x{self.shape[1]} pixels in "
+                f"{Path(self.path).parent}; free some, or set HF_DATASETS_CACHE to a larger disk"
+            ) from None
 
     def __getitem__(self, row: int) -> np.ndarray:
         """uint8 `(height, width)`. Read and not mapped: mapped pages would count as this process's memory."""

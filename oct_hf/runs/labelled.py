@@ -143,7 +143,9 @@ def _sides(split: SplitRecipe, labels: list[str], patients: list[str], hashes: l
         folds = split_folds(labels, patients, split.folds, split.seed).tolist()
     elif split.by == "published":
         if not {"train", "test"} <= set(folds):
-            raise DataError("split.by is published, but the set has no published sides train and test")
+            raise DataError(
+                "split.by is published, but the set has no sides train and test of its own; give split.by=patient"
+            )
         validation = "validation" if "validation" in folds else split.validation
         folds = ["guard" if side == UNUSED else side for side in folds]
         return split_by_fold(labels, patients, folds, "test", validation, split.seed)

@@ -156,6 +156,8 @@ def test_shards_that_are_no_set_are_one_line(clinic, tmp_path):
         prepare("parquet")
     with pytest.raises(DataError, match=r"data\.stream reads Parquet"):
         prepare("folder", clinic, stream=True)
+    with pytest.raises(DataError, match="give it when they are prepared"):
+        prepare("parquet", out, label_by="eye")
 
 
 def test_other_peoples_parquet_needs_picture_label_and_patient(tmp_path):

@@ -45,7 +45,8 @@ def epoch_of(data: StreamedPixels, epoch: int, workers: int, batch_size: int) ->
 @pytest.mark.parametrize("workers", [0, 2, 3])
 @pytest.mark.parametrize("batch_size", [7, 32])
 def test_an_epoch_gives_each_picture_once_with_its_label(index, workers, batch_size):
-    rows = index.select(np.flatnonzero(np.arange(len(index)) % 3 != 1))
+    some = np.flatnonzero(np.arange(len(index)) % 3 != 1)
+    rows = index.select(np.random.default_rng(1).permutation(some))  # a split's rows may be in any order
     data = StreamedPixels(rows, SIZE, seed=3, batch_size=batch_size)
     plain = Pixels.from_dataset(rows, SIZE)
     expected = sorted((plain[n]["pixel_values"].tobytes(), int(plain[n]["labels"])) for n in range(len(plain)))
