@@ -117,7 +117,7 @@ def _prepare_shards(data, out: str, workers: int | None, engine: str, as_json: b
         return
     print_table(data.title or data.name, ("class", "B-scans"), [(k, f"{v:,}") for k, v in facts["classes"].items()])
     print(f"{facts['images']:,} B-scans in {len(facts['shards'])} shards: {out}")
-    print(f"train on them: oct-hf finetune RECIPE data.name=parquet data.path={out}")
+    print(f"train on them: oct-hf finetune parquet data.path={out}")
     _say_skipped(facts["skipped"])
 
 
