@@ -8,16 +8,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
 
 from oct_hf.errors import OCTError
-
-_THREADS_DO = 4  # cores that threads alone keep busy
-
-
-def default_workers() -> int:
-    """Processes worth starting on this machine."""
-    cores = os.cpu_count() or 1
-    return cores if cores > _THREADS_DO else 1
 
 
 def in_order(function: Callable, items: Iterable, workers: int | None = None) -> Iterator[tuple]:
@@ -53,10 +46,14 @@ def in_processes(function: Callable, items: Iterable, workers: int) -> Iterator:
     from joblib import Parallel, delayed
     from joblib.externals.loky.process_executor import BrokenProcessPool
 
+    items = iter(items)
+    head = list(islice(items, 1))
+    if not head:
+        return  # no process is started for nothing
     # loky's processes don't run the caller's script again, so it needs no `if __name__ == "__main__"`.
     pool = Parallel(n_jobs=workers, backend="loky", return_as="generator", batch_size=1, pre_dispatch="2*n_jobs")
     try:
-        yield from pool(delayed(function)(item) for item in items)
+        yield from pool(delayed(function)(item) for item in chain(head, items))
     except BrokenProcessPool as error:
         raise OCTError(
             f"a worker process was killed ({str(error).splitlines()[0]}); is memory short? Try fewer workers"

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import inspect
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,9 +41,10 @@ from oct_hf.data.shards import Shards
 from oct_hf.data.sources import Source, open_source
 from oct_hf.data.stored import PLACE, address, labels_of, stored_work
 from oct_hf.errors import DataError, did_you_mean
-from oct_hf.parallel import default_workers, in_order, in_processes
+from oct_hf.parallel import in_order, in_processes
 
 SKIPPED_FILE = "skipped.json"
+_ON_THREADS = 2_000  # images that threads have read before processes have started
 
 
 @dataclass
@@ -123,7 +125,7 @@ class OCT(datasets.GeneratorBasedBuilder):
         OCTDataConfig(name="parquet", version="1.0.0", description="shards, prepared or published before"),
     ]
     DEFAULT_WRITER_BATCH_SIZE = 200  # about 10 MB of JPEGs: memory stays flat
-    workers = 1  # processes; with 1, threads in this one
+    workers: int | None = None  # processes; with 1, threads in this one; with None, both as it pays
 
     def _info(self) -> datasets.DatasetInfo:
         columns = {
@@ -172,11 +174,15 @@ class OCT(datasets.GeneratorBasedBuilder):
 
     def _generate_examples(self, work: Work):
         """On processes or on threads; the rows are the same."""
-        bad, key = [], 0
-        if self.workers > 1:
-            blocks = in_processes(work.read, work.blocks(), self.workers)
+        bad, key, blocks = [], 0, work.blocks()
+        workers = self.workers or os.cpu_count() or 1
+        if workers > 1:
+            # Processes take a second to start: where nobody asked for them, the first blocks don't wait for that.
+            first = list(islice(blocks, 0 if self.workers else _ON_THREADS // BLOCK))
+            rest = in_processes(work.read, blocks, workers)
+            blocks = chain((rows for _, rows in in_order(work.read, first)), rest)
         else:
-            blocks = (rows for _, rows in in_order(work.read, work.blocks()))
+            blocks = (rows for _, rows in in_order(work.read, blocks))
         for row in chain.from_iterable(blocks):
             if "reason" in row:
                 bad.append(row)
@@ -200,8 +206,8 @@ def prepare(
         data_dir: folder or archive; of `parquet` a folder, an address that fsspec reads, or `you/name` on the Hub; not
             for `phantom`. A public set is downloaded where it isn't given.
         cache_dir: where the prepared set lies; the `datasets` library's own cache by default.
-        workers: processes that read the files; the result is the same. Threads alone where it is 1; by default as the
-            number of cores suggests.
+        workers: processes that read the files; the result is the same. Threads alone where it is 1; by default threads
+            for the first 2,000, and as many processes as there are cores for what is more.
         options: further fields of `OCTDataConfig`.
 
     Returns:
@@ -211,7 +217,7 @@ def prepare(
         DataError: nothing to read, no such set, or files that can't be read while `skip_bad` is off.
     """
     builder = builder_of(name, data_dir, cache_dir, **options)
-    builder.workers = workers or default_workers()
+    builder.workers = workers
     try:
         builder.download_and_prepare()
     except datasets.exceptions.DatasetGenerationError as error:

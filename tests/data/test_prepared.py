@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import os
 import shutil
 
 import datasets
@@ -58,6 +59,15 @@ def test_processes_prepare_what_threads_prepare(clinic, tmp_path):
         prepare("folder", clinic, tmp_path / "b", workers=2)
     helped, skipped = prepare("folder", clinic, tmp_path / "b", workers=2, skip_bad=True)
     assert [item["file"] for item in skipped] == ["DME/D0/bad.png"] and same_rows(alone, helped)
+
+
+def test_a_large_set_goes_on_on_processes_where_threads_began(clinic, tmp_path, monkeypatch):
+    alone = prepare("folder", clinic, tmp_path / "a", workers=1)[0]
+    monkeypatch.setattr(oct, "_ON_THREADS", 8)
+    started = []
+    real = oct.in_processes
+    monkeypatch.setattr(oct, "in_processes", lambda *given: started.append(given) or real(*given))
+    assert same_rows(alone, prepare("folder", clinic, tmp_path / "b")[0]) and len(started) == (os.cpu_count() > 1)
 
 
 def test_phantoms_are_the_same_on_processes(tmp_path):
