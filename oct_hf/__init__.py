@@ -4,6 +4,11 @@ Names are imported when first used, so that `import oct_hf` loads neither torch 
 """
 
 import importlib
+import os
+
+# OpenMP reads it when torch loads. Threads that spin while they wait take the core from those they wait for as soon as
+# anything else runs on the machine: two busy cores then computed a tenth of what they can.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 
