@@ -20,6 +20,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 MIN_SIDE = 16  # pixels; below this nothing of a retina is left
+ORIENTATION = 0x0112  # EXIF's tag; from 5 on the picture lies on its side
 _FULL_SCALES = (255.0, 4095.0, 65535.0)
 MAX_PIXELS = 100_000_000  # a B-scan has under 3 million; more is a mistake or a decompression bomb
 
@@ -62,6 +63,14 @@ def read_image(source: bytes | str | Path, name: str | None = None, max_pixels: 
         raise
     except Exception as error:  # pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
         raise BadImageError(name, f"can't be decoded ({error})") from None
+
+
+def picture_size(source: bytes) -> tuple[int, int]:
+    """Width and height in pixels, from the file's header, turned as EXIF says; of a file that `read_image` can read."""
+    with Image.open(io.BytesIO(source)) as image:
+        width, height = image.size
+        turned = image.getexif().get(ORIENTATION, 1) >= 5
+    return (height, width) if turned else (width, height)
 
 
 def _check_shape(image: Image.Image, name: str, max_pixels: int) -> None:

@@ -1,11 +1,11 @@
 """predictions.parquet: the file that every published number is computed from.
 
-One row a B-scan: content hash, group (patient, or pseudonym), true label, side, and one probability a class. No path
-and no picture, so it can be published.
+One row a B-scan: content hash, group (patient, or pseudonym), true label, side, one probability a class, and what
+tells B-scans apart when results are looked at by subgroup. No path and no picture, so it can be published.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,16 @@ from pyarrow import parquet
 
 from oct_hf.errors import DataError
 from oct_hf.evaluation.oct_metrics import OCTMetrics
+
+# What a B-scan may be told apart by: pixels of the file, quality (0 to 1) and mean gray level (0 to 255) as `data`
+# measures them, and the device that took it.
+TRAITS = {
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "quality": pa.float32(),
+    "intensity": pa.float32(),
+    "device": pa.string(),
+}
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,7 @@ class Predictions:
         probabilities: float32 `(n, k)`.
         eyes: `n` strings, "OD", "OS", "one" where each group is a single eye, or "" where unknown; None where no eye
             of the set is known.
+        traits: of each B-scan what `TRAITS` lists, `n` values each; what wasn't recorded is absent.
     """
 
     names: tuple[str, ...]
@@ -35,12 +46,21 @@ class Predictions:
     sides: np.ndarray
     probabilities: np.ndarray
     eyes: np.ndarray | None = None
+    traits: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def of(self, side: str) -> "Predictions":
         """The rows of one side."""
-        rows = self.sides == side
-        columns = (getattr(self, c)[rows] for c in ("hashes", "groups", "labels", "sides", "probabilities"))
-        return Predictions(self.names, *columns, None if self.eyes is None else self.eyes[rows])
+        return self.rows(self.sides == side)
+
+    def rows(self, chosen: np.ndarray) -> "Predictions":
+        """Some of the rows, by a bool mask or by their numbers."""
+        columns = (getattr(self, c)[chosen] for c in ("hashes", "groups", "labels", "sides", "probabilities"))
+        eyes = None if self.eyes is None else self.eyes[chosen]
+        return Predictions(self.names, *columns, eyes, {name: values[chosen] for name, values in self.traits.items()})
+
+    def with_probabilities(self, probabilities: np.ndarray) -> "Predictions":
+        """The same B-scans with other answers, float32 `(n, k)`."""
+        return replace(self, probabilities=probabilities.astype(np.float32))
 
     @classmethod
     def pool(cls, parts: Sequence["Predictions"]) -> "Predictions":
@@ -82,6 +102,7 @@ class Predictions:
         if self.eyes is not None:
             columns["eye"] = self.eyes
         table = {key: pa.array(value.tolist(), pa.string()) for key, value in columns.items()}
+        table |= {name: pa.array(values.tolist(), TRAITS[name]) for name, values in self.traits.items()}
         for i, name in enumerate(self.names):
             table[f"p_{name}"] = pa.array(self.probabilities[:, i].astype(np.float32))
         parquet.write_table(pa.table(table), path)
@@ -99,6 +120,7 @@ class Predictions:
             names = tuple(c.removeprefix("p_") for c in table.column_names if c.startswith("p_"))
             values = np.stack([table[f"p_{name}"].to_numpy() for name in names], axis=1)
             eyes = np.array(table["eye"].to_pylist(), dtype=object) if "eye" in table.column_names else None
-            return cls(names, *text, values, eyes)
+            traits = {name: table[name].to_numpy(zero_copy_only=False) for name in TRAITS if name in table.column_names}
+            return cls(names, *text, values, eyes, traits)
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             raise DataError(f"{path}: not a predictions.parquet ({' '.join(str(error).split())})") from None

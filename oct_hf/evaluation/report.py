@@ -1,12 +1,15 @@
 """The pictures of a run, each drawn from numbers that are published beside it.
 
-matplotlib is an extra: where it is missing, `can_draw()` says so and a card goes without pictures.
+matplotlib is an extra: where it is missing, `can_draw()` says so and a card goes without pictures. Colours are those of
+Okabe and Ito, which most colour-blind people tell apart, with a line style of its own for each.
 """
 
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+
+from oct_hf.evaluation.curves import GRID
 
 
 def can_draw() -> bool:
@@ -69,9 +72,121 @@ def training_figure(epochs: list[dict], best_epoch: int, path: Path) -> None:
     figure.savefig(path)
 
 
-def _figure(width: float, height: float):
+def curves_figure(curves: dict[str, dict | None], path: Path) -> None:
+    """Draws ROC and precision-recall curves of each label against the rest, with their bands.
+
+    Args:
+        curves: what `curves.curves` gives.
+        path: a PNG to write.
+    """
+    figure, (roc, pr) = _figure(8.2, 3.9, columns=2)
+    for number, (label, found) in enumerate(curves.items()):
+        for axes, kind in ((roc, "roc"), (pr, "pr")):
+            if found:
+                _line(axes, number, GRID, found[kind]["value"], label)
+                if found[kind]["low"]:
+                    axes.fill_between(GRID, found[kind]["low"], found[kind]["high"], color=_colour(number), alpha=0.15)
+    roc.plot([0, 1], [0, 1], color="#888888", linewidth=0.7)
+    for axes, x, y in ((roc, "1 - specificity", "sensitivity"), (pr, "sensitivity", "precision")):
+        axes.set(xlabel=x, ylabel=y, xlim=(0, 1), ylim=(0, 1.02))
+    _legend(figure, roc)
+    figure.savefig(path)
+
+
+def reliability_figure(bins: dict[str, list[dict]], path: Path) -> None:
+    """Draws a reliability diagram: how often the predicted class is right, by how sure the model says it is.
+
+    Args:
+        bins: by a name for the legend ("before", "after"), rows with `confidence`, `accuracy` and `n`.
+        path: a PNG to write.
+    """
+    figure, axes = _figure(4.6, 4.2)
+    axes.plot([0, 1], [0, 1], color="#888888", linewidth=0.7, label="perfect")
+    for number, (name, rows) in enumerate(bins.items()):
+        _line(axes, number, [row["confidence"] for row in rows], [row["accuracy"] for row in rows], name, marker="o")
+    axes.set(xlabel="confidence in the predicted class", ylabel="share that is right", xlim=(0, 1.02), ylim=(0, 1.02))
+    _legend(figure, axes)
+    figure.savefig(path)
+
+
+def risk_coverage_figure(coverage: list[float], risk: list[float], path: Path) -> None:
+    """Draws the share of wrong answers against the share of B-scans that are answered, the surest first.
+
+    Args:
+        coverage, risk: `n` each, 0 to 1.
+        path: a PNG to write.
+    """
+    figure, axes = _figure(4.6, 3.6)
+    _line(axes, 0, coverage, risk, "")
+    axes.set(xlabel="share of B-scans answered, surest first", ylabel="share of these answers wrong", xlim=(0, 1))
+    axes.set_ylim(0, max(0.05, 1.1 * max(risk)))
+    figure.savefig(path)
+
+
+def forest_figure(rows: list[dict], path: Path, name: str = "balanced accuracy") -> None:
+    """Draws one value with its interval a row, such as those of subgroups; rows that say little are gray.
+
+    Args:
+        rows: with `name`, `value`, `low`, `high` (None where there is no interval) and `unsure`.
+        path: a PNG to write.
+        name: of the value.
+    """
+    figure, axes = _figure(6.4, 0.8 + 0.32 * len(rows))
+    for place, row in enumerate(rows):
+        colour = "#888888" if row["unsure"] else _colour(0)
+        if row["value"] is not None:
+            axes.plot(row["value"], place, marker="o", color=colour, markersize=5)
+        if row["low"] is not None:
+            axes.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=1.6)
+    axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=8)
+    axes.set(xlim=(0, 1.02), ylim=(len(rows) - 0.5, -0.5), xlabel=name)
+    axes.grid(axis="x", linewidth=0.4)
+    figure.savefig(path)
+
+
+def decision_figure(curves: dict[str, dict], path: Path) -> None:
+    """Draws decision curves, one panel a question.
+
+    Args:
+        curves: by question what `operating_points.net_benefit` gives.
+        path: a PNG to write.
+    """
+    figure, panels = _figure(2.9 * len(curves), 3.1, columns=len(curves))
+    for axes, (question, curve) in zip(np.atleast_1d(panels), curves.items(), strict=True):
+        for number, (key, name) in enumerate(
+            (("model", "model"), ("treat_all", "act on all"), ("treat_none", "act on none"))
+        ):
+            _line(axes, number, curve["threshold"], curve[key], name)
+        top = max(0.02, *curve["model"], curve["treat_all"][0])
+        axes.set(xlabel="act from this probability on", xlim=(0, 1), ylim=(-0.25 * top, 1.1 * top))
+        axes.set_title(question, fontsize=9)
+    first = np.atleast_1d(panels)[0]
+    first.set_ylabel("net benefit")
+    _legend(figure, first)
+    figure.savefig(path)
+
+
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+_STYLES = ("-", "--", "-.", ":")
+
+
+def _colour(number: int) -> str:
+    return _COLOURS[number % len(_COLOURS)]
+
+
+def _line(axes, number: int, x, y, label: str, marker: str | None = None) -> None:
+    style = _STYLES[number % len(_STYLES)]
+    axes.plot(x, y, color=_colour(number), linestyle=style, linewidth=1.5, label=label, marker=marker, markersize=4)
+
+
+def _legend(figure, axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(handles), 5), fontsize=8, frameon=False)
+
+
+def _figure(width: float, height: float, columns: int = 1):
     from matplotlib.figure import Figure
 
     # Not pyplot: it keeps global state and may look for a display.
     figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
-    return figure, figure.subplots()
+    return figure, figure.subplots(1, columns)

@@ -24,6 +24,7 @@ from oct_hf.data.splits import (
 from oct_hf.errors import DataError
 from oct_hf.evaluation.per_eye import ONE_EYE
 from oct_hf.evaluation.predictions import Predictions
+from oct_hf.images import picture_size
 from oct_hf.inference.predictor import Predictor
 from oct_hf.training.recipe import DataRecipe, Recipe, SplitRecipe
 
@@ -166,9 +167,10 @@ def predict_sides(predictor: Predictor, data: LabelledSet) -> Predictions:
     rows = np.flatnonzero(np.isin(data.sides, ("validation", "test")))
     encoded = Encoded(data.dataset)
     work = predictor.predict(encoded[row] for row in rows)
-    eyes = np.array(data.dataset["eye"][:], dtype=object)
+    eyes = np.array(data.dataset["eye"][:], dtype=object)[rows]
     if data.grouped_by == "eye":
         eyes[eyes == ""] = ONE_EYE
+    traits = _traits(data.dataset.select(rows), encoded, rows)
     answers = list(tqdm(work, total=len(rows), desc="predicting", unit="image", disable=None, leave=False))
     return Predictions(
         names=predictor.labels,
@@ -177,8 +179,21 @@ def predict_sides(predictor: Predictor, data: LabelledSet) -> Predictions:
         labels=np.array(data.labels, dtype=object)[rows],
         sides=data.sides[rows].astype(object),
         probabilities=np.array([list(a.probabilities.values()) for a in answers], dtype=np.float32),
-        eyes=eyes[rows] if any(eyes) else None,
+        eyes=eyes if any(eyes) else None,
+        traits=traits,
     )
+
+
+def _traits(dataset: datasets.Dataset, encoded: Encoded, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """What B-scans may be told apart by, as `predictions.TRAITS` has it, without decoding them again."""
+    widths, heights = zip(*(picture_size(encoded[row]) for row in rows), strict=True)
+    thumbnails = dataset["thumbnail"][:]
+    return {
+        "width": np.array(widths, np.int32),
+        "height": np.array(heights, np.int32),
+        "quality": np.array(dataset["quality"][:], np.float32),
+        "intensity": np.array([np.frombuffer(t, np.uint8).mean() for t in thumbnails], np.float32),
+    }
 
 
 def public_ids(patients: list[str], data: DataRecipe) -> list[str]:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -33,3 +35,19 @@ def test_an_unknown_label_and_a_wrong_file_are_named(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"no table")
     with pytest.raises(DataError, match=r"not a predictions.parquet"):
         Predictions.read(tmp_path / "x.parquet")
+
+
+def test_what_tells_bscans_apart_is_written_and_read_and_goes_with_its_rows(tmp_path):
+    traits = {
+        "width": np.array([512, 768, 512], np.int32),
+        "height": np.array([496, 496, 496], np.int32),
+        "quality": np.array([0.5, 0.25, 1], np.float32),
+        "device": np.array(["Spectralis", None, "Cirrus"], dtype=object),
+    }
+    predictions = dataclasses.replace(some(), traits=traits)
+    predictions.write(tmp_path / "predictions.parquet")
+    again = Predictions.read(tmp_path / "predictions.parquet")
+    assert again.traits.keys() == traits.keys()
+    assert all(again.traits[name].tolist() == values.tolist() for name, values in traits.items())
+    last = again.rows(np.array([2]))
+    assert last.traits["device"].tolist() == ["Cirrus"] and last.hashes.tolist() == again.hashes[2:].tolist()
