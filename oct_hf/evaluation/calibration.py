@@ -53,8 +53,8 @@ def fit_temperature(logits, labels, groups: Sequence | None = None) -> Temperatu
     With `groups` every patient weighs the same: the B-scans of one patient are alike, so someone with two hundred of
     them tells little more of the model than someone with ten, but would set the temperature alone.
 
-    Where all answers are right, the minimum lies at T = 0, which claims certainty. Then T is at most 1 and sharpens only
-    until the mean confidence is Laplace's rule of succession, (m + 1) / (m + 2) for m patients (cases, without
+    Where all answers are right, the minimum lies at T = 0, which claims certainty. Then T is at most 1 and sharpens
+    only until the mean confidence is Laplace's rule of succession, (m + 1) / (m + 2) for m patients (cases, without
     groups). Too few cases or patients, one class alone or logits without differences leave T at 1.
 
     Args:
@@ -85,10 +85,9 @@ def fit_temperature(logits, labels, groups: Sequence | None = None) -> Temperatu
         return result(1.0, "all logits of a case are alike, so no temperature changes them")
     if _all_right(logits, labels):
         return result(*_when_all_right(logits, weights, n if patients is None else patients))
-    # Over log T: bounded search works there on both sides of 1 alike. The loss is convex in 1 / T, so it has one minimum.
-    found = minimize_scalar(
-        lambda x: loss(np.exp(x)), bounds=np.log(BOUNDS), method="bounded", options={"xatol": 1e-10}
-    )
+    # The loss is convex in 1 / T, so it has one minimum; over log T the search treats both sides of 1 alike.
+    options = {"xatol": 1e-10}
+    found = minimize_scalar(lambda x: loss(np.exp(x)), bounds=np.log(BOUNDS), method="bounded", options=options)
     value = float(np.exp(found.x))
     for bound, word in zip(BOUNDS, ("below", "above"), strict=True):
         if abs(np.log(value / bound)) < 1e-3:
@@ -150,8 +149,8 @@ def describe_calibration(
     Returns:
         `n`, `accuracy`, mean `confidence`, `log_loss` (nats) and:
 
-        - `ece`, of `oct_metrics`, and `ece_if_perfect`: `mean` and `q95` of the ECE of a model whose every confidence is
-          true, at these confidences and this n (Bröcker and Smith, "Increasing the reliability of reliability
+        - `ece`, of `oct_metrics`, and `ece_if_perfect`: `mean` and `q95` of the ECE of a model whose every confidence
+          is true, at these confidences and this n (Bröcker and Smith, "Increasing the reliability of reliability
           diagrams", 2007). Cases are drawn one by one; images of one patient are alike, so the real noise is larger.
           Both are None, with `why`, where cases can't fill the bins.
         - `brier`: sum over classes of the squared error, mean over cases, 0 to 2; and its parts, see
@@ -209,8 +208,8 @@ def brier_decomposition(probabilities, labels, bins: int = ECE_BINS) -> dict[str
     """The Brier score (1950) of all classes and what it is made of.
 
     brier = reliability - resolution + uncertainty + within_bin_variance - within_bin_covariance, exactly, summed over
-    the classes. The first three are Murphy's (1973), which alone add up only where all forecasts of a bin are equal; the
-    other two are what binning hides (Stephenson, Coelho and Jolliffe, "Two extra components in the Brier score
+    the classes. The first three are Murphy's (1973), which alone add up only where all forecasts of a bin are equal;
+    the other two are what binning hides (Stephenson, Coelho and Jolliffe, "Two extra components in the Brier score
     decomposition", 2008).
 
     Args:

@@ -1,4 +1,4 @@
-"""Where to cut a probability, and what the cut then misses: thresholds from the validation side, counts from the test side.
+"""Where to cut a probability, and what the cut then misses: thresholds from validation, counts from the test side.
 
 A threshold is one of the scores seen in validation, and every image with that score or more is positive, so that ties
 fall to one side and whoever reads the published predictions finds the same counts.
@@ -34,9 +34,9 @@ def operating_points(
 
     Returns:
         plain data: `rule`, `targets`, `diseases` (a view by label, each against the rest), `urgent` (the urgent labels
-        against the rest), `any_disease` (1 - p of the normal label, as a sum) and `referral` (`levels` and the weighted error).
-        A view has `labels` (the positive ones) and two points, `at_specificity` and `at_sensitivity`, or None for what
-        can't be had, with `why`. A point has `threshold` and, for `validation` and `test`, what `counts` gives.
+        against the rest), `any_disease` (1 - p of the normal label, as a sum) and `referral` (`levels` and the weighted
+        error). A view has `labels` (the positive ones) and two points, `at_specificity` and `at_sensitivity`, or None
+        for what can't be had, with `why`. A point has `threshold` and, for `validation` and `test`, what `counts` gives.
 
     Raises:
         DataError: targets out of range, unknown levels, or labels that the model doesn't know.

@@ -48,6 +48,7 @@ class AsGiven(ClassifierMixin, BaseEstimator):
         return X.argmax(1)
 
 
+@pytest.mark.filterwarnings("ignore:Since FrozenEstimator does not appear to accept sample_weight")
 @pytest.mark.parametrize("too_sure", [0.4, 1.0, 3.0])
 def test_the_temperature_is_scikit_learns(too_sure):
     logits, labels, groups = drawn(too_sure=too_sure)
@@ -264,7 +265,7 @@ def test_hard_cases_give_numbers_or_none_and_never_nan(probabilities, labels):
 
 
 def test_what_is_no_probability_is_refused():
-    with pytest.raises(DataError, match="row 0 of the predictions sums to 1.2"):
+    with pytest.raises(DataError, match=r"row 0 of the predictions sums to 1\.2"):
         describe_calibration(np.array([[0.6, 0.6]]), np.array([0]))
     with pytest.raises(DataError, match="expected n rows"):
         describe_calibration(np.zeros((0, 2)), np.zeros(0, int))

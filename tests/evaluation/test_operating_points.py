@@ -151,7 +151,7 @@ def test_every_referral_level_has_a_source_and_labels_that_span_two_have_none():
 
 
 def test_the_weighted_error_of_a_hand_worked_example():
-    # CNV seen as NORMAL costs 4 of 4; DME as CNV nothing, both are urgent; NORMAL as DRUSEN 1 of 2; DRUSEN right, 0 of 2.
+    # CNV seen as NORMAL costs 4 of 4; DME as CNV 0 of 4, both urgent; NORMAL as DRUSEN 1 of 2; DRUSEN right 0 of 2.
     probabilities = np.eye(4)[[3, 0, 2, 2]]
     found = weighted_error((probabilities, np.array([0, 1, 3, 2])), OCT2017, referral_levels(OCT2017))
     assert found["weighted_error"] == pytest.approx((4 + 0 + 1 + 0) / (4 + 4 + 2 + 2))
@@ -162,10 +162,12 @@ def test_the_weighted_error_of_a_hand_worked_example():
 
 
 def test_predictive_values_follow_bayes():
-    # Altman and Bland (BMJ 1994): at a sensitivity of 0.90 and a specificity of 0.74, and at a prevalence of 0.25
-    # positive results are true in 0.225 / (0.225 + 0.195).
-    found = at_prevalence(0.90, 0.74, 0.25)
-    assert found["ppv"] == pytest.approx(0.225 / 0.42) and found["npv"] == pytest.approx(0.555 / 0.58)
+    # Liver scans of Altman and Bland (BMJ 1994): 231 of 258 abnormal and 54 of 86 normal ones told; at a prevalence of
+    # 0.25 instead of 0.75 they give 0.45 and 0.95.
+    found = at_prevalence(231 / 258, 54 / 86, 0.25)
+    assert (round(found["ppv"], 2), round(found["npv"], 2)) == (0.45, 0.95)
+    found = at_prevalence(231 / 258, 54 / 86, 258 / 344)
+    assert found["ppv"] == pytest.approx(231 / 263) and found["npv"] == pytest.approx(54 / 81)
     cut = counts(*of_side(answers(), "test", ["CNV"]), 0.4)
     share = (cut["tp"] + cut["fn"]) / (cut["tp"] + cut["fn"] + cut["fp"] + cut["tn"])
     again = at_prevalence(cut["sensitivity"], cut["specificity"], share)
