@@ -36,7 +36,7 @@ def operating_points(
         plain data: `rule`, `targets`, `diseases` (a view by label, each against the rest), `urgent` (the urgent labels
         against the rest), `any_disease` (1 - p of the normal label, as a sum) and `referral` (`levels` and the weighted
         error). A view has `labels` (the positive ones) and two points, `at_specificity` and `at_sensitivity`, or None
-        for what can't be had, with `why`. A point has `threshold` and, for `validation` and `test`, what `counts` gives.
+        for what can't be had, with `why`. A point has `threshold` and what `counts` gives for `validation` and `test`.
 
     Raises:
         DataError: targets out of range, unknown levels, or labels that the model doesn't know.
