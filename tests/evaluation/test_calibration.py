@@ -172,6 +172,12 @@ def test_brier_score_and_log_loss_are_scikit_learns():
     assert describe_calibration(two, binary)["brier"] == pytest.approx(both, abs=1e-12)
 
 
+@pytest.mark.filterwarnings("error")
+def test_float32_probabilities_need_no_warning():
+    p = softmax(drawn()[0], 1).astype(np.float32)
+    assert describe_calibration(p, drawn()[1])["log_loss"] == pytest.approx(sk.log_loss(drawn()[1], p), abs=1e-6)
+
+
 @pytest.mark.parametrize("n, k", [(600, 3), (17, 4), (3, 2), (1, 2)])
 def test_the_parts_of_the_brier_score_add_up(n, k):
     logits, labels, _ = drawn(n, k, too_sure=2)

@@ -91,6 +91,9 @@ def test_a_view_is_cut_on_validation_and_counted_on_both_sides():
                 *of_side(predictions, "validation", view["labels"]), point["threshold"]
             )
             assert point["test"] == counts(*of_side(predictions, "test", view["labels"]), point["threshold"])
+    test, levels = predictions.of("test"), referral_levels(OCT2017)
+    said = weighted_error((test.probabilities, test.indices()), OCT2017, levels)
+    assert found["referral"] == {"levels": levels, **said} and said["weighted_error"] > 0
     rearranged = Predictions(
         *(getattr(predictions, c) for c in ("names", "hashes", "groups")),
         np.where(predictions.sides == "test", "NORMAL", predictions.labels),
