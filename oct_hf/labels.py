@@ -50,6 +50,31 @@ COARSER = {name: ("ABNORMAL",) for name in _DISEASES} | {
     "NORMAL": ("NO",),  # two words for one thing
 }
 
+NORMAL_LABELS = ("NORMAL", "NO")  # NoSRF isn't one of them: no fluid isn't no disease
+
+# How soon an eye with a finding should be seen, most urgent first, and who says so. A label that spans two levels has
+# none. AMD is drusen and CNV alike. RVO: a central occlusion is seen within 7 days, a branch that spares vision isn't
+# (Western Australia's referral criteria). ERM and CSR are watched or referred by what the patient sees, which no B-scan
+# shows (College of Optometrists; NHS Scotland). For MH, VID, DR and SRF no source was read that fits all they span.
+REFERRAL_LEVELS = ("urgent", "routine", "observation")
+_KERMANY = "Kermany et al., Cell 172 (2018)"
+REFERRAL = {
+    "CNV": ("urgent", _KERMANY),
+    "DME": ("urgent", _KERMANY),
+    "DRUSEN": ("routine", _KERMANY),
+    "NORMAL": ("observation", _KERMANY),
+    "NO": ("observation", _KERMANY),
+    "RAO": ("urgent", "an ocular emergency: StatPearls, Central Retinal Artery Occlusion (2024)"),
+}
+
+# What sending an eye to the wrong level costs: 2 for each level too late, 1 for each too early. Kermany et al. (2018)
+# weigh errors by urgency too; these weights are this package's choice, not theirs.
+REFERRAL_COST = {
+    "urgent": {"urgent": 0, "routine": 2, "observation": 4},
+    "routine": {"urgent": 1, "routine": 0, "observation": 2},
+    "observation": {"urgent": 2, "routine": 1, "observation": 0},
+}
+
 
 def describe(label: str) -> str:
     """What `label` means in words; the label itself where no description is known."""

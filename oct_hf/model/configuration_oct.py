@@ -14,6 +14,8 @@ class OCTConfig(TimmWrapperConfig):
 
     Beside those of `TimmWrapperConfig` (`architecture`, `id2label`, `label2id`, …) its attributes are timm's keys:
     `pretrained_cfg` (input size, interpolation, mean, std …), `num_features`, `label_names` and `label_descriptions`.
+    A calibrated model also has `calibration_temperature`, the number by which its classifier was divided (or one an
+    output); its name isn't `temperature`, which transformers takes for a setting of text generation.
     """
 
     def to_dict(self) -> dict[str, Any]:

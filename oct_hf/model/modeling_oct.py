@@ -1,7 +1,8 @@
 """OCTForImageClassification: any timm classifier as a transformers model.
 
 Built on transformers' TimmWrapper, so that the same weights also load without this class. A folder that
-`save_pretrained` writes holds timm's own keys, which transformers' native loader and timm read alike.
+`save_pretrained` writes holds timm's own keys, which transformers' native loader and timm read alike. For the same
+reason a calibration lies in the classifier's weights: a number in the config alone no other loader would apply.
 """
 
 import difflib
@@ -42,7 +43,8 @@ class OCTForImageClassification(TimmWrapperForImageClassification):
 
         Args:
             architecture: a timm name, such as `tf_efficientnetv2_b0` or `tf_efficientnetv2_b0.in1k`; or, with a slash
-                in it, a folder or Hub repository that timm can read, such as one this package wrote.
+                in it, a folder or Hub repository that timm can read, such as one this package wrote. A calibration in
+                its weights is undone.
             labels: the classes, in the order of the outputs.
             pretrained: start from the weights that timm names for this architecture (downloads from the Hub).
             weights: start from a local safetensors file with timm's keys instead.
@@ -66,6 +68,34 @@ class OCTForImageClassification(TimmWrapperForImageClassification):
         state_dict = self.state_dict() if state_dict is None else state_dict
         bare = {key.removeprefix(PREFIX): value for key, value in state_dict.items()}
         super().save_pretrained(save_directory, state_dict=bare, **kwargs, **_as_given())
+
+    def fold_temperature(self, temperature: float | Sequence[float]) -> None:
+        """Divides the classifier's weight and bias by a temperature, so that every loader's logits are logits / T.
+
+        Temperature scaling after Guo et al., "On calibration of modern neural networks" (2017). What was folded is
+        recorded as `config.calibration_temperature`; folding once more multiplies it.
+
+        Args:
+            temperature: above 0; or one for each output, for sigmoid outputs.
+
+        Raises:
+            ValueError: it is no such number, or the network's logits aren't its classifier's linear answer; nothing
+                is changed then.
+        """
+        factor = _checked_temperature(temperature, self.config.num_labels)
+        _divide_classifier(self.timm_model, self.config.pretrained_cfg["input_size"], factor)
+        before = getattr(self.config, "calibration_temperature", None)
+        product = factor if before is None else factor * _checked_temperature(before, self.config.num_labels)
+        self.config.calibration_temperature = product.tolist()  # a float of one number, a list of several
+
+    def unfold_temperature(self) -> None:
+        """Undoes `fold_temperature`, so that training goes on from the logits that it left; without one, nothing."""
+        recorded = getattr(self.config, "calibration_temperature", None)
+        if recorded is None:
+            return
+        factor = 1 / _checked_temperature(recorded, self.config.num_labels)
+        _divide_classifier(self.timm_model, self.config.pretrained_cfg["input_size"], factor)
+        del self.config.calibration_temperature
 
 
 def _timm_network(architecture: str, labels: int, pretrained: bool, weights: str | None, model_args: dict):
@@ -102,7 +132,53 @@ def _timm_network(architecture: str, labels: int, pretrained: bool, weights: str
     trained_head = pretrained and network.pretrained_cfg.get("num_classes") == labels
     if not trained_head:
         _calm(classifier)
+    elif name != architecture:
+        _undo_calibration(network, architecture, labels)
     return network
+
+
+def _undo_calibration(network: torch.nn.Module, repository: str, labels: int) -> None:
+    """Undoes what `fold_temperature` did to a network that timm loaded from this package's folder or repository."""
+    repository, _, revision = repository.partition("@") if not Path(repository).is_dir() else (repository, "", "")
+    config, _ = OCTConfig.get_config_dict(repository, **({"revision": revision} if revision else {}))
+    recorded = config.get("calibration_temperature")
+    if recorded is not None:
+        _divide_classifier(network, network.pretrained_cfg["input_size"], 1 / _checked_temperature(recorded, labels))
+
+
+def _checked_temperature(temperature: float | Sequence[float], outputs: int) -> torch.Tensor:
+    """float64 `()` or `(outputs,)`."""
+    factor = torch.as_tensor(temperature, dtype=torch.float64)
+    if factor.shape not in ((), (outputs,)) or not (factor.isfinite() & (factor > 0)).all():
+        raise ValueError(f"a temperature is one number above 0, or one for each of {outputs} outputs: {temperature}")
+    return factor
+
+
+@torch.no_grad()
+def _divide_classifier(network: torch.nn.Module, input_size: Sequence[int], factor: torch.Tensor) -> None:
+    """Divides the last layers, then looks whether the logits followed: some networks do more after them."""
+    names = network.pretrained_cfg.get("classifier") or ()
+    names = (names,) if isinstance(names, str) else tuple(names)
+    found = dict(network.named_modules())
+    layers = [found.get(name) for name in names]
+    if not layers or not all(isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) for layer in layers):
+        said = ", ".join(f"{name} ({type(found.get(name)).__name__})" for name in names) or "none"
+        raise ValueError(f"a temperature can only be folded into linear or convolutional classifiers, not into {said}")
+    parameters = [p for layer in layers for p in (layer.weight, layer.bias) if p is not None]
+    kept, training = [p.clone() for p in parameters], network.training
+    network.eval()
+    first = parameters[0]
+    noise = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0)).to(first.device, first.dtype)
+    before = network(noise).double()
+    for parameter in parameters:
+        shape = (-1, *(1,) * (parameter.ndim - 1)) if factor.ndim else ()
+        parameter.copy_(parameter.double() / factor.to(parameter.device).reshape(shape))
+    off = (network(noise).double() * factor.to(first.device) - before).abs().max()
+    network.train(training)
+    if not off <= max(1e-3, 10 * torch.finfo(first.dtype).eps) * before.abs().max():
+        for parameter, value in zip(parameters, kept, strict=True):
+            parameter.copy_(value)
+        raise ValueError(f"{', '.join(names)}: the logits don't scale with this classifier, so no temperature fits it")
 
 
 def _calm(classifier: torch.nn.Module) -> None:
