@@ -51,10 +51,24 @@ def ratio(part: np.ndarray, whole: np.ndarray, independent: np.ndarray | None = 
         effect = np.maximum((influence**2).sum(-1) / independent, 1.0)
     alike = n**2 / (whole**2).sum(-1)
     odd = np.minimum((part > 0).sum(-1), (part < whole).sum(-1))
-    trust = np.where(np.isfinite(effect), odd / (odd + 1), 0.0)
-    with np.errstate(invalid="ignore"):
-        spread = np.where(trust > 0, trust * effect, 0.0) / n + (1 - trust) / alike
-    return Estimate(value, 1 / spread, influence)
+    return Estimate(value, _trusted(np.where(np.isfinite(effect), effect, 1.0) / n, alike, odd), influence)
+
+
+def size(value: float, variance: float, alike: float, odd: int) -> float:
+    """The effective size of any value between 0 and 1 whose variance is known, such as by bootstrap.
+
+    Args:
+        alike: effective number of patients.
+        odd: patients with an error, or right ones where these are fewer; trusted as in `ratio`.
+    """
+    room = value * (1 - value)
+    return float(_trusted(variance / room, alike, odd)) if room > 1e-12 else float(alike)
+
+
+def _trusted(inverse: np.ndarray, alike: np.ndarray, odd: np.ndarray) -> np.ndarray:
+    """The size from the inverse of the one that was estimated, shrunk to `alike`."""
+    trust = odd / (odd + 1)
+    return 1 / (trust * inverse + (1 - trust) / alike)
 
 
 def wilson(value: np.ndarray, size: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
@@ -111,6 +125,37 @@ def logit(estimate: Estimate, patients: int, level: float) -> tuple[float, float
     reach = stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(variance) / room
     middle = special.logit(estimate.value)
     return float(special.expit(middle - reach)), float(special.expit(middle + reach))
+
+
+def logit_of_spread(value: float, deviation: float, alike: float, level: float) -> tuple[float, float]:
+    """As `logit`, from a standard deviation and with the normal distribution."""
+    room = value * (1 - value)
+    if room <= 1e-12 or deviation <= 1e-12:
+        return tuple(float(limit) for limit in wilson(value, alike, level))
+    reach = stats.norm.ppf((1 + level) / 2) * deviation / room
+    return tuple(float(special.expit(special.logit(value) + r)) for r in (-reach, reach))
+
+
+def cube_root(estimate: Estimate, patients: int, level: float) -> tuple[float, float]:
+    """For a positive mean with a long tail, on the scale of Wilson and Hilferty (1931); freedom as in `logit`, at least 3."""
+    variance = float((estimate.influence**2).sum())
+    root = float(estimate.value) ** (1 / 3)
+    if root == 0 or variance == 0:
+        return float(estimate.value), float(estimate.value)
+    freedom = min(patients - 1, max(variance**2 / float((estimate.influence**4).sum()), 3))
+    reach = stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(variance) / (3 * root**2)
+    return max(root - reach, 0.0) ** 3, (root + reach) ** 3
+
+
+def without_bias(value: float, drawn: np.ndarray, level: float) -> tuple[float, float]:
+    """For a mean of absolute gaps, which noise only makes larger: reflected quantiles of the squares.
+
+    Noise adds to the square of such a value, and a resample adds as much once more; the basic bootstrap (Davison and
+    Hinkley, 1997, 5.2) takes that off, and does so for the squares, where it is a sum.
+    """
+    tail = (1 - level) / 2
+    low, high = np.quantile(drawn, (tail, 1 - tail))
+    return tuple(float(np.sqrt(max(2 * value**2 - edge**2, 0.0))) for edge in (high, low))
 
 
 def mean_of(estimates: list[Estimate], limits: list[tuple[float, float]]) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from scipy import sparse
 from oct_hf.evaluation import oct_metrics
 from oct_hf.evaluation.predictions import Predictions
 
-BLOCK = 4_000_000  # numbers in one intermediate array, 32 MB
+BLOCK = 250_000  # numbers in one intermediate array: 2 MB stay in a core's cache
 SHARES = ("recall", "precision", "specificity", "f1")
 
 
