@@ -137,7 +137,10 @@ def logit_of_spread(value: float, deviation: float, alike: float, level: float) 
 
 
 def cube_root(estimate: Estimate, patients: int, level: float) -> tuple[float, float]:
-    """For a positive mean with a long tail, on the scale of Wilson and Hilferty (1931); freedom as in `logit`, at least 3."""
+    """For a positive mean with a long tail, on Wilson and Hilferty's scale (1931).
+
+    Freedom as in `logit` and at least 3, or one patient with a large loss would make the limit endless.
+    """
     variance = float((estimate.influence**2).sum())
     root = float(estimate.value) ** (1 / 3)
     if root == 0 or variance == 0:
@@ -148,14 +151,19 @@ def cube_root(estimate: Estimate, patients: int, level: float) -> tuple[float, f
 
 
 def without_bias(value: float, drawn: np.ndarray, level: float) -> tuple[float, float]:
-    """For a mean of absolute gaps, which noise only makes larger: reflected quantiles of the squares.
+    """For a mean of absolute gaps, such as the ECE, which noise only makes larger.
 
-    Noise adds to the square of such a value, and a resample adds as much once more; the basic bootstrap (Davison and
-    Hinkley, 1997, 5.2) takes that off, and does so for the squares, where it is a sum.
+    Noise adds to the square of such a value, and resampling adds as much once more: the quantiles of the resampled
+    squares are moved down by that, the low one by both, so that a calibrated model's interval reaches 0, the high one
+    by the second, so that the measured value stays inside.
+
+    Args:
+        drawn: `(b,)`, the resampled values.
     """
     tail = (1 - level) / 2
-    low, high = np.quantile(drawn, (tail, 1 - tail))
-    return tuple(float(np.sqrt(max(2 * value**2 - edge**2, 0.0))) for edge in (high, low))
+    noise = max(float((drawn**2).mean()) - value**2, 0.0)
+    low, high = np.quantile(drawn, (tail, 1 - tail)) ** 2 - (2 * noise, noise)
+    return float(np.sqrt(max(low, 0.0))), float(np.sqrt(max(high, 0.0)))
 
 
 def mean_of(estimates: list[Estimate], limits: list[tuple[float, float]]) -> tuple[float, float]:

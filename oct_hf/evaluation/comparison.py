@@ -29,8 +29,8 @@ def compare(
 ) -> dict:
     """The differences second - first on the test images that both predicted.
 
-    The interval is `difference ± t sd`, with the standard deviation over bootstrap resamples of patients (both models on
-    the same ones) and t of as many degrees of freedom as patients but one. The p value is that of a paired permutation
+    The interval is `difference ± t sd`, with the standard deviation over bootstrap resamples of patients (both models
+    on the same ones) and t of as many degrees of freedom as patients but one. The p value is that of a paired permutation
     test (Good, "Permutation, Parametric and Bootstrap Tests of Hypotheses", 2005): the two models' answers are swapped
     for whole patients at random; two-sided, (b + 1) / (m + 1) as in Phipson and Smyth (2010), or exact where all swaps
     are no more than `permutations`. Patients are those that `first` names.
@@ -125,7 +125,7 @@ def _paired(first: Predictions, second: Predictions) -> tuple[Predictions, Predi
     for side, row in zip(sides, rows, strict=True):
         if len(row) < len(side.hashes):
             raise DataError("an image is twice among the test rows of one of the models")
-    common = sorted(rows[0].keys() & rows[1].keys())
+    common = [value for value in rows[0] if value in rows[1]]
     if not common:
         counts = " and ".join(str(len(row)) for row in rows)
         raise DataError(f"the models have no test image in common ({counts} test rows): nothing to compare")
@@ -180,7 +180,7 @@ def _row(name: str, first: float, second: float, drawn, swapped, reach: float, e
     row = {"first": first, "second": second, "difference": difference, "low": None, "high": None, "p": p}
     drawn = drawn[np.isfinite(drawn)]
     if len(drawn) > 1:
-        half = reach * float(drawn.std())
+        half = float(reach * drawn.std())
         low, high = difference - half, difference + half
         bounded = name != "log_loss"
         row |= {"low": max(low, -1.0) if bounded else low, "high": min(high, 1.0) if bounded else high}

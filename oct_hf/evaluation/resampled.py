@@ -180,7 +180,7 @@ class _Ranks:
 
 def _bin_gaps(passed: np.ndarray, summed: np.ndarray, gap: np.ndarray) -> float:
     """The error of one resample from running sums `(n,)` of its weights and of its weighted gaps."""
-    n = int(round(passed[-1]))
+    n = round(passed[-1])
     if not n:
         return np.nan
     bins = min(oct_metrics.ECE_BINS, n)
