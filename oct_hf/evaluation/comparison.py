@@ -30,10 +30,10 @@ def compare(
     """The differences second - first on the test images that both predicted.
 
     The interval is `difference ± t sd`, with the standard deviation over bootstrap resamples of patients (both models
-    on the same ones) and t of as many degrees of freedom as patients but one. The p value is that of a paired permutation
-    test (Good, "Permutation, Parametric and Bootstrap Tests of Hypotheses", 2005): the two models' answers are swapped
-    for whole patients at random; two-sided, (b + 1) / (m + 1) as in Phipson and Smyth (2010), or exact where all swaps
-    are no more than `permutations`. Patients are those that `first` names.
+    on the same ones) and t of as many degrees of freedom as patients but one. The p value is that of a paired
+    permutation test (Good, "Permutation, Parametric and Bootstrap Tests of Hypotheses", 2005): the two models' answers
+    are swapped for whole patients at random; two-sided, (b + 1) / (m + 1) as in Phipson and Smyth (2010), or exact
+    where all swaps are no more than `permutations`. Patients are those that `first` names.
 
     Args:
         first, second: with a side "test".
