@@ -23,14 +23,14 @@ def other_model(given, seed: int, noise: float = 1.0, sharper: float = 1.0):
 
 
 def test_every_swap_of_few_patients_is_looked_at():
-    first = simulated(6, 5, seed=3)
+    first = simulated(5, 6, seed=3)
     second = other_model(first, 0, noise=2)
     found = compare(first, second, resamples=50)
     assert found["exact"]
-    assert found["permutations"] == 64
-    group, pair = np.repeat(np.arange(6), 5), [p.probabilities.astype(float) for p in (first, second)]
+    assert found["permutations"] == 32
+    group, pair = np.repeat(np.arange(5), 6), [p.probabilities.astype(float) for p in (first, second)]
     differences = {name: [] for name in COMPARED}
-    for swap in itertools.product((False, True), repeat=6):
+    for swap in itertools.product((False, True), repeat=5):
         swapped = np.array(swap)[group][:, None]
         one, two = np.where(swapped, pair[1], pair[0]), np.where(swapped, pair[0], pair[1])
         results = [measure(answers, first.indices(), first.names) for answers in (one, two)]
@@ -43,8 +43,8 @@ def test_every_swap_of_few_patients_is_looked_at():
 
 
 def test_with_one_image_a_patient_it_is_scipys_paired_permutation_test():
-    first = simulated(12, 1, seed=5, apart=0.5)
-    second = other_model(first, 1, noise=1.5)
+    first = simulated(12, 1, seed=5, apart=3)
+    second = other_model(first, 1, noise=4)
     right = [(p.probabilities.argmax(1) == first.indices()).astype(float) for p in (first, second)]
     expected = stats.permutation_test(
         right[::-1],
@@ -58,14 +58,17 @@ def test_with_one_image_a_patient_it_is_scipys_paired_permutation_test():
     assert found["p"] == pytest.approx(expected.pvalue)
 
 
-def test_models_of_one_kind_give_p_values_of_every_size():
-    values = []
-    for seed in range(200):
+def test_models_of_one_kind_give_p_values_of_every_size_and_intervals_that_hold_0():
+    values, held = [], []
+    for seed in range(100):
         base = simulated(30, 3, seed=seed)
         pair = other_model(base, seed), other_model(base, seed + 1000)
-        values.append(compare(*pair, permutations=199, resamples=2)["metrics"]["log_loss"]["p"])
+        found = compare(*pair, permutations=99, resamples=100)["metrics"]
+        values.append(found["log_loss"]["p"])
+        held.append(found["accuracy"]["low"] <= 0 <= found["accuracy"]["high"])
     assert stats.kstest(values, "uniform").pvalue > 0.01
-    assert np.mean(np.array(values) <= 0.05) < 0.1
+    assert np.mean(np.array(values) <= 0.05) <= 0.1
+    assert 0.9 <= np.mean(held) < 1
 
 
 def test_a_better_model_is_found_and_its_interval_excludes_0():
@@ -75,16 +78,6 @@ def test_a_better_model_is_found_and_its_interval_excludes_0():
         assert found[name]["p"] == 0.001
         assert 0 < found[name]["low"] < found[name]["difference"] < found[name]["high"]
     assert found["log_loss"]["high"] < 0
-
-
-def test_the_interval_of_a_difference_holds_it_about_as_often_as_promised():
-    held = []
-    for seed in range(200):
-        base = simulated(30, 3, seed=seed)
-        pair = other_model(base, seed), other_model(base, seed + 1000)  # the true difference is 0
-        row = compare(*pair, permutations=1, resamples=200)["metrics"]["accuracy"]
-        held.append(row["low"] <= 0 <= row["high"])
-    assert 0.91 <= np.mean(held) <= 0.99
 
 
 def test_a_model_is_no_better_than_itself():
@@ -126,7 +119,7 @@ def test_what_cannot_be_compared_is_one_clear_line():
         compare(given, replace(given, hashes=np.full(16, "h", dtype=object)))
     with pytest.raises(DataError, match="two runs or more"):
         compare_all({"one": given})
-    with pytest.raises(DataError, match="^one and two: "):
+    with pytest.raises(DataError, match=r"^one and two: "):
         compare_all({"one": given, "two": replace(given, names=("A", "B", "X"))})
 
 
