@@ -1,6 +1,7 @@
 """Measures what the README claims of speed and memory, as ratios within one run.
 
-python scripts/benchmark.py [data] [training] [serving] [startup] [push] [--data FOLDER] [--run FOLDER] [--out FILE]
+python scripts/benchmark.py [data] [training] [serving] [startup] [push] [evaluation]
+    [--data FOLDER] [--run FOLDER] [--out FILE]
 
 Pairs run in turn, each preparation in a process of its own; the median ratio counts. Timings depend on the machine and
 on what else it does, so none of them is a test.
@@ -442,6 +443,61 @@ def benchmark_serving(folder: Path | None, scratch: Path, clients: int = 32, sec
     return result
 
 
+def benchmark_evaluation(predictions: int = 10_000, patients: int = 1000, resamples: int = 2000, few: int = 10) -> dict:
+    """Intervals over patients for every metric, against scikit-learn called on the rows of each resample of patients.
+
+    The loop runs on `few` resamples and is taken as many times longer as there are more of them; in it each metric is
+    computed once, as `OCTMetrics` does. Then the comparison of two models with its 10,000 swaps.
+    """
+    import numpy as np
+
+    from oct_hf.evaluation.comparison import compare
+    from oct_hf.evaluation.intervals import intervals
+    from oct_hf.evaluation.oct_metrics import measure
+    from oct_hf.evaluation.predictions import Predictions
+
+    rng = np.random.default_rng(0)
+    names = ("CNV", "DME", "DRUSEN", "NORMAL")
+    group = rng.integers(0, patients, predictions)
+    labels = rng.integers(0, 4, patients)[group]
+    scores = rng.normal(size=(patients, 4))[group] + rng.normal(size=(predictions, 4))
+    scores[np.arange(predictions), labels] += 2.5
+    powers = np.exp(scores)
+    probabilities = powers / powers.sum(1, keepdims=True)
+    text = lambda values: np.array(list(values), dtype=object)  # noqa: E731
+    columns = (text(map(str, range(predictions))), text(map(str, group)), text(names[i] for i in labels))
+    given = Predictions(names, *columns, text(["test"] * predictions), probabilities.astype(np.float32))
+    rows = [np.flatnonzero(group == patient) for patient in range(patients)]
+
+    def loop() -> float:
+        began = time.perf_counter()
+        for _ in range(few):
+            drawn = np.concatenate([rows[patient] for patient in rng.integers(0, patients, patients)])
+            measure(probabilities[drawn], labels[drawn], names)
+        return (time.perf_counter() - began) * resamples / few
+
+    def ours() -> float:
+        began = time.perf_counter()
+        intervals(given, resamples)
+        return time.perf_counter() - began
+
+    ours(), loop()  # warm up
+    pairs = [(ours(), loop()) for _ in range(PAIRS)]
+    began = time.perf_counter()
+    compare(given, given)
+    return {
+        "predictions": predictions,
+        "patients": patients,
+        "resamples": resamples,
+        "intervals_s": _median(p[0] for p in pairs),
+        "scikit_learn_loop_s": _median(p[1] for p in pairs),
+        "scikit_learn_resamples_run": few,
+        "speed_ratio": _median(p[1] / p[0] for p in pairs),
+        "speed_ratios": [round(p[1] / p[0], 1) for p in pairs],
+        "comparison_s": round(time.perf_counter() - began, 1),
+    }
+
+
 def _bscans(folder: Path | None, scratch: Path) -> list[bytes]:
     """JPEGs to prepare: those of a folder, or 200 phantoms of a device's size."""
     if folder is not None:
@@ -492,7 +548,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="finished run to push; a small one is made where not given")
     parser.add_argument("--out", type=Path, default=Path("benchmark.json"))
     given = parser.parse_args()
-    parts = ("data", "duplicates", "training", "serving", "startup", "push")
+    parts = ("data", "duplicates", "training", "serving", "startup", "push", "evaluation")
     if strange := set(given.parts) - set(parts):
         parser.error(f"no benchmark {', '.join(strange)}; there are {', '.join(parts)}")
     results = {"cores": os.cpu_count(), "data_from": "a folder of B-scans" if given.data else "phantoms"}
@@ -505,6 +561,7 @@ def main() -> None:
                 "serving": lambda: benchmark_serving(given.data, Path(scratch)),
                 "startup": benchmark_startup,
                 "push": lambda: benchmark_push(given.run, Path(scratch)),
+                "evaluation": benchmark_evaluation,
             }[part]
             results[part] = run()
             print(part)
