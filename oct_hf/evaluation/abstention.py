@@ -10,12 +10,14 @@ import math
 
 import numpy as np
 
+from oct_hf.data import quality
 from oct_hf.errors import DataError, did_you_mean
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.inference.gate import SCORES, prediction_sets, within
 
 LEVEL = 0.9
 SCORE = "lac"
+ACCEPTED = 0.99  # of the validation B-scans
 COVERAGES = (1.0, 0.9, 0.8, 0.7)
 _POINTS = 100  # of a curve that is stored
 
@@ -63,6 +65,24 @@ def fit_conformal(predictions: Predictions, level: float = LEVEL, score: str = S
         needed = math.ceil(level / (1 - level) - 1e-9)
         result["note"] = f"too few validation patients to rule out {', '.join(few)}: {level:.0%} needs {needed}"
     return result
+
+
+def fit_likeness(likeness: np.ndarray, groups: np.ndarray, accepted: float = ACCEPTED) -> float:
+    """The least likeness (`data/quality.py`) of a B-scan: the package's threshold, or less where this site needs it.
+
+    It is lowered until `accepted` of the validation B-scans pass, each patient weighing the same, and never raised: a
+    threshold from the B-scans of one device would refuse those of the next.
+
+    Args:
+        likeness: `(n,)`, of validation B-scans.
+        groups: `n` patients.
+        accepted: 0 to 1.
+    """
+    _, mine, counts = np.unique(np.asarray(groups).astype(str), return_inverse=True, return_counts=True)
+    order = np.argsort(likeness, kind="stable")
+    below = np.cumsum(1 / counts[mine[order]]) / len(counts)
+    allowed = int(np.searchsorted(below, 1 - accepted + 1e-9, side="right"))  # so many may be refused
+    return min(quality.threshold(), float(np.asarray(likeness)[order[allowed]]))
 
 
 def describe_abstention(predictions: Predictions, level: float = LEVEL, score: str = SCORE) -> dict:
