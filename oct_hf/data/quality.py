@@ -58,9 +58,14 @@ def version() -> str:
     return str(numbers()["version"])
 
 
+def threshold() -> float:
+    """The least likeness that passes the gate."""
+    return float(numbers()["gate"]["threshold"])
+
+
 def is_oct(likeness: float | np.ndarray):
     """Whether a picture with this likeness passes the gate."""
-    return likeness >= float(numbers()["gate"]["threshold"])
+    return likeness >= threshold()
 
 
 def measure_quality(small: np.ndarray) -> Quality:

@@ -18,22 +18,26 @@ from transformers.utils import cached_file, logging
 from oct_hf.data.volumes import VOLUME_EXTENSIONS
 from oct_hf.errors import BadImageError, ModelError
 from oct_hf.images import EXTENSIONS, MAX_PIXELS, Preprocessing, read_image
+from oct_hf.inference.gate import Decision, Gate
 from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.parallel import in_order
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one file: probabilities by label, or why there is none."""
+    """The answer for one file: probabilities by label, or why there is none; what a gate, if any, makes of them."""
 
     file: str
     probabilities: dict[str, float] | None = None
     error: str | None = None
+    decision: Decision | None = None
 
     @property
     def predicted(self) -> str | None:
-        """The most probable label."""
-        return max(self.probabilities, key=self.probabilities.get) if self.probabilities else None
+        """The most probable label; None of what a gate refused, whatever the network makes of it."""
+        if not self.probabilities or (self.decision is not None and self.decision.refused):
+            return None
+        return max(self.probabilities, key=self.probabilities.get)
 
 
 class Predictor:
@@ -44,18 +48,26 @@ class Predictor:
         preprocessing: only with a model object; a folder or repository brings its own.
         batch_size: images a forward pass.
         device: such as "cuda"; the best there is where not given.
+        gate: says of each picture whether it is a B-scan and which labels are left.
 
     Raises:
         ModelError: it can't be loaded.
     """
 
-    def __init__(self, model, preprocessing: Preprocessing | None = None, batch_size: int = 16, device=None):
+    def __init__(
+        self,
+        model,
+        preprocessing: Preprocessing | None = None,
+        batch_size: int = 16,
+        device=None,
+        gate: Gate | None = None,
+    ):
         if isinstance(model, str | Path):
             model, preprocessing = _load(Path(model).as_posix())  # a Hub id keeps its slash on every system
             model = model.to(memory_format=torch.channels_last)  # a fifth faster on a CPU, to the same answers
         self.model = model.to(device or best_device()).eval()
         self.preprocessing = preprocessing
-        self.batch_size = batch_size
+        self.batch_size, self.gate = batch_size, gate
         self.labels = tuple(self.model.config.id2label[i] for i in range(self.model.config.num_labels))
 
     def read(self, source: str | Path | bytes | np.ndarray, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -80,21 +92,24 @@ class Predictor:
             sources: paths, encoded images, or uint8 arrays `(height, width[, 3])`.
         """
 
-        def read(source) -> np.ndarray | BadImageError:
+        def read(source) -> tuple[np.ndarray, float | None] | BadImageError:
             try:
-                return self.read(source)
+                image = source if isinstance(source, np.ndarray) else read_image(source)
+                return self.read(image), self.gate.look(image) if self.gate else None
             except BadImageError as error:
                 return error
 
         for group in _groups(in_order(read, sources), self.batch_size):
-            images = [result for _, result in group if not isinstance(result, BadImageError)]
+            images = [result[0] for _, result in group if not isinstance(result, BadImageError)]
             rows = iter(self.probabilities(images) if images else ())
             for source, result in group:
                 name = str(source) if isinstance(source, str | Path) else "image"
                 if isinstance(result, BadImageError):
                     yield Prediction(name, error=result.reason)
-                else:
-                    yield Prediction(name, dict(zip(self.labels, map(float, next(rows)), strict=True)))
+                    continue
+                row = next(rows)
+                decision = self.gate.decide(row, result[1]) if self.gate else None
+                yield Prediction(name, dict(zip(self.labels, map(float, row), strict=True)), decision=decision)
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:

@@ -15,6 +15,7 @@ from transformers.utils import cached_file
 
 from oct_hf.errors import ModelError, OCTError, did_you_mean
 from oct_hf.inference.export import ONNX_FILE
+from oct_hf.inference.gate import Gate
 from oct_hf.inference.predictor import Predictor, best_device, load_description
 
 RUNTIMES = ("auto", "onnx", "torch")
@@ -27,18 +28,19 @@ class ONNXPredictor(Predictor):
         model: folder or Hub id of a repository that holds `onnx/model.onnx`.
         batch_size: images a forward pass.
         threads: of one forward pass; several may run at the same time.
+        gate: as of `Predictor`; it needs probabilities and the picture alone.
 
     Raises:
         ModelError: there is no such file, or it can't be loaded.
     """
 
-    def __init__(self, model: str | Path, batch_size: int = 8, threads: int = 1):
+    def __init__(self, model: str | Path, batch_size: int = 8, threads: int = 1, gate: Gate | None = None):
         import onnxruntime
 
         name = Path(model).as_posix()
         config, self.preprocessing = load_description(name)
         self.labels = tuple(config.id2label[i] for i in range(config.num_labels))
-        self.batch_size = batch_size
+        self.batch_size, self.gate = batch_size, gate
         file = _onnx_file(name)
         if file is None:
             raise ModelError(f"{name}: no {ONNX_FILE} in it")
