@@ -119,8 +119,8 @@ def stages(network: nn.Module, image: torch.Tensor) -> list[str]:
             hook.remove()
     same = [name for name, output in seen if output is features]
     maps = [name for name, output in seen if output.ndim == 4 and output[0, 0].numel() > 1]
-    last = same[-1:] if same and torch.is_tensor(features) and features.ndim == 4 else maps[-1:]
-    return [*(name for name in names[:-1] if name not in last), *last]
+    last = same[-1:] if same and features.ndim == 4 else maps[-1:]
+    return [*(name for name in names[:-1] if name in maps and name not in last), *last]
 
 
 def gray_of(pixels: np.ndarray) -> np.ndarray:
@@ -279,7 +279,9 @@ def _arrangement(inner: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     prefix = getattr(inner, "num_prefix_tokens", None)
     if prefix is None:
         return lambda output: output
-    grid = inner.patch_embed.grid_size
+    grid = getattr(getattr(inner, "patch_embed", None), "grid_size", None)
+    if grid is None:
+        raise ModelError("a transformer whose tokens form no known grid has no CAM; use occlusion")
 
     def arrange(tokens: torch.Tensor) -> torch.Tensor:
         if tokens.ndim != 3:
