@@ -1,7 +1,7 @@
 """Where a classifier looks: heat maps of a B-scan by captum and pytorch-grad-cam, through one function.
 
-A map may come from the network's last stage or the one before: at an input of 96 pixels the last has 3x3 cells, so its
-maps are coarse. Which of them to believe is measured in `faithfulness.py`.
+A map may come from the network's last stage, the one before, or the last four together: at an input of 96 pixels the
+last has 3x3 cells, so its maps are coarse. Which of them to believe is measured in `faithfulness.py`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +24,7 @@ Method = Callable[[nn.Module, torch.Tensor, torch.Tensor], np.ndarray]
 
 
 def explain(
-    model, pixels: np.ndarray, targets: Sequence[int] | None = None, method: "str | Method" = "hirescam"
+    model, pixels: np.ndarray, targets: Sequence[int] | None = None, method: "str | Method" = "layercam_stages"
 ) -> np.ndarray:
     """Heat maps: what in each image speaks for a class.
 
@@ -172,26 +172,33 @@ def _named(method: str) -> Method:
     return METHODS[method]
 
 
-def _cam(network: nn.Module, pixels: torch.Tensor, targets: torch.Tensor, kind: str, stage: int) -> np.ndarray:
-    """A CAM of pytorch-grad-cam on the end of a stage, counted from the back: -1 is the last."""
+def _cam(
+    network: nn.Module, pixels: torch.Tensor, targets: torch.Tensor, kind: str, depths: Sequence[int]
+) -> np.ndarray:
+    """A CAM of pytorch-grad-cam at the ends of stages, counted from the back (-1 is the last); of several the product.
+
+    The product keeps what every stage marks: the late ones know the class, the early ones where things are.
+    """
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     arrange, names = _arrangement(network.inner), stages(network, pixels[:1])
     if not names:
         raise ModelError("the network gives no maps of features, so it has no CAM; use occlusion")
-    layer = network.inner.get_submodule(names[max(stage, -len(names))])
-    # The graph begins at the layer: nothing before it needs gradients, which saves most of the backward pass. After
-    # the CAM's own hooks the map goes on as a copy, since the next layer may write into it.
-    starts = layer.register_forward_hook(lambda _, __, output: output.detach().requires_grad_())
-    cam = getattr(pytorch_grad_cam, kind)(network, [layer], reshape_transform=arrange)
-    copies = layer.register_forward_hook(lambda _, __, output: output.clone())
+    chosen = sorted({max(len(names) + depth, 0) for depth in depths})
+    layers = [network.inner.get_submodule(names[index]) for index in chosen]
+    # The graph begins at the first of the layers: nothing before it needs gradients, which saves most of the backward
+    # pass. After the CAM's own hooks a map goes on as a copy, since the next layer may write into it.
+    hooks = [layers[0].register_forward_hook(lambda _, __, output: output.detach().requires_grad_())]
+    cam = getattr(pytorch_grad_cam, kind)(network, layers, reshape_transform=arrange)
+    cam.aggregate_multi_layers = lambda maps: np.prod(np.concatenate(maps, 1), 1)
+    hooks += [layer.register_forward_hook(lambda _, __, output: output.clone()) for layer in layers]
     try:
         return cam(pixels, [ClassifierOutputTarget(int(target)) for target in targets])
     finally:  # not `with cam`: it swallows an IndexError
         cam.activations_and_grads.release()
-        starts.remove()
-        copies.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def _integrated_gradients(network: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
@@ -226,22 +233,29 @@ def _occlusion(network: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) 
     return found.sum(1).cpu().numpy()
 
 
-# Name -> function. Those of one stage before the last (`_fine`) have four times as many cells.
+_FOUR = (-1, -2, -3, -4)
+# Name -> function. `_fine` is of the stage before the last, with four times as many cells; `_stages` of the last four.
 METHODS: dict[str, Method] = {
-    "gradcam": partial(_cam, kind="GradCAM", stage=-1),
-    "hirescam": partial(_cam, kind="HiResCAM", stage=-1),
-    "layercam": partial(_cam, kind="LayerCAM", stage=-1),
-    "gradcam_fine": partial(_cam, kind="GradCAM", stage=-2),
-    "hirescam_fine": partial(_cam, kind="HiResCAM", stage=-2),
-    "layercam_fine": partial(_cam, kind="LayerCAM", stage=-2),
+    "gradcam": partial(_cam, kind="GradCAM", depths=(-1,)),  # Selvaraju et al. 2017
+    "gradcam_fine": partial(_cam, kind="GradCAM", depths=(-2,)),
+    "hirescam": partial(_cam, kind="HiResCAM", depths=(-1,)),  # Draelos and Carin 2020
+    "hirescam_fine": partial(_cam, kind="HiResCAM", depths=(-2,)),
+    "hirescam_stages": partial(_cam, kind="HiResCAM", depths=_FOUR),
+    "layercam": partial(_cam, kind="LayerCAM", depths=(-1,)),  # Jiang et al. 2021
+    "layercam_fine": partial(_cam, kind="LayerCAM", depths=(-2,)),
+    "layercam_stages": partial(_cam, kind="LayerCAM", depths=_FOUR),
     "integrated_gradients": _integrated_gradients,
     "occlusion": _occlusion,
 }
+DEFAULT = "layercam_stages"  # where a model's own measurement names none
 SLOW = ("integrated_gradients", "occlusion")  # a hundred forward passes an image instead of one or two
 
 
 class _Logits(nn.Module):
-    """The network of a model, with plain logits as its output."""
+    """The network of a model, with logits less their mean as its output.
+
+    The softmax doesn't see what is added to all logits alike, so neither should a map of what speaks for one of them.
+    """
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -249,7 +263,8 @@ class _Logits(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         output = self.inner(pixels)
-        return getattr(output, "logits", output)
+        logits = getattr(output, "logits", output)
+        return logits - logits.mean(1, keepdim=True)
 
 
 @contextmanager
