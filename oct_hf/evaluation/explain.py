@@ -32,7 +32,7 @@ def explain(
     arguments give the same maps.
 
     Args:
-        model: a `Predictor`, an `OCTForImageClassification`, or any network of float32 `(n, 3, height, width)` to logits.
+        model: a `Predictor`, an `OCTForImageClassification`, or any network from such pixels to logits.
         pixels: preprocessed images, float32 `(n, 3, height, width)`.
         targets: the class to explain for each image; the most probable one where not given.
         method: a name of METHODS, or a function as those are: network, pixels and targets as tensors to raw maps.
@@ -69,7 +69,7 @@ def feature_maps(model, pixels: np.ndarray, layers: Sequence[str] | None = None)
         layers: names of the network's modules (`blocks.2`); the ends of its stages where not given.
 
     Returns:
-        float32 `(n, channels, height, width)` by layer, from the first to the last; a transformer's tokens in their grid.
+        float32 `(n, channels, height, width)` by layer; a transformer's tokens in their grid.
 
     Raises:
         ModelError: no such layer, or it gives no map.
@@ -124,7 +124,7 @@ def stages(network: nn.Module, image: torch.Tensor) -> list[str]:
 
 
 def gray_of(pixels: np.ndarray) -> np.ndarray:
-    """Mean of the channels, float32 `(n, height, width)`, each image scaled to 0..1: how bright a preprocessed image is."""
+    """How bright preprocessed images are, float32 `(n, height, width)`: mean of the channels, each image over 0..1."""
     gray = np.asarray(pixels, np.float32).mean(1)
     low, high = gray.min((1, 2), keepdims=True), gray.max((1, 2), keepdims=True)
     return (gray - low) / np.maximum(high - low, 1e-12)

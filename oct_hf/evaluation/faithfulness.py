@@ -26,7 +26,7 @@ TOLERANCE = (
 PHANTOM_SIZE = (248, 256)
 RULE = (
     "of the methods that pass the sanity check and were measured on all images, the best mean rank of "
-    "energy inside the lesions and of insertion minus deletion"
+    "energy inside the lesions and of insertion minus deletion, of equals the one with more energy inside"
 )
 _PHANTOM_SEED = 2**31 + 1  # no training set of phantoms uses it, nor the examples of a repository
 _LOCATED = ("pointing_game", "energy", "iou")
@@ -230,10 +230,10 @@ def measure_faithfulness(
     Args:
         model: an `OCTForImageClassification` or any network that `explain` takes, in evaluation mode.
         preprocessing: `Preprocessing` of its input.
-        images: uint8 B-scans of any size, for deletion, insertion and the sanity check; the predicted class is explained.
+        images: uint8 B-scans of any size, for deletion, insertion and the sanity check, by the predicted class.
         groups: of the images, such as patients: intervals are over them. Each image its own where not given.
-        marked: B-scans with known lesions, for the pointing game, energy and IoU; their own label is explained. Phantoms
-            where not given, if the model has `config.id2label` and knows their labels; () for none.
+        marked: B-scans with known lesions, for the pointing game, energy and IoU, by their own label; phantoms where
+            not given, if the model has `config.id2label` and knows their labels; () for none.
         methods: names of METHODS, or a mapping from names to functions as METHODS is.
         slow_images: how many images (and marked B-scans) the methods in SLOW get.
         steps: of the deletion and insertion curves.
@@ -242,9 +242,9 @@ def measure_faithfulness(
     Returns:
         `methods` and `baselines` (maps of the B-scan's brightness, of noise; chance) by name, each with figures as
         `{"mean", "low", "high"}` (95 % interval over groups; None where there is nothing to measure or but one group);
-        also `n` and `n_marked`, and of a method `sanity` (mean absolute `rho`, `n`, `passed`); `settings`, with the share
-        of marked B-scans that the model calls as their lesions are and the mean probability of the explained class on
-        the image without any pixel; `rule` and `method`, the best by it or None.
+        also `n` and `n_marked`, and of a method `sanity` (mean absolute `rho`, `n`, `passed`). `settings`, with the
+        share of marked B-scans that the model calls as their lesions are, and the mean probability of the explained
+        class on the image without any pixel. `rule` and `method`, the best by it or None.
 
     Raises:
         DataError: no images.
@@ -288,7 +288,7 @@ def measure_faithfulness(
 
 
 def best_method(measured: dict) -> str | None:
-    """The method to show by default, by RULE; None where none passes. Of equals the first.
+    """The method to show by default, by RULE; None where none passes.
 
     Args:
         measured: as `measure_faithfulness` gives it.
@@ -298,12 +298,13 @@ def best_method(measured: dict) -> str | None:
     able = [name for name, one in methods.items() if one["sanity"]["passed"] and one["n"] == most]
     if not able:
         return None
-    ranks = np.zeros(len(able))
+    scores = []
     for figure in ("energy", "insertion_minus_deletion"):
         values = [methods[name][figure]["mean"] for name in able]
         if None not in values:
-            ranks += rankdata([-value for value in values])
-    return able[int(ranks.argmin())]
+            scores.append([-value for value in values])
+    ranks = np.mean([rankdata(score) for score in scores], 0)
+    return able[np.lexsort((scores[0], ranks))[0]]
 
 
 class _Bench:
