@@ -73,7 +73,7 @@ def explain_files(
 
 
 def recorded_method(folder: str | Path) -> tuple[str, str]:
-    """The method that the model's run.json names (`explanations.method`), or DEFAULT; and which of the two, in words."""
+    """The method that the model's run.json names (`explanations.method`), or DEFAULT; and why that, in words."""
     missing_is_none = {
         "_raise_exceptions_for_missing_entries": False,
         "_raise_exceptions_for_connection_errors": False,
