@@ -6,7 +6,7 @@ from simulated_patients import predictions as of_arrays
 from simulated_patients import simulated
 
 from oct_hf.errors import DataError
-from oct_hf.evaluation.intervals import METRICS, PER_CLASS, intervals, patient_bootstrap, promise
+from oct_hf.evaluation.intervals import COVERAGE, METRICS, PER_CLASS, intervals, patient_bootstrap, promise
 from oct_hf.evaluation.predictions import Predictions
 
 
@@ -137,3 +137,6 @@ def test_what_was_measured_of_few_patients_is_told():
     assert "20 patients" in promise(23)
     assert "500 patients" in promise(4000)
     assert promise(3) is None
+    for told in COVERAGE.values():
+        assert set(told) == set(METRICS)
+        assert all(50 < least <= most <= 100 for least, most in told.values())
