@@ -63,6 +63,7 @@ TINY = {
     "model": {"base": "test_efficientnet", "weights": "random", "image_size": 64, "dropout": 0.1},
     "augment": "light",
     "train": {"epochs": 3, "batch_size": 8, "learning_rate": 3e-3, "ema": 0.8, "freeze_epochs": 1, "workers": 0},
+    "evaluation": {"explain": 2},
 }
 
 

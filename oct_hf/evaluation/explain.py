@@ -158,11 +158,20 @@ def fitted(heat: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return heat if heat.shape == shape else cv2.resize(heat, shape[::-1], interpolation=cv2.INTER_LINEAR)
 
 
+def can_explain() -> bool:
+    """Whether captum and pytorch-grad-cam are installed."""
+    return not _missing()
+
+
 def require_libraries() -> None:
     """Raises OCTError where captum or pytorch-grad-cam is missing."""
-    missing = [name for name in ("captum", "pytorch_grad_cam") if find_spec(name) is None]
+    missing = _missing()
     if missing:
         raise OCTError(f'explanations need {" and ".join(missing)}: pip install "oct-hf[explain]"')
+
+
+def _missing() -> list[str]:
+    return [name for name in ("captum", "pytorch_grad_cam") if find_spec(name) is None]
 
 
 def _named(method: str) -> Method:

@@ -1,8 +1,14 @@
-"""How good the answers are eye by eye, and which rule joins an eye's B-scans best: chosen on validation eyes alone."""
+"""How good the answers are eye by eye and patient by patient, and which rule joins their B-scans best.
+
+The rule is chosen on the validation side alone.
+"""
+
+from dataclasses import replace
 
 import numpy as np
 
 from oct_hf.evaluation.aggregation import NORMAL, RULES, join
+from oct_hf.evaluation.intervals import intervals
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.labels import SEVERITY
 
@@ -46,6 +52,14 @@ def eyes_of(predictions: Predictions, rule: str) -> Predictions:
     )
 
 
+def measure_patients(predictions: Predictions) -> dict | None:
+    """As `measure_eyes`, with all B-scans of a patient joined; None where groups are eyes and not patients."""
+    if predictions.eyes is not None and ONE_EYE in predictions.eyes:
+        return None
+    whole = np.full(len(predictions.hashes), "both", dtype=object)
+    return measure_eyes(replace(predictions, eyes=whole))
+
+
 def measure_eyes(predictions: Predictions) -> dict | None:
     """The rule that is best on the validation eyes, and what it gives on the test eyes.
 
@@ -53,7 +67,8 @@ def measure_eyes(predictions: Predictions) -> dict | None:
 
     Returns:
         `rule`; `eyes`, their number on each side; `bscans`, the median number an eye; `validation`, the scores of each
-        rule; and `test`, those of the chosen one. None where no eye is known, or none has two B-scans.
+        rule; `test`, those of the chosen one, and `intervals`, over patients, by the score's name. None where no eye
+        is known, or none has two B-scans.
     """
     if predictions.eyes is None:
         return None
@@ -77,6 +92,7 @@ def measure_eyes(predictions: Predictions) -> dict | None:
         "bscans": float(np.median(counts)),
         "validation": scores,
         "test": _scores(tested),
+        "intervals": {name: found for name, found in intervals(tested)["metrics"].items() if name in _SHOWN},
     }
 
 

@@ -15,12 +15,13 @@ from pyarrow import parquet
 from oct_hf.errors import DataError
 from oct_hf.evaluation.oct_metrics import OCTMetrics
 
-# What a B-scan may be told apart by: pixels of the file, quality (0 to 1) and mean gray level (0 to 255) as `data`
-# measures them, and the device that took it.
+# What a B-scan may be told apart by: pixels of the file; quality and likeness to B-scans (0 to 1) and mean gray level
+# (0 to 255) as `data` measures them; and the device that took it.
 TRAITS = {
     "width": pa.int32(),
     "height": pa.int32(),
     "quality": pa.float32(),
+    "likeness": pa.float32(),
     "intensity": pa.float32(),
     "device": pa.string(),
 }

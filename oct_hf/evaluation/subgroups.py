@@ -4,6 +4,7 @@ A small part says little: where it has too few patients for an interval that kee
 is marked instead of being read like the others.
 """
 
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -12,6 +13,7 @@ from oct_hf.evaluation.intervals import intervals
 from oct_hf.evaluation.predictions import Predictions
 
 FEW = 20  # patients: below it no interval was found to keep its promise
+COMMON = 0.1  # share of the B-scans from which a picture size is named
 QUALITY_BANDS = ((0.0, "below 0.25"), (0.25, "0.25 to 0.5"), (0.5, "0.5 to 0.75"), (0.75, "0.75 and more"))
 SHOWN = ("balanced_accuracy", "auroc")
 
@@ -25,7 +27,9 @@ def _sizes(predictions: Predictions) -> np.ndarray | None:
     if not {"width", "height"} <= predictions.traits.keys():
         return None
     pairs = zip(predictions.traits["width"], predictions.traits["height"], strict=True)
-    return np.array([f"{width}x{height} pixels" for width, height in pairs], dtype=object)
+    sizes = [f"{width}x{height} pixels" for width, height in pairs]
+    counted = Counter(sizes)
+    return np.array([s if counted[s] >= COMMON * len(sizes) else "other sizes" for s in sizes], dtype=object)
 
 
 def _qualities(predictions: Predictions) -> np.ndarray | None:

@@ -109,10 +109,33 @@ def render_card(run: dict, repo: str | None = None) -> str:
         split=run["split"],
         test=run["results"]["test"],
         validation=run["results"]["validation"],
-        scores={key: name for key, (_, name) in _SCORES.items()},
+        spans=run["intervals"],
+        points=operating_rows(run["operating_points"]),
+        scores=score_names(),
         licence=model_licence(run),
         files=run["files"],
     )
+
+
+def score_names() -> dict[str, str]:
+    """The scores that a card shows, by their key in the results."""
+    return {key: name for key, (_, name) in _SCORES.items()}
+
+
+def operating_rows(found: dict) -> list[tuple[str, str, dict]]:
+    """Question, target and point of each threshold that could be chosen."""
+    views = {**found["diseases"], "urgent referral": found["urgent"], "any disease": found["any_disease"]}
+    targets = {f"at_{kind}": f"{kind} {found['targets'][kind]:g}" for kind in ("specificity", "sensitivity")}
+    return [
+        (name, target, view[key]) for name, view in views.items() for key, target in targets.items() if view.get(key)
+    ]
+
+
+def span(interval: dict | None) -> str:
+    """An interval as text, or why there is none."""
+    if not interval or interval.get("low") is None:
+        return "n/a" + (f": {interval['why']}" if interval and interval.get("why") else "")
+    return f"{interval['low']:.3f}–{interval['high']:.3f}"
 
 
 def render_interim_card(name: str, epoch: int, epochs: int, validation: dict) -> str:
@@ -137,6 +160,7 @@ def template(name: str, **filters) -> jinja2.Template:
     )
     environment.filters |= {
         "score": lambda value: "n/a" if value is None else f"{value:.3f}",
+        "span": span,
         "describe": describe,
         "plain": plain,
         "link": link,

@@ -17,8 +17,19 @@ from oct_hf.data.leakage import LINKS_FILE, Links, write_links
 from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import write_split
 from oct_hf.errors import ModelError
+from oct_hf.evaluation.curves import curves
+from oct_hf.evaluation.operating_points import decision_curves
 from oct_hf.evaluation.predictions import Predictions
-from oct_hf.evaluation.report import can_draw, confusion_matrix_figure, training_figure
+from oct_hf.evaluation.report import (
+    can_draw,
+    confusion_matrix_figure,
+    curves_figure,
+    decision_figure,
+    forest_figure,
+    reliability_figure,
+    risk_coverage_figure,
+    training_figure,
+)
 from oct_hf.hub.allowed import check_allowed
 from oct_hf.hub.card import render_card
 from oct_hf.images import Preprocessing
@@ -72,7 +83,7 @@ def write_repository(
             write_corrections(partial / CORRECTIONS, corrections)
         (partial / "recipe.yaml").write_text(recipe_yaml, encoding="utf-8")
         if can_draw():
-            draw_figures(partial, run)
+            draw_figures(partial, run, predictions)
         examples = write_examples(partial, run["labels"])
         answers = Predictor(model, preprocessing, device="cpu").predict(partial / name for name in examples)
         run = run | {
@@ -101,14 +112,39 @@ def checksums(folder: Path) -> dict[str, str]:
     return found
 
 
-def draw_figures(folder: Path, run: dict) -> None:
-    """Draws into `folder/figures` what run.json's numbers look like."""
-    (folder / "figures").mkdir(exist_ok=True)
+def draw_figures(folder: Path, run: dict, predictions: Predictions) -> None:
+    """Draws into `folder/figures` what run.json's numbers and the predictions look like."""
+    place = folder / "figures"
+    place.mkdir(exist_ok=True)
     test, epochs = run["results"]["test"], run["training"]["history"]
     title = f"{run['name']}: {test['n']} test B-scans of {test['groups']} {run['data']['grouped_by']}s"
-    confusion_matrix_figure(test["confusion_matrix"], run["labels"], folder / "figures/confusion_matrix.png", title)
+    confusion_matrix_figure(test["confusion_matrix"], run["labels"], place / "confusion_matrix.png", title)
     if len(epochs) > 1:
-        training_figure(epochs, run["training"]["best_epoch"], folder / "figures/training.png")
+        training_figure(epochs, run["training"]["best_epoch"], place / "training.png")
+    curves_figure(curves(predictions.of("test")), place / "curves.png")
+    calibration = run["calibration"]
+    bins = {key: calibration[key]["test"]["bins"] for key in ("before", "after") if key in calibration}
+    reliability_figure(bins if len(bins) > 1 else {"this model": bins["after"]}, place / "reliability.png")
+    curve = run["abstention"]["selective"]["curve"]
+    risk_coverage_figure(curve["coverage"], curve["risk"], place / "risk_coverage.png")
+    if run["subgroups"]:
+        forest_figure(forest_rows(run), place / "subgroups.png")
+    if decisions := decision_curves(predictions):
+        decision_figure(decisions, place / "decision_curves.png")
+
+
+def forest_rows(run: dict) -> list[dict]:
+    """The test side and its subgroups as rows of `forest_figure`."""
+    whole = {"value": run["results"]["test"]["balanced_accuracy"], **run["intervals"]["metrics"]["balanced_accuracy"]}
+    rows = [{"name": "all", "n": run["results"]["test"]["n"], "unsure": "", **whole}]
+    for part in run["subgroups"]:
+        found = part["balanced_accuracy"]
+        row = {"name": f"{part['by']}: {part['value']}", "n": part["n"], "unsure": part["unsure"]}
+        rows.append(row | {"value": found["value"], **found["interval"]})
+    return [
+        {key: row.get(key) for key in ("value", "low", "high", "unsure")} | {"name": f"{row['name']} (n = {row['n']})"}
+        for row in rows
+    ]
 
 
 def _export(model, path: Path) -> str:

@@ -8,6 +8,7 @@ time, is only as true as run.json.
 import copy
 import json
 import math
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from oct_hf.data.corrections import describe_corrections
 from oct_hf.data.leakage import LINKS_FILE, Links, certificate, read_links
 from oct_hf.data.splits import count_sides, fingerprint, on_two_sides, read_split_table
 from oct_hf.errors import ModelError, OCTError
-from oct_hf.evaluation.per_eye import measure_eyes
+from oct_hf.evaluation.assessment import assess, assess_external, refit
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.evaluation.report import can_draw
 from oct_hf.hub.allowed import CODE_BRANCH
@@ -38,6 +39,7 @@ from oct_hf.inference.predictor import Predictor
 from oct_hf.training.callbacks import selection
 from oct_hf.training.recipe import load_recipe
 
+REFIT = 1e-3  # relative, of a temperature fitted again
 SAME_PIXELS = 1e-6  # between torch loaders, on one machine
 ANOTHER_MACHINE = 1e-3  # between the publisher's machine and this one
 
@@ -131,9 +133,8 @@ class _Claims:
         hashes, patients, labels, sides = (self.split[c] for c in ("content_hash", "patient_id", "label", "side"))
         recipe = load_recipe(self.folder / "recipe.yaml").to_dict()
         network, corrected = self.predictor.model, self.folder / CORRECTIONS
-        run["results"] = {side: self.answers.of(side).measure() for side in ("validation", "test")}
-        if "per_eye" in run:  # oct-hf 0.1 had none
-            run["per_eye"] = measure_eyes(self.answers)
+        run |= assess(self.answers, recipe["evaluation"], self.calibration)
+        run["external"] = [self._external(said) for said in run.get("external", [])]
         run["labels"] = list(self.answers.names)
         run["split"] |= {
             "sides": count_sides(labels, patients, sides, run["labels"]),
@@ -163,6 +164,25 @@ class _Claims:
         run["recipe"] = {key: recipe[key] for key in run["recipe"] if key in recipe}
         run["name"] = recipe["name"]
         return run
+
+    @cached_property
+    def calibration(self) -> dict | None:
+        """What fitting a temperature gives where the published one is undone, if the weights hold it."""
+        said = self.said["calibration"]["temperature"]
+        if said is None:
+            return None
+        found = refit(self.answers, said)
+        folded = getattr(self.predictor.model.config, "calibration_temperature", 1.0)
+        # Published probabilities are rounded to 32 bits, so the fit ends beside the published number.
+        same = math.isclose(found["temperature"], said, rel_tol=REFIT)
+        return found | {"temperature": folded} if same else found
+
+    def _external(self, said: dict) -> dict:
+        """What the predictions on another set give."""
+        file = str(said["file"])
+        if not re.fullmatch(r"external/[\w.-]+\.parquet", file):
+            raise ModelError(f"run.json: external predictions lie in external/NAME.parquet, not in {file}")
+        return said | assess_external(self.answers, Predictions.read(self.folder / file))
 
     @cached_property
     def links(self) -> Links | None:
@@ -227,7 +247,11 @@ def _split(claims: _Claims) -> Check:
 
 _SOURCES = {
     "results": "predictions.parquet gives",
-    "per_eye": "predictions.parquet gives",
+    **dict.fromkeys(
+        ("intervals", "per_eye", "per_patient", "calibration", "operating_points", "abstention", "gate", "subgroups"),
+        "predictions.parquet gives",
+    ),
+    "external": "its predictions give",
     "labels": "predictions.parquet has",
     "split": "split.csv gives",
     "data": "split.csv and recipe.yaml give",
@@ -283,7 +307,7 @@ def _figures(claims: _Claims) -> Check:
         return Check("figures", why, skipped=True)
     faults = []
     with tempfile.TemporaryDirectory() as scratch:
-        draw_figures(Path(scratch), claims.found)
+        draw_figures(Path(scratch), claims.found, claims.answers)
         for name in figures:
             if not (Path(scratch) / name).exists():
                 faults.append(f"{name}: is not drawn from this run's numbers")

@@ -192,6 +192,7 @@ def _traits(dataset: datasets.Dataset, encoded: Encoded, rows: np.ndarray) -> di
         "width": np.array(widths, np.int32),
         "height": np.array(heights, np.int32),
         "quality": np.array(dataset["quality"][:], np.float32),
+        "likeness": np.array(dataset["oct_likeness"][:], np.float32),
         "intensity": np.array([np.frombuffer(t, np.uint8).mean() for t in thumbnails], np.float32),
     }
 

@@ -20,8 +20,8 @@ from oct_hf.data.pixels import Pixels
 from oct_hf.data.stream import StreamedPixels
 from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import DataError, ModelError, RecipeError
+from oct_hf.evaluation.assessment import assess, calibrate
 from oct_hf.evaluation.oct_metrics import measure
-from oct_hf.evaluation.per_eye import measure_eyes
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.hub.repository import write_repository
 from oct_hf.images import Preprocessing
@@ -29,9 +29,11 @@ from oct_hf.inference.predictor import Predictor, quiet_transformers
 from oct_hf.labels import describe, label_map
 from oct_hf.model.folder import model_folder
 from oct_hf.model.modeling_oct import OCTForImageClassification
+from oct_hf.runs.explained import measure_explanations, worst_errors
 from oct_hf.runs.facts import HOME_FACTS, public_recipe, run_facts
 from oct_hf.runs.folder import check_free, open_folder, plain_errors, read_run, write_json
 from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data, predict_sides, public_ids
+from oct_hf.runs.report_page import write_report
 from oct_hf.training.callbacks import EpochLines, OnBest, StopOnSignal, epoch_rows
 from oct_hf.training.recipe import DataRecipe, Recipe
 from oct_hf.training.trainer import OCTTrainer, last_checkpoint
@@ -252,15 +254,21 @@ def _publish(hub, folder: Path) -> None:
 
 
 def _measure_and_write(recipe, folder, data, trainer, preprocessing, facts) -> None:
-    """Predicts the held-out sides once, measures them, and writes the repository."""
+    """Predicts the held-out sides once, calibrates, measures, and writes the repository and the report."""
     began = time.monotonic()
     # Unwrapped: the Trainer's autocast would make the published model's own probabilities unreachable.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     model = model.to(memory_format=torch.contiguous_format)
-    predictions = predict_sides(Predictor(model, preprocessing), data)
-    facts["results"] = {side: predictions.of(side).measure() for side in ("validation", "test")}
-    facts["per_eye"] = measure_eyes(predictions)
+    predictor = Predictor(model, preprocessing)
+    predictions = predict_sides(predictor, data)
+    calibration = None
+    if recipe.evaluation.calibrate:
+        predictions, calibration = _calibrate(model, predictions)
+    facts |= assess(predictions, facts["recipe"]["evaluation"], calibration)
     facts["seconds"]["evaluation"] = round(time.monotonic() - began, 1)
+    began = time.monotonic()
+    facts["explanations"] = measure_explanations(predictor, data, recipe.evaluation.explain)
+    facts["seconds"]["explanations"] = round(time.monotonic() - began, 1)
     split = {
         "hashes": data.hashes,
         "patients": data.patients,
@@ -280,3 +288,14 @@ def _measure_and_write(recipe, folder, data, trainer, preprocessing, facts) -> N
         read_corrections(recipe.data.corrections) if recipe.data.corrections else (),
     )
     facts |= {key: written[key] for key in written.keys() - published.keys()}
+    write_report(folder / "report.html", written, predictions, worst_errors(predictor, data, predictions, facts))
+
+
+def _calibrate(model, predictions: Predictions) -> tuple[Predictions, dict]:
+    """The temperature in the weights and in the predictions; a network that it doesn't fit stays as it is."""
+    calibrated, note = calibrate(predictions)
+    try:
+        model.fold_temperature(note["temperature"])
+    except ValueError as error:
+        return predictions, note | {"temperature": 1.0, "why": str(error)}
+    return calibrated, note

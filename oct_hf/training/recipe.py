@@ -111,6 +111,17 @@ class TrainRecipe:
 
 
 @checked(frozen=True, config=_STRICT)
+class EvaluationRecipe:
+    """How the trained model is measured, and what it may decline."""
+
+    calibrate: bool = True  # a temperature, fitted on the validation side, goes into the weights
+    level: Share = 0.9  # with which prediction sets hold the true label
+    sensitivity: Share = 0.95  # targets of the operating points, on the validation side
+    specificity: Share = 0.95
+    explain: Annotated[int, Field(ge=0)] = 12  # B-scans on which heat maps are measured; 0 measures none
+
+
+@checked(frozen=True, config=_STRICT)
 class CardRecipe:
     """What a person must say because no measurement can."""
 
@@ -139,6 +150,7 @@ class Recipe:
     model: ModelRecipe = field(default_factory=ModelRecipe)
     augment: str | tuple[str | dict[str, Any], ...] = "standard"
     train: TrainRecipe = field(default_factory=TrainRecipe)
+    evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
     card: CardRecipe = field(default_factory=CardRecipe)
     push_to_hub: bool = False  # the best weights so far to the branch in-training, at the end everything to main
     hub: HubRecipe = field(default_factory=HubRecipe)

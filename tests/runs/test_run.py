@@ -34,6 +34,7 @@ def clinic_recipe(clinic):
             "data": {"name": "folder", "path": str(clinic)},
             "model": {"base": "test_efficientnet", "weights": "random", "image_size": 64},
             "train": {"epochs": 1, "batch_size": 8, "workers": 0},
+            "evaluation": {"explain": 0},
         }
     )
 
@@ -44,7 +45,7 @@ def same_weights(one, other) -> bool:
 
 
 def test_a_run_holds_what_it_says(finished_run):
-    assert sorted(p.name for p in finished_run.iterdir()) == ["checkpoints", "log", "model", "run.json"]
+    assert sorted(p.name for p in finished_run.iterdir()) == ["checkpoints", "log", "model", "report.html", "run.json"]
     model = finished_run / "model"
     published = {p.relative_to(model).as_posix() for p in model.rglob("*") if p.is_file()}
     assert {
