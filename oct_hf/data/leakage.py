@@ -1,8 +1,8 @@
 """What must stay on one side of a split, and the certificate that it did.
 
-A patient stays whole, and so do near-duplicates, also those of different patients (a person filed under two numbers).
-Where a set names no patient, groups of near-duplicates stand in for one. Everything in the certificate can be counted
-again from split.csv and near_duplicates.csv.
+A patient stays whole, and so do volumes and near-duplicates, also those of different patients (a person filed under two
+numbers). Where a set names no patient, volumes and groups of near-duplicates stand in for one. Everything in a run's
+certificate can be counted again from split.csv and near_duplicates.csv.
 """
 
 import csv
@@ -84,42 +84,59 @@ class Thumbnails:
         return np.frombuffer(joined, np.uint8).reshape(-1, duplicates.SIDE, duplicates.SIDE)
 
 
-def stand_in_patients(hashes: Sequence[str], links: Links) -> list[str]:
-    """A name for each group of near-duplicates: "g" and the beginning of its first content hash."""
-    numbers = _components(hashes, [], links)
+def stand_in_patients(hashes: Sequence[str], links: Links, volumes: Sequence[str] = ()) -> list[str]:
+    """A name for each group that a volume or near-duplicates hold together: "g" and the beginning of its first hash.
+
+    Args:
+        hashes: `n` content hashes.
+        links: near-duplicates.
+        volumes: `n` names, empty where unknown; none where no volume is known.
+    """
+    numbers = _components(hashes, [volumes], links)
     first: dict[int, str] = {}
     for value, number in sorted(zip(hashes, numbers, strict=True)):
         first.setdefault(number, f"g{value[:12]}")
     return [first[number] for number in numbers]
 
 
-def units(hashes: Sequence[str], patients: Sequence[str], links: Links) -> list[str]:
-    """What must stay together: patients, joined where near-duplicates link them; named after the first patient.
+def units(
+    hashes: Sequence[str], patients: Sequence[str], links: Links | None, volumes: Sequence[str] = ()
+) -> list[str]:
+    """What must stay together: patients, joined where near-duplicates or a volume link them; named after the first.
 
     Args:
         hashes, patients: `n` content hashes and patient ids.
-        links: near-duplicates.
+        links: near-duplicates; None where none were searched for.
+        volumes: `n` names, empty where unknown; none where no volume is known.
 
     Returns:
         `n` names; those of patients that nothing links are the patient ids.
     """
-    numbers = _components(hashes, patients, links)
+    numbers = _components(hashes, [patients, volumes], links)
     first: dict[int, str] = {}
     for patient, number in sorted(zip(patients, numbers, strict=True)):
         first.setdefault(number, patient)
     return [first[number] for number in numbers]
 
 
-def certificate(hashes: Sequence[str], patients: Sequence[str], sides: Sequence[str], links: Links | None) -> dict:
+def certificate(
+    hashes: Sequence[str],
+    patients: Sequence[str],
+    sides: Sequence[str],
+    links: Links | None,
+    volumes: Sequence[str] | None = None,
+) -> dict:
     """What a split promises, as counts that anyone can make again; in an honest split each `…_on_two_sides` is 0.
 
     Args:
         hashes, patients, sides: `n` strings each.
         links: near-duplicates of these images; None where none were searched for.
+        volumes: `n` names, empty where unknown, to be counted too. A run doesn't: no file of it could prove the count.
 
     Returns:
-        patients and files on two sides; of near-duplicates the method, pairs across patients and on two sides; and
-        how many images are on no side, because the held-out side has their patient, or a near-duplicate of them.
+        patients, files and volumes on two sides; of near-duplicates the method, pairs across patients and on two
+        sides; and how many images are on no side, because the held-out side has their patient, or a near-duplicate of
+        them.
     """
     side = np.array(sides)
     out = side == UNUSED
@@ -130,6 +147,8 @@ def certificate(hashes: Sequence[str], patients: Sequence[str], sides: Sequence[
         "near_duplicates": None,
         "taken_out": {"patient_held_out": int(patient_kept.sum()), "near_duplicate_held_out": 0},
     }
+    if volumes is not None:
+        counts["volumes_on_two_sides"] = len(on_two_sides(volumes, sides))
     if links is not None:
         across = links.across(hashes, patients).pairs
         of = dict(zip(hashes, sides, strict=True))
@@ -149,6 +168,7 @@ def certificate(hashes: Sequence[str], patients: Sequence[str], sides: Sequence[
 def leaks(counts: dict) -> list[str]:
     """What a certificate says that an honest split doesn't have, each in words."""
     found = [(counts["patients_on_two_sides"], "patient(s)"), (counts["files_on_two_sides"], "file(s)")]
+    found.append((counts.get("volumes_on_two_sides", 0), "volume(s)"))
     if counts.get("near_duplicates"):
         found.append((counts["near_duplicates"]["pairs_on_two_sides"], "pair(s) of near-duplicates"))
     return [f"{number} {what} on two sides" for number, what in found if number]
@@ -177,15 +197,17 @@ def read_links(path: Path, copies_only: bool) -> Links:
     return Links(pairs, copies_only)
 
 
-def _components(hashes: Sequence[str], patients: Sequence[str], links: Links) -> np.ndarray:
-    """A number for each image; equal where a patient or a chain of near-duplicates joins them."""
+def _components(hashes: Sequence[str], wholes: Sequence[Sequence[str]], links: Links | None) -> np.ndarray:
+    """A number for each image; equal where a whole (a patient, a volume) or a chain of near-duplicates joins them."""
     row = {value: index for index, value in enumerate(hashes)}
-    ones = [row[a] for a, b, *_ in links.pairs if a in row and b in row]
-    others = [row[b] for a, b, *_ in links.pairs if a in row and b in row]
-    first: dict[str, int] = {}
-    for index, patient in enumerate(patients):
-        ones.append(index)
-        others.append(first.setdefault(patient, index))
+    pairs = [p for p in links.pairs if p[0] in row and p[1] in row] if links else []
+    ones, others = [row[p[0]] for p in pairs], [row[p[1]] for p in pairs]
+    for names in wholes:
+        first: dict[str, int] = {}
+        for index, name in enumerate(names):
+            if name:
+                ones.append(index)
+                others.append(first.setdefault(name, index))
     graph = coo_array((np.ones(len(ones), bool), (ones, others)), shape=(len(hashes), len(hashes)))
     return connected_components(graph, directed=False)[1]
 

@@ -24,7 +24,7 @@ from oct_hf.images import read_image
 MEASURED = {"thumbnail": "binary", "oct_likeness": "float32", "quality": "float32", "fault": "string"}
 MEASURED_BY = f"{METHOD}; quality {version()}"  # another text when the same picture would be measured differently
 BLOCK = 16  # rows that a thread or a process makes at once
-KNOWN = ("label", "patient_id", "eye", "source", "fold", "side")
+KNOWN = ("label", "patient_id", "eye", "volume", "source", "fold", "side")
 
 
 @dataclass(frozen=True)

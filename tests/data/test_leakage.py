@@ -47,6 +47,50 @@ def test_the_certificate_counts_what_is_on_two_sides_and_what_was_taken_out():
     assert certificate(HASHES, PATIENTS, sides, None)["near_duplicates"] is None
 
 
+def test_a_volume_stays_whole_and_stands_in_for_a_patient():
+    volumes = ["v", "", "v", "w", "w"]
+    assert units(HASHES, PATIENTS, None, volumes) == ["p", "p", "p", "r", "r"]
+    assert stand_in_patients(HASHES, links(("h1", "h3")), volumes) == ["gh0", "gh1", "gh0", "gh1", "gh1"]
+    counts = certificate(HASHES, PATIENTS, ["train", "train", "test", "test", "unused"], None, volumes)
+    assert counts["volumes_on_two_sides"] == 1 and "1 volume(s) on two sides" in leaks(counts)
+    assert "volumes_on_two_sides" not in certificate(HASHES, PATIENTS, ["train"] * 5, None)
+
+
+def test_a_set_that_names_volumes_alone_is_split_by_them(clinic, tmp_path):
+    recipe = recipe_of(clinic, validation=0.3, test=0.3, near_duplicates=False)
+    named = {"without_patients": True, "pattern": r"/(?P<volume>[A-Z]\d)/"}
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, **named))
+    dataset, _ = load_data(recipe.data, str(tmp_path / "cache"))
+    data, volumes = assign_sides(dataset, recipe), np.array(dataset["volume"][:])
+    assert len(set(data.patients)) == len(set(volumes)) == 12 and not any(dataset["patient_id"])
+    for volume in set(volumes):
+        assert len(set(data.sides[volumes == volume])) == 1
+
+
+def test_a_volume_filed_under_two_patients_joins_them(clinic, tmp_path):
+    rows = ["file,patient,volume"]
+    for file in sorted(clinic.rglob("*.png")):
+        rows.append(f"{file.relative_to(clinic).as_posix()},{file.parent.name},1")
+    (clinic / "t.csv").write_text("\n".join(rows))
+    recipe = recipe_of(clinic, validation=0.3, test=0.3)
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, csv="t.csv"))
+    dataset, _ = load_data(recipe.data, str(tmp_path / "cache"))
+    alone = assign_sides(dataset, recipe)
+    patients = np.array(dataset["patient_id"][:])
+    apart = next(
+        b for b in ("D1", "D2", "D3", "D4", "D5") if side_of(alone, patients, b) != side_of(alone, patients, "D0")
+    )
+    volumes = ["shared" if p in ("D0", apart) else v for p, v in zip(patients, dataset["volume"], strict=True)]
+    joined = dataset.remove_columns("volume").add_column("volume", volumes)
+    data = assign_sides(joined, recipe)
+    assert side_of(data, patients, "D0") == side_of(data, patients, apart)
+
+
+def side_of(data, patients, patient: str) -> str:
+    (side,) = set(data.sides[patients == patient])
+    return side
+
+
 def test_pairs_are_written_and_read_and_another_file_is_refused(tmp_path):
     write_links(tmp_path / "near.csv", links(("h1", "h2"), ("h2", "h4")))
     assert read_links(tmp_path / "near.csv", True) == links(("h1", "h2"), ("h2", "h4"))

@@ -86,10 +86,14 @@ def test_an_unknown_fold_names_those_there_are():
         split_by_fold(["A", "A"], ["p", "q"], ["0", "1"], test="7")
 
 
-@pytest.mark.parametrize("patients, hashes, kind", [("aab", "123", "patient a"), ("abc", "112", "file 1")])
-def test_the_check_finds_what_is_on_two_sides(patients, hashes, kind):
+@pytest.mark.parametrize(
+    "patients, hashes, volumes, kind",
+    [("aab", "123", "uvw", "patient a"), ("abc", "112", "uvw", "file 1"), ("abc", "123", "vvw", "volume v")],
+)
+def test_the_check_finds_what_is_on_two_sides(patients, hashes, volumes, kind):
     with pytest.raises(DataError, match=kind):
-        check_disjoint(list(patients), ["train", "test", "test"], list(hashes))
+        check_disjoint(list(patients), ["train", "test", "test"], list(hashes), list(volumes))
+    check_disjoint(list(patients), ["train", "train", "test"], list("123"), ["", "", ""])
 
 
 def test_split_csv_gives_the_same_split_to_whoever_has_the_files(tmp_path):
