@@ -23,6 +23,7 @@ FINE = (0.5, 1.5)
 # 0.83 in the coarse band; the 300 that look most alike there reached 0.61 in the fine one.
 COPY = 0.63  # correlation in the fine band from which two pictures are one
 NEIGHBOUR = 0.83  # correlation in the coarse band from which they are at least neighbours of one volume
+ROUNDING = 0.02  # that a correlation may be off on another processor
 METHOD = "Fourier magnitudes, HNSW, correlation after registration; version 1"
 
 _REACH = 12  # thumbnail pixels that a copy may be shifted: 19 %

@@ -174,6 +174,37 @@ def leaks(counts: dict) -> list[str]:
     return [f"{number} {what} on two sides" for number, what in found if number]
 
 
+def differences(published: Links, found: Links, side: dict[str, str], whole: bool) -> list[str]:
+    """Where the near-duplicates of the data at hand are not the published ones, in words.
+
+    A new pair on two sides always counts. Others count where they are clear of the threshold, since another processor
+    rounds otherwise, and where the data are whole, since a search among other images finds other pairs.
+
+    Args:
+        published, found: near-duplicates across patients.
+        side: of each content hash.
+        whole: whether the data have just these images.
+    """
+    before, now = ({pair[:2]: pair for pair in links.pairs} for links in (published, found))
+
+    def clear(pair: tuple[str, str, float, float]) -> bool:
+        neighbours = not published.copies_only and pair[2] >= duplicates.NEIGHBOUR + duplicates.ROUNDING
+        return neighbours or pair[3] >= duplicates.COPY + duplicates.ROUNDING
+
+    new = [now[key] for key in now if key not in before]
+    crossing = [p for p in new if side[p[0]] != side[p[1]] and UNUSED not in (side[p[0]], side[p[1]])]
+    said = [
+        f"lacks {a[:12]}… ({side[a]}) and {b[:12]}… ({side[b]}), which are near-duplicates" for a, b, *_ in crossing
+    ]
+    missing = sum(clear(pair) for pair in new if pair not in crossing)
+    if whole and missing:
+        said.append(f"lacks {missing} pairs of near-duplicates that the data have")
+    gone = sum(clear(before[key]) for key in before if key not in now)
+    if whole and gone:
+        said.append(f"{gone} of its {len(before)} pairs are no near-duplicates in the data")
+    return said
+
+
 def write_links(path: Path, links: Links) -> None:
     """Writes near_duplicates.csv: pairs of content hashes, with their correlations."""
     with open(path, "w", newline="", encoding="utf-8") as file:

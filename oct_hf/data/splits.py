@@ -185,7 +185,8 @@ def split_by_fold(
     known = sorted(set(folds) - {"guard", ""})
     for fold in [test, *([validation] if isinstance(validation, str) else [])]:
         if fold not in known:
-            raise DataError(f'no fold "{fold}"; the data set has {", ".join(known) or "none"}')
+            there = ", ".join(known) or "none: split.by=patient holds out patients instead"
+            raise DataError(f'no fold "{fold}"; the data set has {there}')
     sides = np.full(len(labels), UNUSED, dtype="<U10")
     sides[folds == test] = "test"
     rest = (folds != test) & (folds != "guard") & ~np.isin(patients, patients[folds == test])

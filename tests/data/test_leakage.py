@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oct_hf.data.leakage import Links, certificate, leaks, read_links, search, stand_in_patients, units, write_links
+from oct_hf.data.leakage import (
+    Links,
+    certificate,
+    differences,
+    leaks,
+    read_links,
+    search,
+    stand_in_patients,
+    units,
+    write_links,
+)
 from oct_hf.data.splits import split_by_image, split_folds
 from oct_hf.errors import DataError
 from oct_hf.runs.labelled import assign_sides, load_data
@@ -54,6 +64,22 @@ def test_a_volume_stays_whole_and_stands_in_for_a_patient():
     counts = certificate(HASHES, PATIENTS, ["train", "train", "test", "test", "unused"], None, volumes)
     assert counts["volumes_on_two_sides"] == 1 and "1 volume(s) on two sides" in leaks(counts)
     assert "volumes_on_two_sides" not in certificate(HASHES, PATIENTS, ["train"] * 5, None)
+
+
+def test_a_search_done_again_is_compared_where_it_can_be():
+    side = {"h0": "train", "h1": "test", "h2": "train", "h3": "unused"}
+    nothing, crossing, within = links(), links(("h0", "h1")), links(("h0", "h2"), ("h1", "h3"))
+    assert differences(crossing, crossing, side, True) == []
+    for whole in (True, False):
+        assert differences(nothing, crossing, side, whole) == [
+            "lacks h0… (train) and h1… (test), which are near-duplicates"
+        ]
+    assert differences(nothing, within, side, True) == ["lacks 2 pairs of near-duplicates that the data have"]
+    assert differences(within, nothing, side, True) == ["2 of its 2 pairs are no near-duplicates in the data"]
+    assert differences(nothing, within, side, False) == differences(within, nothing, side, False) == []
+    near = Links((("h0", "h2", 0.7, 0.64),), True)  # another processor may find it just below
+    assert differences(near, nothing, side, True) == differences(nothing, near, side, True) == []
+    assert differences(Links((("h0", "h2", 0.9, 0.3),), False), Links((), False), side, True) != []
 
 
 def test_a_set_that_names_volumes_alone_is_split_by_them(clinic, tmp_path):

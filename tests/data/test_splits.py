@@ -84,6 +84,8 @@ def test_a_fold_may_be_the_validation_side():
 def test_an_unknown_fold_names_those_there_are():
     with pytest.raises(DataError, match='no fold "7"; the data set has 0, 1'):
         split_by_fold(["A", "A"], ["p", "q"], ["0", "1"], test="7")
+    with pytest.raises(DataError, match=r'no fold "7"; the data set has none: split\.by=patient'):
+        split_by_fold(["A", "A"], ["p", "q"], ["", ""], test="7")
 
 
 @pytest.mark.parametrize(
