@@ -73,7 +73,9 @@ def list_entries(config, labels: list[str], skipped: list[dict]) -> Entries:
     source = config.source()
     bad, foreign = [], set()
     if config.name in CATALOG:
-        entries = Entries(_public_entries(source, CATALOG[config.name], labels, bad))
+        row = CATALOG[config.name]
+        entries = Entries(_public_entries(source, row, labels, bad))
+        bad += [item for item in source.unreadable() if re.fullmatch(row.pattern, item["file"])]
     else:
         entries = Entries(_folder_entries(source, config, labels, bad, foreign))
         bad += source.unreadable()
@@ -146,7 +148,7 @@ def _table_of(source: Source, row: PublicSet) -> "_Table | None":
         if row.table.needed:
             raise
         return None
-    return _Table(content, row.table.name, row.table.columns, set(row.table.columns))
+    return _Table(content, row.table.name, row.table.columns, set(row.table.columns), _most_rows(source))
 
 
 def _by_eye(entries: Entries, how: str) -> Entries:
@@ -170,7 +172,7 @@ def _folder_entries(source: Source, config, labels: list[str], bad: list[dict], 
     table = None
     if config.csv:
         needed = {"file"} | set(config.columns) | (set() if config.without_patients else {"patient"})
-        table = _Table(source.read_table(config.csv), config.csv, config.columns, needed)
+        table = _Table(source.read_table(config.csv), config.csv, config.columns, needed, _most_rows(source))
     pattern = _compiled(config.pattern, config.without_patients)
     for path in source.files:
         side, label, rest = _class_parts(path, labels)
@@ -230,6 +232,10 @@ def _who(config, path: str, label: str, rest: list[str], table, pattern, shown) 
     )
 
 
+def _most_rows(source: Source) -> int:
+    return 10_000 + 10 * len(source.files)  # of a CSV; far more than there are pictures would only fill the memory
+
+
 def _device_volume(path: str) -> str:
     return path.rpartition("/")[0]  # scan.e2e#0, the first acquisition in the file
 
@@ -237,7 +243,7 @@ def _device_volume(path: str) -> str:
 class _Table:
     """The CSV that names each file's patient, and may name its eye, volume, label, fold and whether it is a guard."""
 
-    def __init__(self, content: bytes, name: str, columns: dict[str, str], needed: set[str]):
+    def __init__(self, content: bytes, name: str, columns: dict[str, str], needed: set[str], most: int):
         self.name = name
         self.columns = {key: columns.get(key, key) for key in CSV_COLUMNS}
         reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig", errors="replace")))
@@ -255,6 +261,8 @@ class _Table:
             values = tuple(sys.intern((row.get(self.columns[key]) or "").strip()) for key in CSV_COLUMNS[1:])
             if self.rows.setdefault(file, values) != values:
                 raise DataError(f"{name}, line {number}: {file} stands there twice, with different values")
+            if len(self.rows) > most:
+                raise DataError(f"{name}: lists more than {most:,} files, far more than are there; is it of this set?")
         self.seen: dict[str, str] = {}  # row -> the file it was used for
 
     def value(self, row: tuple[str, ...], key: str) -> str:
