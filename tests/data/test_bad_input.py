@@ -57,7 +57,7 @@ def zeros(archive: zipfile.ZipFile, name: str, blocks: int, crc: int) -> None:
 
 def bombs(archive: zipfile.ZipFile) -> None:
     """Pictures of 60 MB, just below what one may have, and one of 3 GB."""
-    for number in range(33):
+    for number in range(17):  # more than one thread reads
         zeros(archive, f"DME/P2/{number}.png", 6, number)
     zeros(archive, "DME/P2/large.png", 300, 0)
 
@@ -83,7 +83,7 @@ def large(archive: zipfile.ZipFile) -> None:
 @pytest.mark.parametrize(
     "make, options, left_out, said",
     [
-        (bombs, {}, 34, "unpacks to more than 64 MB"),
+        (bombs, {}, 18, "unpacks to more than 64 MB"),
         (wide, {}, 33, "has 10000x10000 pixels, more than 16 megapixels"),
         (long, {"csv": "t.csv"}, None, "t.csv: lists more than 10,010 files, far more than are there"),
         (large, {"csv": "t.csv"}, None, "t.csv can't be read (it unpacks to more than 128 MB)"),
