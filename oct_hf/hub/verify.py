@@ -378,7 +378,7 @@ def _images(claims: _Claims, predict: Callable[[Path], Predictions] | None) -> C
 def _near_duplicates(claims: _Claims, search: Callable[[Path, Links], list[str]] | None) -> Check:
     """The data searched for near-duplicates again."""
     name, said = "near-duplicates", claims.said["split"]["certificate"].get("near_duplicates")
-    if search is None or not said or said["method"] != METHOD:
+    if search is None or not said or not said["method"].startswith(METHOD):
         why = "no data at hand; --data PATH searches it again" if search is None else "searched for otherwise, or not"
         return Check(name, why, skipped=True)
     faults = search(claims.folder, claims.links)

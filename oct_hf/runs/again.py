@@ -59,9 +59,11 @@ def search_again(data: str | Path | None, cache_dir: str | None = None) -> Calla
     """
 
     def again(folder: Path, published: Links) -> list[str]:
-        dataset, _ = _data_of(folder, data, cache_dir)
+        dataset, recipe = _data_of(folder, data, cache_dir)
         split = read_split_table(folder / "split.csv")
-        found = search(dataset, published.copies_only).across(split["content_hash"], split["patient_id"])
+        found = search(dataset, published.copies_only, recipe.split.mirrored).across(
+            split["content_hash"], split["patient_id"]
+        )
         whole = set(dataset["content_hash"][:]) == set(split["content_hash"])
         side = dict(zip(split["content_hash"], split["side"], strict=True))
         return [f"{LINKS_FILE}: {fault}" for fault in differences(published, found, side, whole)]

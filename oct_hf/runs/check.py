@@ -104,7 +104,8 @@ def check(recipe: Recipe, split_file: str | Path | None = None, cache_dir: str |
     labels = [names[i] for i in dataset["label"][:]]
     hashes, patients, published = dataset["content_hash"][:], dataset["patient_id"][:], dataset["side"][:]
     volumes, nameless = dataset["volume"][:], not any(patients)
-    links = search(dataset, copies_only=recipe.data.grouped_by == "patient" and not nameless)
+    copies_only = recipe.data.grouped_by == "patient" and not nameless
+    links = search(dataset, copies_only, recipe.split.mirrored)
     quality = _quality(dataset, labels, names)
     notes = _notes(recipe, dataset, labels, nameless)
     if strange := len(quality["not_oct"]):

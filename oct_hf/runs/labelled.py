@@ -119,7 +119,7 @@ def assign_sides(dataset: datasets.Dataset, recipe: Recipe) -> LabelledSet:
         raise DataError("the set names no patient, so near-duplicates must stand in: split.near_duplicates=true")
     # Neighbours of one volume belong to one patient; they are searched for where that isn't known.
     whole = recipe.data.grouped_by == "patient" and not nameless
-    links = search(dataset, copies_only=whole) if split.near_duplicates else None
+    links = search(dataset, whole, split.mirrored) if split.near_duplicates else None
     if nameless:
         patients = stand_in_patients(hashes, links, volumes)
     together = units(hashes, patients, links, volumes)

@@ -158,6 +158,22 @@ def test_a_copy_under_another_patient_keeps_both_on_one_side(copied, tmp_path):
     assert crossed  # without the search it would have leaked
 
 
+def test_a_mirrored_copy_is_kept_together_where_the_recipe_says_so(clinic, tmp_path):
+    image = np.asarray(Image.open(clinic / "DME/D0/0.png"))
+    Image.fromarray(np.ascontiguousarray(image[:, ::-1])).save(clinic / "DME/D5/9.jpeg", quality=90)
+    recipe = recipe_of(clinic, validation=0.3, test=0.3)
+    dataset, _ = load_data(recipe.data, str(tmp_path / "cache"))
+    assert assign_sides(dataset, recipe).links.pairs == ()
+    aware = dataclasses.replace(recipe, split=dataclasses.replace(recipe.split, mirrored=True))
+    for _ in range(2):  # the second time from what was kept beside the prepared set
+        data = assign_sides(dataset, aware)
+        assert len(data.links.pairs) == 1
+        patients = np.array(dataset["patient_id"][:])
+        assert side_of(data, patients, "D0") == side_of(data, patients, "D5")
+        counts = certificate(data.hashes, data.patients, data.sides, data.links)
+        assert counts["near_duplicates"]["method"].endswith("mirrored copies too")
+
+
 def test_a_copy_of_a_test_image_is_taken_out_of_training(copied, tmp_path):
     rows = ["file,patient,fold"]
     for file in sorted(copied.rglob("*.*")):
