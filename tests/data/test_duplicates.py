@@ -106,6 +106,15 @@ def test_hardly_any_picture_is_no_fault(count, phantoms):
     assert len(find(np.zeros((count, SIDE, SIDE), np.uint8))) <= 1
 
 
+def test_what_an_export_left_white_is_black_in_the_thumbnail(bscan):
+    wedged, blackened = np.maximum(bscan, 0), bscan.copy()
+    rows, columns = np.indices(bscan.shape)
+    wedge = rows > len(bscan) - 80 + columns // 2  # as an export leaves it where it turned the picture
+    wedged[wedge], blackened[wedge] = 255, 0
+    one, other = (np.frombuffer(thumbnail(image), np.uint8).astype(int) for image in (wedged, blackened))
+    assert np.abs(one - other).mean() < 2 < np.abs(one - np.frombuffer(thumbnail(bscan), np.uint8)).max()
+
+
 def test_colour_depth_and_size_of_the_file_do_not_change_the_thumbnail_much(bscan):
     gray = np.frombuffer(thumbnail(bscan), np.uint8).astype(int)
     colour = np.frombuffer(thumbnail(np.stack([bscan] * 3, axis=2)), np.uint8).astype(int)
