@@ -57,7 +57,7 @@ class Npz(Source):
             if kind.hasobject or fortran:
                 raise ValueError(f"{name} holds {kind}, not numbers")
             size = kind.itemsize * int(np.prod(shape, dtype=object))
-            if size > _LARGEST or shape[0] > _MOST:
+            if size > _LARGEST or max(shape, default=0) > _MOST:
                 raise ValueError(f"{name} says {shape}, far more than OCTMNIST has")
             if size > info.file_size or size <= 0:
                 raise ValueError(f"{name} says {shape}, but has {info.file_size} bytes")

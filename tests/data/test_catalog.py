@@ -281,7 +281,12 @@ def test_an_npz_that_is_none_is_one_line(tmp_path):
                 data = data.replace(b"(8, 28, 28), }     ", b"(8, 28, 280000), } ")
             new.writestr(info.filename, data)
     (tmp_path / "lying.npz").write_bytes(lying.getvalue())
-    for name in ("half", "other", "objects", "lying"):
+    np.savez(tmp_path / "scalar.npz", train_images=np.uint8(3), train_labels=np.uint8(0))
+    many = np.zeros((1_000_001, 1, 1), np.uint8)
+    np.savez_compressed(tmp_path / "many.npz", train_images=many, train_labels=many[:, 0])
+    with pytest.raises(DataError, match=r"many\.npz: .*says \(1000001, 1, 1\), far more than OCTMNIST has"):
+        prepare("octmnist", tmp_path / "many.npz", tmp_path / "c")
+    for name in ("half", "other", "objects", "lying", "scalar"):
         with pytest.raises(DataError, match=rf"{name}\.npz: not an \.npz of MedMNIST") as caught:
             prepare("octmnist", tmp_path / f"{name}.npz", tmp_path / "c")
         assert "\n" not in str(caught.value)
