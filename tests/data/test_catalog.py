@@ -286,6 +286,11 @@ def test_an_npz_that_is_none_is_one_line(tmp_path):
     np.savez_compressed(tmp_path / "many.npz", train_images=many, train_labels=many[:, 0])
     with pytest.raises(DataError, match=r"many\.npz: .*says \(1000001, 1, 1\), far more than OCTMNIST has"):
         prepare("octmnist", tmp_path / "many.npz", tmp_path / "c")
+    with np.load(tmp_path / "octmnist.npz") as arrays:
+        for label in (4, -1):
+            np.savez(tmp_path / "label.npz", **{**arrays, "val_labels": np.full((4, 1), label, np.int8)})
+            with pytest.raises(DataError, match="val_labels are not numbers from 0 to 3"):
+                prepare("octmnist", tmp_path / "label.npz", tmp_path / "c")
     for name in ("half", "other", "objects", "lying", "scalar"):
         with pytest.raises(DataError, match=rf"{name}\.npz: not an \.npz of MedMNIST") as caught:
             prepare("octmnist", tmp_path / f"{name}.npz", tmp_path / "c")
