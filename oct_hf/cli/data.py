@@ -237,6 +237,7 @@ def _print_split(checked, split, unit: str) -> None:
     counted, near = split.certificate, split.certificate["near_duplicates"]
     found = [
         (f"{unit}s on two sides", counted["patients_on_two_sides"]),
+        ("volumes on two sides", counted["volumes_on_two_sides"]),
         ("files on two sides", counted["files_on_two_sides"]),
         (f"near-duplicates across {unit}s, pairs", near["pairs_across_patients"]),
         ("of them on two sides", near["pairs_on_two_sides"]),

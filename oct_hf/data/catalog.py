@@ -55,7 +55,8 @@ class PublicSet:
         images: how many its owner counts, without what a version added or lost; None where versions differ.
         files: what to download.
         pattern: regular expression for a whole path inside the set, with the groups `label`, and `folder`, `side`,
-            `patient`, `eye` and `volume` where the path tells them; files that don't match are no part of the set.
+            `patient`, `eye` and `volume` where the path tells them; files that don't match are no part of the set. A
+            volume's name there is one in the whole set, or in its patient.
         says: that pattern in words.
         aliases: labels as the set writes them, where its label set has another word.
         table: the CSV with patients.
@@ -122,7 +123,7 @@ _ROWS = (
         "https://data.mendeley.com/datasets/8kt969dhx6",
         None,
         "Sotoudeh-Paima et al., Computers in Biology and Medicine 144, 2022, doi 10.1016/j.compbiomed.2022.105368",
-        rf"(?:.*/)?(?P<path>(?P<label>CNV|DRUSEN|NORMAL)/[^/]+(?:/[^/]+)*/[^/]+{_PICTURE})",
+        rf"(?:.*/)?(?P<path>(?P<volume>(?P<label>CNV|DRUSEN|NORMAL)/[^/]+(?:/[^/]+)*)/[^/]+{_PICTURE})",
         "CLASS/PATIENT/EYE/image, and data_information.csv with the label of each image",
         (File("NEH_UT_2021RetinalOCTDataset.zip"), File("data_information.csv")),
         16_822,
@@ -140,7 +141,8 @@ _ROWS = (
         "https://hrabbani.site123.me/available-datasets/dataset-for-oct-classification-50-normal-48-amd-50-dme",
         None,
         "Rasti et al., IEEE Transactions on Medical Imaging 37(4), 2018",
-        rf"(?:.*/)?(?P<path>(?P<label>AMD|DME|(?i:NORMAL))/(?:(?P<patient>[^/]+)/)?(?:[^/]+/)*[^/]+{_PICTURE})",
+        r"(?:.*/)?(?P<path>(?P<label>AMD|DME|(?i:NORMAL))/(?:(?P<volume>(?P<patient>[^/]+)(?:/[^/]+)*)/)?"
+        rf"[^/]+{_PICTURE})",
         "CLASS/PATIENT/image, or CLASS/image with a groups.csv (file,eye,fold,guard)",
         table=Table(
             "groups.csv",
@@ -157,8 +159,8 @@ _ROWS = (
         "https://people.duke.edu/~sf59/Srinivasan_BOE_2014_dataset.htm",
         None,
         "Srinivasan et al., Biomedical Optics Express 5(10), 2014, doi 10.1364/BOE.5.003568",
-        r"(?:.*/)?(?P<patient>(?P<label>AMD|DME|NORMAL)\d+)/TIFFs/8bitTIFFs/[^/]+\.(?i:tiff?)",
-        "CLASSn/TIFFs/8bitTIFFs/n.tif, a folder for each of the 45 subjects",
+        r"(?:.*/)?(?P<volume>(?P<patient>(?P<label>AMD|DME|NORMAL)\d+))/TIFFs/8bitTIFFs/[^/]+\.(?i:tiff?)",
+        "CLASSn/TIFFs/8bitTIFFs/n.tif, a folder for each of the 45 subjects, one volume each",
         (File("2014_BOE_Srinivasan.zip", "http://www.duke.edu/~sf59/Datasets/2014_BOE_Srinivasan.zip"),),
         note="For research and education; its owners ask not to pass it on.",
     ),

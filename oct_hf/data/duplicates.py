@@ -23,6 +23,7 @@ FINE = (0.5, 1.5)
 # 0.83 in the coarse band; the 300 that look most alike there reached 0.61 in the fine one.
 COPY = 0.63  # correlation in the fine band from which two pictures are one
 NEIGHBOUR = 0.83  # correlation in the coarse band from which they are at least neighbours of one volume
+ROUNDING = 0.02  # that a correlation may be off on another processor
 METHOD = "Fourier magnitudes, HNSW, correlation after registration; version 1"
 
 _REACH = 12  # thumbnail pixels that a copy may be shifted: 19 %
@@ -92,11 +93,39 @@ def find(everything: np.ndarray, copies_only: bool = False) -> Pairs:
         candidates = np.setdiff1d(_candidates(everything, rows, copies_only), seen, assume_unique=True)
         seen = np.union1d(seen, candidates)
         found.append(_confirmed(everything, *np.divmod(candidates, len(everything)), copies_only))
-        numbers = groups(len(everything), _joined(found))
+        numbers = groups(len(everything), joined(found))
         if np.bincount(numbers[rows], minlength=1).max(initial=0) <= _NEAREST:
             break
         rows = np.intersect1d(rows, np.unique(numbers, return_index=True)[1])
-    return _joined(found)
+    return joined(found)
+
+
+def find_mirrored(everything: np.ndarray) -> Pairs:
+    """Copies that are also turned left to right. It searches twice as many pictures as `find`.
+
+    Args:
+        everything: as for `find`.
+    """
+    count = len(everything)
+    both = find(_Mirrored(everything), copies_only=True)
+    across = both.of((both.first < count) & (both.second >= count) & (both.second - both.first != count))
+    first, second = across.first, across.second - count
+    return joined([Pairs(np.minimum(first, second), np.maximum(first, second), across.coarse, across.fine)])
+
+
+class _Mirrored:
+    """Thumbnails, and behind them the same turned left to right."""
+
+    def __init__(self, everything: np.ndarray):
+        self._everything = everything
+
+    def __len__(self) -> int:
+        return 2 * len(self._everything)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        turned, rows = np.divmod(rows, len(self._everything))
+        images = self._everything[rows]
+        return np.where(turned.astype(bool)[:, None, None], images[:, :, ::-1], images)
 
 
 def groups(count: int, pairs: Pairs) -> np.ndarray:
@@ -156,10 +185,11 @@ def _confirmed(everything: np.ndarray, first: np.ndarray, second: np.ndarray, co
         fine[near] = correlation(everything[one[near]], everything[other[near]], FINE)
         keep = (fine >= COPY) if copies_only else (fine >= COPY) | (coarse >= NEIGHBOUR)
         kept.append(Pairs(one[keep], other[keep], coarse[keep], fine[keep]))
-    return _joined(kept)
+    return joined(kept)
 
 
-def _joined(parts: list[Pairs]) -> Pairs:
+def joined(parts: list[Pairs]) -> Pairs:
+    """All of them, each pair once."""
     if not parts:
         return Pairs(np.empty(0, int), np.empty(0, int), np.empty(0, np.float32), np.empty(0, np.float32))
     joined = Pairs(*(np.concatenate([getattr(p, f) for p in parts]) for f in ("first", "second", "coarse", "fine")))

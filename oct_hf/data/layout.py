@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,8 +30,17 @@ PUBLISHED_SIDES = {
     "test": "test",
 }
 EYES = {"od": "OD", "r": "OD", "right": "OD", "os": "OS", "l": "OS", "left": "OS"}
-CSV_COLUMNS = ("file", "patient", "eye", "label", "fold", "guard", "class")
+CSV_COLUMNS = ("file", "patient", "eye", "volume", "label", "fold", "guard", "class")
 LABELLED_BY = ("image", "eye", "worst")
+
+
+class Whose(NamedTuple):
+    """What is known of a picture beside its label; each is empty where nothing tells it."""
+
+    patient: str = ""
+    eye: str = ""
+    volume: str = ""
+    fold: str = ""
 
 
 def _class_parts(path: str, labels: tuple[str, ...] | list[str] | None) -> tuple[str, str, list[str]]:
@@ -63,7 +73,9 @@ def list_entries(config, labels: list[str], skipped: list[dict]) -> Entries:
     source = config.source()
     bad, foreign = [], set()
     if config.name in CATALOG:
-        entries = Entries(_public_entries(source, CATALOG[config.name], labels, bad))
+        row = CATALOG[config.name]
+        entries = Entries(_public_entries(source, row, labels, bad))
+        bad += [item for item in source.unreadable() if re.fullmatch(row.pattern, item["file"])]
     else:
         entries = Entries(_folder_entries(source, config, labels, bad, foreign))
         bad += source.unreadable()
@@ -95,9 +107,10 @@ def _public_entries(source: Source, row: PublicSet, labels: list[str], bad: list
             if found.get("folder", written) != written:
                 folder = found["folder"]
                 raise BadImageError(path, f"two labels for one file: its name says {written}, its folder {folder}")
-            label, patient, eye, fold = written, found.get("patient", ""), found.get("eye", ""), ""
+            label, patient = written, found.get("patient", "")
+            whose = Whose(patient, found.get("eye", ""), found.get("volume", ""))
             if table:
-                label, patient, eye, fold = table.public(path, found.get("path", path), written, row)
+                label, whose = table.public(path, found.get("path", path), written, whose.volume, row)
             elif row.patients and not patient and not row.table:
                 raise BadImageError(path, f"its patient is unknown; expected {row.says}")
         except BadImageError as error:
@@ -105,7 +118,8 @@ def _public_entries(source: Source, row: PublicSet, labels: list[str], bad: list
             continue
         label = row.aliases.get(label, label)
         if label in labels:
-            yield Entry(path, label, patient, eye, fold, sides.get(found.get("side", ""), "train"))
+            side = sides.get(found.get("side", ""), "train")
+            yield Entry(path, label, whose.patient, whose.eye, whose.fold, side, whose.volume)
     if table:
         bad += [{"file": f, "reason": f"listed in {table.name} but not there"} for f in table.unused(None)]
 
@@ -134,7 +148,7 @@ def _table_of(source: Source, row: PublicSet) -> "_Table | None":
         if row.table.needed:
             raise
         return None
-    return _Table(content, row.table.name, row.table.columns, set(row.table.columns))
+    return _Table(content, row.table.name, row.table.columns, set(row.table.columns), _most_rows(source))
 
 
 def _by_eye(entries: Entries, how: str) -> Entries:
@@ -157,35 +171,42 @@ def _folder_entries(source: Source, config, labels: list[str], bad: list[dict], 
     """The pictures of a folder as a person keeps it; those that can't be placed, and folders of no class, are noted."""
     table = None
     if config.csv:
-        needed = {"file", "patient"} | set(config.columns)
-        table = _Table(source.read_table(config.csv), config.csv, config.columns, needed)
-    pattern = _compiled(config.pattern)
+        needed = {"file"} | set(config.columns) | (set() if config.without_patients else {"patient"})
+        table = _Table(source.read_table(config.csv), config.csv, config.columns, needed, _most_rows(source))
+    pattern = _compiled(config.pattern, config.without_patients)
     for path in source.files:
         side, label, rest = _class_parts(path, labels)
         if label not in labels:
             foreign.add(label)
             continue
         try:
-            patient, eye, fold = _who(config, path, label, rest, table, pattern, source.shown(path))
+            whose = _who(config, path, label, rest, table, pattern, source.shown(path))
         except BadImageError as error:
             bad.append({"file": error.file, "reason": error.reason})
             continue
-        yield Entry(path, label, patient, eye, fold, side)
+        yield Entry(path, label, whose.patient, whose.eye, whose.fold, side, whose.volume)
     if table:
         bad += [{"file": f, "reason": f"listed in {config.csv} but not there"} for f in table.unused(labels)]
 
 
-def _who(config, path: str, label: str, rest: list[str], table, pattern, shown) -> tuple[str, str, str]:
-    """Patient, eye and fold of one file. What a device's file says itself stands in for what nothing else says.
+def _of_patient(whose: Whose) -> Whose:
+    """With a name of the volume that is one in the whole set: many a CSV numbers each patient's volumes from 1."""
+    return whose._replace(volume=f"{whose.patient}/{whose.volume}") if whose.patient and whose.volume else whose
+
+
+def _who(config, path: str, label: str, rest: list[str], table, pattern, shown) -> Whose:
+    """Whose a file is. What a device's file says itself stands in for what nothing else says; it is one volume.
 
     Raises:
         BadImageError: neither its name, the CSV nor its folder tells the patient, or they contradict the class folder.
     """
     if table:
-        patient, eye, fold = table.who(shown.file if shown else path, label)
-        if shown and eye and shown.eye and eye != shown.eye:
-            raise BadImageError(shown.file, f"{config.csv} says {eye}, the file itself {shown.eye}")
-        return patient, eye or (shown.eye if shown else ""), fold
+        whose = table.who(shown.file if shown else path, label, config.without_patients)
+        if not shown:
+            return whose
+        if whose.eye and shown.eye and whose.eye != shown.eye:
+            raise BadImageError(shown.file, f"{config.csv} says {whose.eye}, the file itself {shown.eye}")
+        return whose._replace(eye=whose.eye or shown.eye, volume=whose.volume or _device_volume(path))
     if pattern:
         match = pattern.search(path)
         if not match:
@@ -193,15 +214,17 @@ def _who(config, path: str, label: str, rest: list[str], table, pattern, shown) 
                 path, f"its name doesn't match the pattern {pattern.pattern}, so its patient is unknown"
             )
         groups = match.groupdict()
-        return groups["patient"] or "", EYES.get((groups.get("eye") or "").lower(), ""), ""
+        eye = EYES.get((groups.get("eye") or "").lower(), "")
+        whose = _of_patient(Whose(groups.get("patient") or "", eye, groups.get("volume") or ""))
+        return whose._replace(volume=whose.volume or (_device_volume(path) if shown else ""))
     if shown:  # CLASS/[PATIENT/]scan.vol, whose B-scans seem to lie in a folder of its name
         patient = rest[0] if len(rest) > 2 else shown.patient
         if patient or config.without_patients:
-            return patient, shown.eye, ""
+            return Whose(patient, shown.eye, _device_volume(path))
     elif len(rest) > 1:  # CLASS/PATIENT/[EYE/]image
-        return rest[0], EYES.get(rest[1].lower(), "") if len(rest) > 2 else "", ""
+        return Whose(rest[0], EYES.get(rest[1].lower(), "") if len(rest) > 2 else "")
     if config.without_patients:
-        return "", "", ""
+        return Whose()
     raise BadImageError(
         path,
         "nothing tells its patient: give a CSV (data.csv), a name pattern (data.pattern) or CLASS/PATIENT/ folders, "
@@ -209,10 +232,18 @@ def _who(config, path: str, label: str, rest: list[str], table, pattern, shown) 
     )
 
 
-class _Table:
-    """The CSV that names each file's patient, and may name its eye, label, fold and whether it is a guard."""
+def _most_rows(source: Source) -> int:
+    return 10_000 + 10 * len(source.files)  # of a CSV; far more than there are pictures would only fill the memory
 
-    def __init__(self, content: bytes, name: str, columns: dict[str, str], needed: set[str]):
+
+def _device_volume(path: str) -> str:
+    return path.rpartition("/")[0]  # scan.e2e#0, the first acquisition in the file
+
+
+class _Table:
+    """The CSV that names each file's patient, and may name its eye, volume, label, fold and whether it is a guard."""
+
+    def __init__(self, content: bytes, name: str, columns: dict[str, str], needed: set[str], most: int):
         self.name = name
         self.columns = {key: columns.get(key, key) for key in CSV_COLUMNS}
         reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig", errors="replace")))
@@ -230,21 +261,26 @@ class _Table:
             values = tuple(sys.intern((row.get(self.columns[key]) or "").strip()) for key in CSV_COLUMNS[1:])
             if self.rows.setdefault(file, values) != values:
                 raise DataError(f"{name}, line {number}: {file} stands there twice, with different values")
+            if len(self.rows) > most:
+                raise DataError(f"{name}: lists more than {most:,} files, far more than are there; is it of this set?")
         self.seen: dict[str, str] = {}  # row -> the file it was used for
 
     def value(self, row: tuple[str, ...], key: str) -> str:
         return row[CSV_COLUMNS.index(key) - 1]
 
-    def who(self, path: str, label: str) -> tuple[str, str, str]:
+    def who(self, path: str, label: str, without_patients: bool = False) -> Whose:
         row = self.row(path, path, label)
         if self.value(row, "label") not in ("", label):
             said = self.value(row, "label")
             raise BadImageError(path, f"two labels for one file: {self.name} says {said}, its folder {label}")
-        patient = self.value(row, "patient")
-        if not patient:
+        if not without_patients and not self.value(row, "patient"):
             raise BadImageError(path, f"{self.name} names no patient for it")
+        return self.whose(row)
+
+    def whose(self, row: tuple[str, ...]) -> Whose:
         guard = self.value(row, "guard").lower() in ("1", "true", "yes")
-        return patient, EYES.get(self.value(row, "eye").lower(), ""), "guard" if guard else self.value(row, "fold")
+        eye, fold = EYES.get(self.value(row, "eye").lower(), ""), "guard" if guard else self.value(row, "fold")
+        return _of_patient(Whose(self.value(row, "patient"), eye, self.value(row, "volume"), fold))
 
     def row(self, path: str, inner: str, label: str) -> tuple[str, ...]:
         """What is said of the file at `path`, whose place inside its set is `inner`."""
@@ -258,8 +294,8 @@ class _Table:
             raise BadImageError(path, why)
         return self.rows[key]
 
-    def public(self, path: str, inner: str, folder: str, about: PublicSet) -> tuple[str, str, str, str]:
-        """Label, patient, eye and fold of one file of a public set."""
+    def public(self, path: str, inner: str, folder: str, volume: str, about: PublicSet) -> tuple[str, Whose]:
+        """Label of one file of a public set, and whose it is; `volume` is what its path tells."""
         row = self.row(path, inner, folder)
         said = self.value(row, "class" if "class" in about.table.columns else "label").upper()
         if said not in ("", folder):
@@ -267,13 +303,11 @@ class _Table:
         label = self.value(row, "label").upper() or folder
         if {label, about.aliases.get(label, label)}.isdisjoint(about.labels):
             raise BadImageError(path, f"{self.name} says {label}, which is none of {', '.join(about.labels)}")
-        patient = self.value(row, "patient")
-        if not patient:
+        whose = self.whose(row)
+        if not whose.patient:
             raise BadImageError(path, f"{self.name} names no patient for it")
-        patient = about.table.patient.format(patient=patient, **{"class": folder})
-        guard = self.value(row, "guard").lower() in ("1", "true", "yes")
-        fold = "guard" if guard else self.value(row, "fold")
-        return label, patient, EYES.get(self.value(row, "eye").lower(), ""), fold
+        patient = about.table.patient.format(patient=whose.patient, **{"class": folder})
+        return label, whose._replace(patient=patient, volume=whose.volume or volume)
 
     def unused(self, labels: list[str] | None) -> list[str]:
         wanted = (f for f, row in self.rows.items() if labels is None or self.value(row, "label") in ("", *labels))
@@ -327,13 +361,13 @@ def refuse_or_note(bad: list[dict], skipped: list[dict], skip_bad: bool) -> None
     skipped += bad
 
 
-def _compiled(pattern: str | None) -> re.Pattern | None:
+def _compiled(pattern: str | None, without_patients: bool) -> re.Pattern | None:
     if pattern is None:
         return None
     try:
         compiled = re.compile(pattern)
     except re.error as error:
         raise DataError(f"data.pattern {pattern!r} is not a regular expression ({error})") from None
-    if "patient" not in compiled.groupindex:
+    if "patient" not in compiled.groupindex and not without_patients:
         raise DataError(f"data.pattern {pattern!r} has no group (?P<patient>…)")
     return compiled

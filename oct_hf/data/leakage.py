@@ -1,8 +1,8 @@
 """What must stay on one side of a split, and the certificate that it did.
 
-A patient stays whole, and so do near-duplicates, also those of different patients (a person filed under two numbers).
-Where a set names no patient, groups of near-duplicates stand in for one. Everything in the certificate can be counted
-again from split.csv and near_duplicates.csv.
+A patient stays whole, and so do volumes and near-duplicates, also those of different patients (a person filed under two
+numbers). Where a set names no patient, volumes and groups of near-duplicates stand in for one. Everything in a run's
+certificate can be counted again from split.csv and near_duplicates.csv.
 """
 
 import csv
@@ -32,30 +32,36 @@ class Links:
     Attributes:
         pairs: content hashes `a < b` with their correlations in the coarse and the fine band, sorted.
         copies_only: neighbours of one volume were not searched for, since patients keep them together.
+        mirrored: copies turned left to right were searched for too.
     """
 
     pairs: tuple[tuple[str, str, float, float], ...]
     copies_only: bool
+    mirrored: bool = False
 
     def across(self, hashes: Sequence[str], patients: Sequence[str]) -> "Links":
         """The pairs that join two patients; those within one tell nothing."""
         of = dict(zip(hashes, patients, strict=True))
         kept = (p for p in self.pairs if p[0] in of and p[1] in of and of[p[0]] != of[p[1]])
-        return Links(tuple(kept), self.copies_only)
+        return Links(tuple(kept), self.copies_only, self.mirrored)
 
 
-def search(dataset: datasets.Dataset, copies_only: bool) -> Links:
+def search(dataset: datasets.Dataset, copies_only: bool, mirrored: bool = False) -> Links:
     """Near-duplicates of a prepared set, by its column `thumbnail`. Found once and kept beside the prepared set.
 
     Args:
         dataset: rows of the builder.
         copies_only: look for copies, and not for neighbours of one volume.
+        mirrored: look for copies turned left to right too, which takes three times as long.
     """
     hashes = np.array(dataset["content_hash"][:])
     order = np.argsort(hashes, kind="stable")  # the result doesn't depend on the order of the files
-    kept = _kept_beside(dataset, hashes[order], copies_only)
+    kept = _kept_beside(dataset, hashes[order], f"{copies_only}{' mirrored' * mirrored}")
     if kept is None or not kept.exists():
-        found = duplicates.find(Thumbnails(dataset, order), copies_only)
+        thumbnails = Thumbnails(dataset, order)
+        found = duplicates.find(thumbnails, copies_only)
+        if mirrored:
+            found = duplicates.joined([found, duplicates.find_mirrored(thumbnails)])
         if kept is not None:
             beside = kept.with_suffix(".partial.npz")
             np.savez(beside, **vars(found))
@@ -65,7 +71,8 @@ def search(dataset: datasets.Dataset, copies_only: bool) -> Links:
             found = duplicates.Pairs(**arrays)
     names = hashes[order]
     rows = zip(found.first, found.second, found.coarse, found.fine, strict=True)
-    return Links(tuple((str(names[a]), str(names[b]), float(c), float(f)) for a, b, c, f in rows), copies_only)
+    pairs = tuple((str(names[a]), str(names[b]), float(c), float(f)) for a, b, c, f in rows)
+    return Links(pairs, copies_only, mirrored)
 
 
 class Thumbnails:
@@ -84,42 +91,59 @@ class Thumbnails:
         return np.frombuffer(joined, np.uint8).reshape(-1, duplicates.SIDE, duplicates.SIDE)
 
 
-def stand_in_patients(hashes: Sequence[str], links: Links) -> list[str]:
-    """A name for each group of near-duplicates: "g" and the beginning of its first content hash."""
-    numbers = _components(hashes, [], links)
+def stand_in_patients(hashes: Sequence[str], links: Links, volumes: Sequence[str] = ()) -> list[str]:
+    """A name for each group that a volume or near-duplicates hold together: "g" and the beginning of its first hash.
+
+    Args:
+        hashes: `n` content hashes.
+        links: near-duplicates.
+        volumes: `n` names, empty where unknown; none where no volume is known.
+    """
+    numbers = _components(hashes, [volumes], links)
     first: dict[int, str] = {}
     for value, number in sorted(zip(hashes, numbers, strict=True)):
         first.setdefault(number, f"g{value[:12]}")
     return [first[number] for number in numbers]
 
 
-def units(hashes: Sequence[str], patients: Sequence[str], links: Links) -> list[str]:
-    """What must stay together: patients, joined where near-duplicates link them; named after the first patient.
+def units(
+    hashes: Sequence[str], patients: Sequence[str], links: Links | None, volumes: Sequence[str] = ()
+) -> list[str]:
+    """What must stay together: patients, joined where near-duplicates or a volume link them; named after the first.
 
     Args:
         hashes, patients: `n` content hashes and patient ids.
-        links: near-duplicates.
+        links: near-duplicates; None where none were searched for.
+        volumes: `n` names, empty where unknown; none where no volume is known.
 
     Returns:
         `n` names; those of patients that nothing links are the patient ids.
     """
-    numbers = _components(hashes, patients, links)
+    numbers = _components(hashes, [patients, volumes], links)
     first: dict[int, str] = {}
     for patient, number in sorted(zip(patients, numbers, strict=True)):
         first.setdefault(number, patient)
     return [first[number] for number in numbers]
 
 
-def certificate(hashes: Sequence[str], patients: Sequence[str], sides: Sequence[str], links: Links | None) -> dict:
+def certificate(
+    hashes: Sequence[str],
+    patients: Sequence[str],
+    sides: Sequence[str],
+    links: Links | None,
+    volumes: Sequence[str] | None = None,
+) -> dict:
     """What a split promises, as counts that anyone can make again; in an honest split each `…_on_two_sides` is 0.
 
     Args:
         hashes, patients, sides: `n` strings each.
         links: near-duplicates of these images; None where none were searched for.
+        volumes: `n` names, empty where unknown, to be counted too. A run doesn't: no file of it could prove the count.
 
     Returns:
-        patients and files on two sides; of near-duplicates the method, pairs across patients and on two sides; and
-        how many images are on no side, because the held-out side has their patient, or a near-duplicate of them.
+        patients, files and volumes on two sides; of near-duplicates the method, pairs across patients and on two
+        sides; and how many images are on no side, because the held-out side has their patient, or a near-duplicate of
+        them.
     """
     side = np.array(sides)
     out = side == UNUSED
@@ -130,6 +154,8 @@ def certificate(hashes: Sequence[str], patients: Sequence[str], sides: Sequence[
         "near_duplicates": None,
         "taken_out": {"patient_held_out": int(patient_kept.sum()), "near_duplicate_held_out": 0},
     }
+    if volumes is not None:
+        counts["volumes_on_two_sides"] = len(on_two_sides(volumes, sides))
     if links is not None:
         across = links.across(hashes, patients).pairs
         of = dict(zip(hashes, sides, strict=True))
@@ -137,7 +163,7 @@ def certificate(hashes: Sequence[str], patients: Sequence[str], sides: Sequence[
         near = out & ~patient_kept & np.isin(linked, linked[~out])
         counts["taken_out"]["near_duplicate_held_out"] = int(near.sum())
         counts["near_duplicates"] = {
-            "method": duplicates.METHOD,
+            "method": duplicates.METHOD + "; mirrored copies too" * links.mirrored,
             "copy": duplicates.COPY,
             "neighbour": None if links.copies_only else duplicates.NEIGHBOUR,
             "pairs_across_patients": len(across),
@@ -149,9 +175,41 @@ def certificate(hashes: Sequence[str], patients: Sequence[str], sides: Sequence[
 def leaks(counts: dict) -> list[str]:
     """What a certificate says that an honest split doesn't have, each in words."""
     found = [(counts["patients_on_two_sides"], "patient(s)"), (counts["files_on_two_sides"], "file(s)")]
+    found.append((counts.get("volumes_on_two_sides", 0), "volume(s)"))
     if counts.get("near_duplicates"):
         found.append((counts["near_duplicates"]["pairs_on_two_sides"], "pair(s) of near-duplicates"))
     return [f"{number} {what} on two sides" for number, what in found if number]
+
+
+def differences(published: Links, found: Links, side: dict[str, str], whole: bool) -> list[str]:
+    """Where the near-duplicates of the data at hand are not the published ones, in words.
+
+    A new pair on two sides always counts. Others count where they are clear of the threshold, since another processor
+    rounds otherwise, and where the data are whole, since a search among other images finds other pairs.
+
+    Args:
+        published, found: near-duplicates across patients.
+        side: of each content hash.
+        whole: whether the data have just these images.
+    """
+    before, now = ({pair[:2]: pair for pair in links.pairs} for links in (published, found))
+
+    def clear(pair: tuple[str, str, float, float]) -> bool:
+        neighbours = not published.copies_only and pair[2] >= duplicates.NEIGHBOUR + duplicates.ROUNDING
+        return neighbours or pair[3] >= duplicates.COPY + duplicates.ROUNDING
+
+    new = [now[key] for key in now if key not in before]
+    crossing = [p for p in new if side[p[0]] != side[p[1]] and UNUSED not in (side[p[0]], side[p[1]])]
+    said = [
+        f"lacks {a[:12]}… ({side[a]}) and {b[:12]}… ({side[b]}), which are near-duplicates" for a, b, *_ in crossing
+    ]
+    missing = sum(clear(pair) for pair in new if pair not in crossing)
+    if whole and missing:
+        said.append(f"lacks {missing} pairs of near-duplicates that the data have")
+    gone = sum(clear(before[key]) for key in before if key not in now)
+    if whole and gone:
+        said.append(f"{gone} of its {len(before)} pairs are no near-duplicates in the data")
+    return said
 
 
 def write_links(path: Path, links: Links) -> None:
@@ -177,25 +235,27 @@ def read_links(path: Path, copies_only: bool) -> Links:
     return Links(pairs, copies_only)
 
 
-def _components(hashes: Sequence[str], patients: Sequence[str], links: Links) -> np.ndarray:
-    """A number for each image; equal where a patient or a chain of near-duplicates joins them."""
+def _components(hashes: Sequence[str], wholes: Sequence[Sequence[str]], links: Links | None) -> np.ndarray:
+    """A number for each image; equal where a whole (a patient, a volume) or a chain of near-duplicates joins them."""
     row = {value: index for index, value in enumerate(hashes)}
-    ones = [row[a] for a, b, *_ in links.pairs if a in row and b in row]
-    others = [row[b] for a, b, *_ in links.pairs if a in row and b in row]
-    first: dict[str, int] = {}
-    for index, patient in enumerate(patients):
-        ones.append(index)
-        others.append(first.setdefault(patient, index))
+    pairs = [p for p in links.pairs if p[0] in row and p[1] in row] if links else []
+    ones, others = [row[p[0]] for p in pairs], [row[p[1]] for p in pairs]
+    for names in wholes:
+        first: dict[str, int] = {}
+        for index, name in enumerate(names):
+            if name:
+                ones.append(index)
+                others.append(first.setdefault(name, index))
     graph = coo_array((np.ones(len(ones), bool), (ones, others)), shape=(len(hashes), len(hashes)))
     return connected_components(graph, directed=False)[1]
 
 
-def _kept_beside(dataset: datasets.Dataset, hashes: np.ndarray, copies_only: bool) -> Path | None:
+def _kept_beside(dataset: datasets.Dataset, hashes: np.ndarray, what: str) -> Path | None:
     """Where the pairs of just these images, found by just this method, are kept; None where nothing can be kept."""
     if not dataset.cache_files:
         return None
     folder = Path(dataset.cache_files[0]["filename"]).parent
     if not os.access(folder, os.W_OK):
         return None
-    how = f"{duplicates.METHOD} {duplicates.COPY} {duplicates.NEIGHBOUR} {copies_only} {','.join(hashes)}"
+    how = f"{duplicates.METHOD} {duplicates.COPY} {duplicates.NEIGHBOUR} {what} {','.join(hashes)}"
     return folder / f"near-duplicates-{hashlib.sha256(how.encode()).hexdigest()[:16]}.npz"

@@ -26,6 +26,7 @@ class Entry:
     eye: str
     fold: str
     side: str
+    volume: str = ""  # one name in the whole set; empty where nothing tells
 
 
 class Names(Sequence):

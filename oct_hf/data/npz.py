@@ -22,6 +22,8 @@ from oct_hf.errors import BadImageError, DataError
 from oct_hf.labels import LABEL_SETS
 
 SIDES = ("train", "val", "test")
+_MOST = 1_000_000  # images of a side; OCTMNIST has 97,477
+_LARGEST = 16 * 1024**3  # bytes of an array; OCTMNIST's of 224 pixels has 5 billion, three times that in colour
 
 
 class Npz(Source):
@@ -55,6 +57,8 @@ class Npz(Source):
             if kind.hasobject or fortran:
                 raise ValueError(f"{name} holds {kind}, not numbers")
             size = kind.itemsize * int(np.prod(shape, dtype=object))
+            if size > _LARGEST or max(shape, default=0) > _MOST:
+                raise ValueError(f"{name} says {shape}, far more than OCTMNIST has")
             if size > info.file_size or size <= 0:
                 raise ValueError(f"{name} says {shape}, but has {info.file_size} bytes")
             target = Path(self.scratch) / name.removesuffix(".npy")

@@ -20,11 +20,13 @@ from oct_hf.data.sources import Source
 from oct_hf.errors import BadImageError
 from oct_hf.images import read_image
 
+MAX_PIXELS = 16_000_000  # of a picture: a B-scan has under 3 million, and several are decoded at once
+
 # Columns that `measure` fills, with their Arrow types.
 MEASURED = {"thumbnail": "binary", "oct_likeness": "float32", "quality": "float32", "fault": "string"}
 MEASURED_BY = f"{METHOD}; quality {version()}"  # another text when the same picture would be measured differently
 BLOCK = 16  # rows that a thread or a process makes at once
-KNOWN = ("label", "patient_id", "eye", "source", "fold", "side")
+KNOWN = ("label", "patient_id", "eye", "volume", "source", "fold", "side")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def read_row(source: Source, entry: Entry) -> dict:
         BadImageError: it can't be read or decoded.
     """
     data = source.read(entry.source)
-    pixels = read_image(data, entry.source)
+    pixels = read_image(data, entry.source, MAX_PIXELS)
     row = {key: getattr(entry, key) for key in KNOWN}
     return row | {"image": picture(eight_bit_file(data, pixels)), "content_hash": sha256(data)} | measure(pixels)
 

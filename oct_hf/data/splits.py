@@ -185,7 +185,8 @@ def split_by_fold(
     known = sorted(set(folds) - {"guard", ""})
     for fold in [test, *([validation] if isinstance(validation, str) else [])]:
         if fold not in known:
-            raise DataError(f'no fold "{fold}"; the data set has {", ".join(known) or "none"}')
+            there = ", ".join(known) or "none: split.by=patient holds out patients instead"
+            raise DataError(f'no fold "{fold}"; the data set has {there}')
     sides = np.full(len(labels), UNUSED, dtype="<U10")
     sides[folds == test] = "test"
     rest = (folds != test) & (folds != "guard") & ~np.isin(patients, patients[folds == test])
@@ -203,23 +204,25 @@ def split_by_fold(
     return sides
 
 
-def check_disjoint(patients: Sequence[str], sides: Sequence[str], hashes: Sequence[str]) -> None:
-    """Raises DataError where a patient or the same file is on two sides. Called on every split before it is used."""
-    for kind, values in (("patient", patients), ("file", hashes)):
-        for value, found in on_two_sides(values, sides).items():
+def check_disjoint(
+    patients: Sequence[str], sides: Sequence[str], hashes: Sequence[str], volumes: Sequence[str] = ()
+) -> None:
+    """Raises DataError where a patient, a file or a volume is on two sides. Called on every split before it is used."""
+    for kind, values in (("patient", patients), ("file", hashes), ("volume", volumes)):
+        for value, found in (on_two_sides(values, sides) if values else {}).items():
             raise DataError(f"{kind} {value} is on two sides, {' and '.join(found)}")
 
 
 def on_two_sides(values: Sequence[str], sides: Sequence[str]) -> dict[str, list[str]]:
-    """Every patient or file that is on more than one side, and which; `unused` is none.
+    """Every patient, file or volume that is on more than one side, and which; `unused` is none.
 
     Args:
-        values: `n` patients or content hashes.
+        values: `n` patients, content hashes or volumes; an empty text is none.
         sides: `n` sides.
     """
     seen: dict[str, list[str]] = {}
     for value, side in zip(values, sides, strict=True):
-        if side != UNUSED and side not in seen.setdefault(value, []):
+        if value and side != UNUSED and side not in seen.setdefault(value, []):
             seen[value].append(side)
     return {value: found for value, found in seen.items() if len(found) > 1}
 

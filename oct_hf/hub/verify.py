@@ -22,6 +22,7 @@ from PIL import Image
 from oct_hf import __version__
 from oct_hf.data.corrections import NAME as CORRECTIONS
 from oct_hf.data.corrections import describe_corrections
+from oct_hf.data.duplicates import METHOD
 from oct_hf.data.leakage import LINKS_FILE, Links, certificate, read_links
 from oct_hf.data.splits import count_sides, fingerprint, on_two_sides, read_split_table
 from oct_hf.errors import ModelError, OCTError
@@ -61,16 +62,21 @@ class Check:
     skipped: bool = False
 
 
-def verify(model: Downloaded, predict: Callable[[Path], Predictions] | None = None) -> list[Check]:
+def verify(
+    model: Downloaded,
+    predict: Callable[[Path], Predictions] | None = None,
+    search: Callable[[Path, Links], list[str]] | None = None,
+) -> list[Check]:
     """Every check of a repository, in order; nothing of it is loaded before its files are known to be harmless.
 
     Args:
         model: what `download` gave.
         predict: predicts the data again, given the folder; without it, the image-by-image check is skipped.
+        search: says where the data have other near-duplicates than these of the folder; likewise.
 
     Raises:
         ModelError: it isn't a repository of this package.
-        DataError: what `predict` says of the data at hand.
+        DataError: what `predict` or `search` say of the data at hand.
     """
     claims = _Claims(model)
     faults = file_faults(model.folder, model.files, model.revision)
@@ -93,7 +99,7 @@ def verify(model: Downloaded, predict: Callable[[Path], Predictions] | None = No
             why = " ".join(str(error).split())[:300] or type(error).__name__
             checks.append(Check(name, "stopped", (f"{name}: {why}",)))
     # Outside of the above: what is wrong with the data given is no fault of the repository.
-    return [*checks, _images(claims, predict)]
+    return [*checks, _images(claims, predict), _near_duplicates(claims, search)]
 
 
 class _Claims:
@@ -391,6 +397,16 @@ def _images(claims: _Claims, predict: Callable[[Path], Predictions] | None) -> C
     if missing:
         faults.append(f"{missing} of the {len(published.hashes)} predicted images are not in the data given")
     return Check("images", f"{len(row)} predicted again, at most {worst:.0e} apart", tuple(faults))
+
+
+def _near_duplicates(claims: _Claims, search: Callable[[Path, Links], list[str]] | None) -> Check:
+    """The data searched for near-duplicates again."""
+    name, said = "near-duplicates", claims.said["split"]["certificate"].get("near_duplicates")
+    if search is None or not said or not said["method"].startswith(METHOD):
+        why = "no data at hand; --data PATH searches it again" if search is None else "searched for otherwise, or not"
+        return Check(name, why, skipped=True)
+    faults = search(claims.folder, claims.links)
+    return Check(name, f"{len(claims.links.pairs)} pairs, searched for again", tuple(faults))
 
 
 # --- comparing ---

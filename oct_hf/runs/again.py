@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import datasets
 import numpy as np
 
 from oct_hf.data.corrections import NAME as CORRECTIONS
+from oct_hf.data.leakage import LINKS_FILE, Links, differences, search
 from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import UNUSED, read_split_table
 from oct_hf.errors import DataError, ModelError, OCTError
@@ -35,9 +37,7 @@ def predict_again(data: str | Path | None, cache_dir: str | None = None) -> Call
     """
 
     def predict(folder: Path) -> Predictions:
-        recipe = load_recipe(folder / "recipe.yaml", [f"data.path={json.dumps(str(data))}"] if data else [])
-        recipe = _with_its_corrections(recipe, folder)
-        dataset, _ = load_data(recipe.data, cache_dir)
+        dataset, recipe = _data_of(folder, data, cache_dir)
         names, hashes = dataset.features["label"].names, dataset["content_hash"][:]
         labels = [names[i] for i in dataset["label"][:]]
         split = read_split_table(folder / "split.csv")
@@ -49,6 +49,33 @@ def predict_again(data: str | Path | None, cache_dir: str | None = None) -> Call
         return predict_sides(Predictor(folder), LabelledSet(dataset, hashes, labels, names, patients, sides))
 
     return predict
+
+
+def search_again(data: str | Path | None, cache_dir: str | None = None) -> Callable[[Path, Links], list[str]]:
+    """A function that says where a repository's near-duplicates are not those of the files at hand, in words.
+
+    Args:
+        data, cache_dir: as for `predict_again`.
+    """
+
+    def again(folder: Path, published: Links) -> list[str]:
+        dataset, recipe = _data_of(folder, data, cache_dir)
+        split = read_split_table(folder / "split.csv")
+        found = search(dataset, published.copies_only, recipe.split.mirrored).across(
+            split["content_hash"], split["patient_id"]
+        )
+        whole = set(dataset["content_hash"][:]) == set(split["content_hash"])
+        side = dict(zip(split["content_hash"], split["side"], strict=True))
+        return [f"{LINKS_FILE}: {fault}" for fault in differences(published, found, side, whole)]
+
+    return again
+
+
+def _data_of(folder: Path, data: str | Path | None, cache_dir: str | None) -> tuple[datasets.Dataset, Recipe]:
+    """The B-scans at hand as a repository's recipe reads them, and that recipe."""
+    recipe = load_recipe(folder / "recipe.yaml", [f"data.path={json.dumps(str(data))}"] if data else [])
+    recipe = _with_its_corrections(recipe, folder)
+    return load_data(recipe.data, cache_dir)[0], recipe
 
 
 def _with_its_corrections(recipe: Recipe, folder: Path) -> Recipe:

@@ -103,24 +103,25 @@ def check(recipe: Recipe, split_file: str | Path | None = None, cache_dir: str |
     names = dataset.features["label"].names
     labels = [names[i] for i in dataset["label"][:]]
     hashes, patients, published = dataset["content_hash"][:], dataset["patient_id"][:], dataset["side"][:]
-    nameless = not any(patients)
-    links = search(dataset, copies_only=recipe.data.grouped_by == "patient" and not nameless)
+    volumes, nameless = dataset["volume"][:], not any(patients)
+    copies_only = recipe.data.grouped_by == "patient" and not nameless
+    links = search(dataset, copies_only, recipe.split.mirrored)
     quality = _quality(dataset, labels, names)
     notes = _notes(recipe, dataset, labels, nameless)
     if strange := len(quality["not_oct"]):
         notes.append(f"{strange:,} pictures don't look like OCT B-scans; data.require_oct=true leaves them out")
     if nameless:
-        patients = stand_in_patients(hashes, links)
+        patients = stand_in_patients(hashes, links, volumes)
 
     def looked_at(name: str, sides: Sequence[str]) -> Split:
-        counted = certificate(hashes, patients, sides, links)
+        counted = certificate(hashes, patients, sides, links, volumes)
         return Split(
             name,
             tuple(map(str, sides)),
             count_sides(labels, patients, sides, names),
             counted,
             tuple(leaks(counted)),
-            tuple(_offenders(dataset["source"][:], hashes, patients, sides, links)),
+            tuple(_offenders(dataset["source"][:], hashes, patients, volumes, sides, links)),
         )
 
     splits = []
@@ -167,7 +168,8 @@ def _notes(recipe: Recipe, dataset: datasets.Dataset, labels: list[str], nameles
     if row and row.note:
         notes.append(row.note)
     if nameless:
-        notes.append("no patient is named: groups of near-duplicates stand in")
+        whole = "volumes and groups" if any(dataset["volume"][:]) else "groups"
+        notes.append(f"no patient is named: {whole} of near-duplicates stand in")
     eyes: dict[tuple[str, str], set[str]] = {}
     for patient, eye, label in zip(dataset["patient_id"][:], dataset["eye"][:], labels, strict=True):
         if patient and eye:
@@ -182,9 +184,10 @@ def _notes(recipe: Recipe, dataset: datasets.Dataset, labels: list[str], nameles
     return notes
 
 
-def _offenders(files, hashes, patients, sides, links: Links) -> list[tuple[str, str, str]]:
-    """Patients, files and pairs on two sides: what, which, where."""
+def _offenders(files, hashes, patients, volumes, sides, links: Links) -> list[tuple[str, str, str]]:
+    """Patients, volumes, files and pairs on two sides: what, which, where."""
     found = [("patient", value, " and ".join(where)) for value, where in on_two_sides(patients, sides).items()]
+    found += [("volume", value, " and ".join(where)) for value, where in on_two_sides(volumes, sides).items()]
     source = dict(zip(hashes, files, strict=True))
     found += [("file", source[value], " and ".join(where)) for value, where in on_two_sides(hashes, sides).items()]
     side = dict(zip(hashes, map(str, sides), strict=True))

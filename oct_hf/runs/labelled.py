@@ -115,18 +115,18 @@ def assign_sides(dataset: datasets.Dataset, recipe: Recipe) -> LabelledSet:
     names = dataset.features["label"].names
     labels = [names[i] for i in dataset["label"][:]]
     patients, hashes = dataset["patient_id"][:], dataset["content_hash"][:]
-    nameless, split = not any(patients), recipe.split
-    if nameless and not split.near_duplicates:
+    volumes, nameless, split = dataset["volume"][:], not any(patients), recipe.split
+    if nameless and not split.near_duplicates and not all(volumes):
         raise DataError("the set names no patient, so near-duplicates must stand in: split.near_duplicates=true")
     # Neighbours of one volume belong to one patient; they are searched for where that isn't known.
     whole = recipe.data.grouped_by == "patient" and not nameless
-    links = search(dataset, copies_only=whole) if split.near_duplicates else None
+    links = search(dataset, whole, split.mirrored) if split.near_duplicates else None
     if nameless:
-        patients = stand_in_patients(hashes, links)
-    together = units(hashes, patients, links) if links else patients
+        patients = stand_in_patients(hashes, links, volumes)
+    together = units(hashes, patients, links, volumes)
     sides = _sides(split, labels, together, hashes, dataset["side" if split.by == "published" else "fold"][:])
     if split.by != "image":
-        check_disjoint(patients, sides, hashes)
+        check_disjoint(patients, sides, hashes, volumes)
     published = public_ids(patients, recipe.data)
     links = links.across(hashes, published) if links else None
     return LabelledSet(dataset, hashes, labels, names, published, sides, links, recipe.data.grouped_by)

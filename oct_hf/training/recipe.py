@@ -74,6 +74,7 @@ class SplitRecipe:
     validation_fold: Fold | None = None  # the share `validation` of the rest, by patient, where not given
     path: str | None = None  # a split.csv, for `by: file`
     near_duplicates: bool = True  # search for them and keep them on one side
+    mirrored: bool = False  # copies turned left to right too, which takes three times as long
     seed: int = 0
 
 

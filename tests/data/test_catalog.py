@@ -164,6 +164,44 @@ def test_a_sets_recipe_splits_its_patients(name, tmp_path):
     assert len(set(data.patients)) > 3
 
 
+VOLUMES = {  # of the first picture, where its set tells volumes, and how many there are
+    "neh_ut_2021": ("CNV/1/OD", 24),
+    "neh_2018": ("0", 12),
+    "srinivasan2014": ("AMD1", 12),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_volume_is_told_where_the_layout_tells_it_and_is_of_one_patient(name, tmp_path):
+    LAYOUTS[name](tmp_path / "set")
+    dataset, _ = prepare(name, tmp_path / "set", tmp_path / "cache")
+    volumes, patients = dataset["volume"][:], dataset["patient_id"][:]
+    first, count = VOLUMES.get(name, ("", 1))
+    assert volumes[0] == first and len(set(volumes)) == count
+    if first:
+        of = dict(zip(volumes, patients, strict=True))
+        assert [of[volume] for volume in volumes] == patients
+
+
+def test_a_groups_csv_has_no_volume_and_eye_folders_are_volumes(tmp_path):
+    neh_2018(tmp_path / "set")
+    place = tmp_path / "set" / "AMD" / "0"
+    (place / "OD").mkdir()
+    (place / "0.tif").rename(place / "OD" / "0.tif")
+    dataset, _ = prepare("neh_2018", tmp_path / "set", tmp_path / "cache")
+    assert {"0", "0/OD"} <= set(dataset["volume"]) and dataset["patient_id"][:].count("0") == 2
+    flat = [
+        dict(file=f"{label}/{n}.tif", eye=f"{label}{n}", fold=n, guard="")
+        for label in ("AMD", "DME", "NORMAL")
+        for n in range(2)
+    ]
+    for number, row in enumerate(flat):
+        picture(tmp_path / "flat" / row["file"], number)
+    table(tmp_path / "flat" / "groups.csv", flat)
+    dataset, _ = prepare("neh_2018", tmp_path / "flat", tmp_path / "cache")
+    assert set(dataset["volume"]) == {""} and set(dataset["patient_id"]) == {row["eye"] for row in flat}
+
+
 def test_the_binary_set_has_the_same_images_under_two_labels(tmp_path):
     oct2017(tmp_path)
     four, _ = prepare("oct2017", tmp_path, tmp_path / "c")
@@ -243,7 +281,17 @@ def test_an_npz_that_is_none_is_one_line(tmp_path):
                 data = data.replace(b"(8, 28, 28), }     ", b"(8, 28, 280000), } ")
             new.writestr(info.filename, data)
     (tmp_path / "lying.npz").write_bytes(lying.getvalue())
-    for name in ("half", "other", "objects", "lying"):
+    np.savez(tmp_path / "scalar.npz", train_images=np.uint8(3), train_labels=np.uint8(0))
+    many = np.zeros((1_000_001, 1, 1), np.uint8)
+    np.savez_compressed(tmp_path / "many.npz", train_images=many, train_labels=many[:, 0])
+    with pytest.raises(DataError, match=r"many\.npz: .*says \(1000001, 1, 1\), far more than OCTMNIST has"):
+        prepare("octmnist", tmp_path / "many.npz", tmp_path / "c")
+    with np.load(tmp_path / "octmnist.npz") as arrays:
+        for label in (4, -1):
+            np.savez(tmp_path / "label.npz", **{**arrays, "val_labels": np.full((4, 1), label, np.int8)})
+            with pytest.raises(DataError, match="val_labels are not numbers from 0 to 3"):
+                prepare("octmnist", tmp_path / "label.npz", tmp_path / "c")
+    for name in ("half", "other", "objects", "lying", "scalar"):
         with pytest.raises(DataError, match=rf"{name}\.npz: not an \.npz of MedMNIST") as caught:
             prepare("octmnist", tmp_path / f"{name}.npz", tmp_path / "c")
         assert "\n" not in str(caught.value)

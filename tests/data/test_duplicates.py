@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from oct_hf.data import duplicates
-from oct_hf.data.duplicates import SIDE, find, groups, thumbnail
+from oct_hf.data.duplicates import SIDE, find, find_mirrored, groups, thumbnail
 from oct_hf.data.phantom import LABELS, draw
 from oct_hf.images import read_image, to_gray
 
@@ -43,6 +43,21 @@ def test_copies_of_phantoms_are_found_and_nothing_else(phantoms):
     assert len(found & true) >= 0.98 * len(true)
     assert not found - true
     assert pairs.copies.mean() > 0.95
+
+
+def test_mirrored_copies_are_found_where_they_are_searched_for_and_nothing_else(phantoms):
+    copies = [np.ascontiguousarray(again(image, n)[:, ::-1]) for n, image in enumerate(phantoms)]
+    everything = stack([*phantoms, *copies])
+    assert len(find(everything, copies_only=True)) == 0
+    pairs = find_mirrored(everything)
+    found = set(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True))
+    true = {(n, n + len(phantoms)) for n in range(len(phantoms))}
+    assert len(found & true) >= 0.95 * len(true) and not found - true
+
+
+def test_other_eyes_are_no_mirrored_copies(samples):
+    files = sorted((samples / "neh_sample").rglob("*.jpeg"))
+    assert len(find_mirrored(stack(map(read_image, files[::2])))) == 0
 
 
 def test_copies_of_real_bscans_are_found_white_wedges_or_not(samples):
@@ -89,6 +104,15 @@ def test_the_same_thumbnails_give_the_same_pairs_also_when_they_stay_on_the_disk
 def test_hardly_any_picture_is_no_fault(count, phantoms):
     assert len(find(stack(phantoms[: 2 * count : 2]))) == 0
     assert len(find(np.zeros((count, SIDE, SIDE), np.uint8))) <= 1
+
+
+def test_what_an_export_left_white_is_black_in_the_thumbnail(bscan):
+    wedged, blackened = np.maximum(bscan, 0), bscan.copy()
+    rows, columns = np.indices(bscan.shape)
+    wedge = rows > len(bscan) - 80 + columns // 2  # as an export leaves it where it turned the picture
+    wedged[wedge], blackened[wedge] = 255, 0
+    one, other = (np.frombuffer(thumbnail(image), np.uint8).astype(int) for image in (wedged, blackened))
+    assert np.abs(one - other).mean() < 2 < np.abs(one - np.frombuffer(thumbnail(bscan), np.uint8)).max()
 
 
 def test_colour_depth_and_size_of_the_file_do_not_change_the_thumbnail_much(bscan):

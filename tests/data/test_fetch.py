@@ -42,11 +42,12 @@ def server(content):
                 self.end_headers()
                 self.wfile.write(b"<html>log in</html>")
                 return
-            body = content if how != "other" else content[:-1] + b"x"
+            body = {"other": content[:-1] + b"x", "no zip": b"x" * len(content)}.get(how, content)
             self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(body) - start))
+            if how != "no length":
+                self.send_header("Content-Length", str(len(body) - start))
             self.end_headers()
-            if how == "cut" and len(site.asked) < 3:
+            if how in ("cut", "no length") and len(site.asked) < 3:
                 self.wfile.write(body[start : start + len(body) // 3])
                 return  # the connection ends before the file does
             if how == "stall" and len(site.asked) < 2:
@@ -87,7 +88,7 @@ def test_a_file_is_downloaded_once_and_whole(server, file, content, tmp_path):
     assert [path.name for path in (tmp_path / "d").iterdir()] == ["set.zip"]
 
 
-@pytest.mark.parametrize("how", ["cut", "stall", "no ranges"])
+@pytest.mark.parametrize("how", ["cut", "stall", "no ranges", "no length"])
 def test_a_download_that_stops_goes_on_where_it_was(how, server, file, content, tmp_path):
     server.how = how
     (tmp_path / "d").mkdir()
@@ -131,8 +132,12 @@ def test_a_file_of_another_size_or_kind_is_thrown_away(server, file, tmp_path):
     longer = File("set.zip", file.url, None, file.size + 1)
     with pytest.raises(DataError, match=r"has [\d,]+ bytes, its owner says"):
         fetch.download(ROW, longer, tmp_path / "d")
+    plain = File("set.zip", file.url)  # of which its owner publishes nothing
+    server.how = "no zip"
+    with pytest.raises(DataError, match="what came is no zip; it was thrown away"):
+        fetch.download(ROW, plain, tmp_path / "d")
+    assert list((tmp_path / "d").iterdir()) == []
     server.how = "other"
-    plain = File("set.zip", file.url)
     fetch.download(ROW, plain, tmp_path / "d")
 
 

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oct_hf.data.leakage import Links, certificate, leaks, read_links, search, stand_in_patients, units, write_links
+from oct_hf.data.leakage import (
+    Links,
+    certificate,
+    differences,
+    leaks,
+    read_links,
+    search,
+    stand_in_patients,
+    units,
+    write_links,
+)
 from oct_hf.data.splits import split_by_image, split_folds
 from oct_hf.errors import DataError
 from oct_hf.runs.labelled import assign_sides, load_data
@@ -45,6 +55,66 @@ def test_the_certificate_counts_what_is_on_two_sides_and_what_was_taken_out():
     leaky = certificate(HASHES, PATIENTS, ["train", "test", "train", "test", "test"], links(("h2", "h3")))
     assert leaks(leaky) == ["1 patient(s) on two sides", "1 pair(s) of near-duplicates on two sides"]
     assert certificate(HASHES, PATIENTS, sides, None)["near_duplicates"] is None
+
+
+def test_a_volume_stays_whole_and_stands_in_for_a_patient():
+    volumes = ["v", "", "v", "w", "w"]
+    assert units(HASHES, PATIENTS, None, volumes) == ["p", "p", "p", "r", "r"]
+    assert stand_in_patients(HASHES, links(("h1", "h3")), volumes) == ["gh0", "gh1", "gh0", "gh1", "gh1"]
+    counts = certificate(HASHES, PATIENTS, ["train", "train", "test", "test", "unused"], None, volumes)
+    assert counts["volumes_on_two_sides"] == 1 and "1 volume(s) on two sides" in leaks(counts)
+    assert "volumes_on_two_sides" not in certificate(HASHES, PATIENTS, ["train"] * 5, None)
+
+
+def test_a_search_done_again_is_compared_where_it_can_be():
+    side = {"h0": "train", "h1": "test", "h2": "train", "h3": "unused"}
+    nothing, crossing, within = links(), links(("h0", "h1")), links(("h0", "h2"), ("h1", "h3"))
+    assert differences(crossing, crossing, side, True) == []
+    for whole in (True, False):
+        assert differences(nothing, crossing, side, whole) == [
+            "lacks h0… (train) and h1… (test), which are near-duplicates"
+        ]
+    assert differences(nothing, within, side, True) == ["lacks 2 pairs of near-duplicates that the data have"]
+    assert differences(within, nothing, side, True) == ["2 of its 2 pairs are no near-duplicates in the data"]
+    assert differences(nothing, within, side, False) == differences(within, nothing, side, False) == []
+    near = Links((("h0", "h2", 0.7, 0.64),), True)  # another processor may find it just below
+    assert differences(near, nothing, side, True) == differences(nothing, near, side, True) == []
+    assert differences(Links((("h0", "h2", 0.9, 0.3),), False), Links((), False), side, True) != []
+
+
+def test_a_set_that_names_volumes_alone_is_split_by_them(clinic, tmp_path):
+    recipe = recipe_of(clinic, validation=0.3, test=0.3, near_duplicates=False)
+    named = {"without_patients": True, "pattern": r"/(?P<volume>[A-Z]\d)/"}
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, **named))
+    dataset, _ = load_data(recipe.data, str(tmp_path / "cache"))
+    data, volumes = assign_sides(dataset, recipe), np.array(dataset["volume"][:])
+    assert len(set(data.patients)) == len(set(volumes)) == 12 and not any(dataset["patient_id"])
+    for volume in set(volumes):
+        assert len(set(data.sides[volumes == volume])) == 1
+
+
+def test_a_volume_filed_under_two_patients_joins_them(clinic, tmp_path):
+    rows = ["file,patient,volume"]
+    for file in sorted(clinic.rglob("*.png")):
+        rows.append(f"{file.relative_to(clinic).as_posix()},{file.parent.name},1")
+    (clinic / "t.csv").write_text("\n".join(rows))
+    recipe = recipe_of(clinic, validation=0.3, test=0.3)
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, csv="t.csv"))
+    dataset, _ = load_data(recipe.data, str(tmp_path / "cache"))
+    alone = assign_sides(dataset, recipe)
+    patients = np.array(dataset["patient_id"][:])
+    apart = next(
+        b for b in ("D1", "D2", "D3", "D4", "D5") if side_of(alone, patients, b) != side_of(alone, patients, "D0")
+    )
+    volumes = ["shared" if p in ("D0", apart) else v for p, v in zip(patients, dataset["volume"], strict=True)]
+    joined = dataset.remove_columns("volume").add_column("volume", volumes)
+    data = assign_sides(joined, recipe)
+    assert side_of(data, patients, "D0") == side_of(data, patients, apart)
+
+
+def side_of(data, patients, patient: str) -> str:
+    (side,) = set(data.sides[patients == patient])
+    return side
 
 
 def test_pairs_are_written_and_read_and_another_file_is_refused(tmp_path):
@@ -86,6 +156,22 @@ def test_a_copy_under_another_patient_keeps_both_on_one_side(copied, tmp_path):
         crossed += len({*other.sides[raw == "D0"], *other.sides[raw == "D5"]}) > 1
         assert other.links is None
     assert crossed  # without the search it would have leaked
+
+
+def test_a_mirrored_copy_is_kept_together_where_the_recipe_says_so(clinic, tmp_path):
+    image = np.asarray(Image.open(clinic / "DME/D0/0.png"))
+    Image.fromarray(np.ascontiguousarray(image[:, ::-1])).save(clinic / "DME/D5/9.jpeg", quality=90)
+    recipe = recipe_of(clinic, validation=0.3, test=0.3)
+    dataset, _ = load_data(recipe.data, str(tmp_path / "cache"))
+    assert assign_sides(dataset, recipe).links.pairs == ()
+    aware = dataclasses.replace(recipe, split=dataclasses.replace(recipe.split, mirrored=True))
+    for _ in range(2):  # the second time from what was kept beside the prepared set
+        data = assign_sides(dataset, aware)
+        assert len(data.links.pairs) == 1
+        patients = np.array(dataset["patient_id"][:])
+        assert side_of(data, patients, "D0") == side_of(data, patients, "D5")
+        counts = certificate(data.hashes, data.patients, data.sides, data.links)
+        assert counts["near_duplicates"]["method"].endswith("mirrored copies too")
 
 
 def test_a_copy_of_a_test_image_is_taken_out_of_training(copied, tmp_path):

@@ -134,6 +134,23 @@ def test_folder_takes_patient_eye_and_fold_from_a_csv(clinic, tmp_path):
         prepare("folder", clinic, tmp_path / "c", csv="nothing.csv")
 
 
+def test_a_volume_comes_from_a_csv_or_a_pattern_and_is_counted_within_its_patient(clinic, tmp_path):
+    files = sorted(clinic.rglob("*.png"))
+    rows = [{"file": f.relative_to(clinic).as_posix(), "patient": f.parent.name, "volume": f.stem} for f in files]
+    write_csv(clinic, rows)
+    dataset, _ = prepare("folder", clinic, tmp_path / "c", csv="patients.csv")
+    assert set(dataset["volume"]) == {f"{f.parent.name}/{f.stem}" for f in files}
+    pattern = r"/(?P<patient>[A-Z]\d)/(?P<volume>\d)"
+    told, _ = prepare("folder", clinic, tmp_path / "c", pattern=pattern)
+    assert told["volume"][:] == dataset["volume"][:]
+    write_csv(clinic, [{"file": row["file"], "volume": row["patient"]} for row in rows])
+    with pytest.raises(DataError, match='no column "patient" for the patient'):
+        prepare("folder", clinic, tmp_path / "c", csv="patients.csv")
+    for options in ({"csv": "patients.csv"}, {"pattern": r"/(?P<volume>[A-Z]\d)/"}):
+        nameless, _ = prepare("folder", clinic, tmp_path / "c", without_patients=True, **options)
+        assert set(nameless["patient_id"]) == {""} and set(nameless["volume"]) == {f.parent.name for f in files}
+
+
 def test_a_bare_name_that_two_files_have_is_refused(clinic, tmp_path):
     write_csv(clinic, [{"file": f"{n}.png", "patient": f"p{n}"} for n in range(2)])
     with pytest.raises(DataError, match=r"patients.csv says 0.png, which may also be DME/D0/0.png: write CLASS/0.png"):

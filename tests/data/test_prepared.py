@@ -5,6 +5,7 @@ import os
 import shutil
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -16,7 +17,7 @@ from oct_hf.data.prepared import write_prepared
 from oct_hf.data.shards import UNFINISHED, Shards
 from oct_hf.errors import DataError, OCTError
 
-COLUMNS = ("content_hash", "label", "patient_id", "eye", "source", "fold", "side", "thumbnail")
+COLUMNS = ("content_hash", "label", "patient_id", "eye", "volume", "source", "fold", "side", "thumbnail")
 
 
 @pytest.fixture(autouse=True)
@@ -188,6 +189,23 @@ def test_other_peoples_parquet_needs_picture_label_and_patient(tmp_path):
     assert got["content_hash"][:] == [hashlib.sha256(png(n)).hexdigest() for n in range(4)]
     with pytest.raises(DataError, match="no class DRUSEN in it; there are AMD, NORMAL"):
         prepare("parquet", tmp_path / "a", tmp_path / "c3", without_patients=True, labels=("DRUSEN",))
+
+
+def test_shards_written_before_there_were_volumes_are_read(clinic, tmp_path):
+    pattern = r"/(?P<patient>[A-Z]\d)/(?P<volume>\d)"
+    write_prepared(builder_of("folder", clinic, tmp_path / "c", pattern=pattern), str(tmp_path / "new"), 1)
+    new, _ = prepare("parquet", tmp_path / "new", tmp_path / "c1")
+    assert new["volume"][0] == "D0/0"
+    for path in sorted((tmp_path / "new/data").glob("*.parquet")):
+        (tmp_path / "old").mkdir(exist_ok=True)
+        older = pq.read_table(path)
+        about = json.loads(older.schema.metadata[b"huggingface"])
+        del about["info"]["features"]["volume"]
+        older = older.drop_columns("volume").replace_schema_metadata({b"huggingface": json.dumps(about)})
+        pq.write_table(older, tmp_path / "old" / path.name)
+    for stream in (False, True):
+        old, _ = prepare("parquet", tmp_path / "old", tmp_path / "c2", stream=stream)
+        assert old["content_hash"][:] == new["content_hash"][:] and set(old["volume"][:]) == {""}
 
 
 def test_a_shard_says_by_its_name_which_side_it_is(tmp_path):

@@ -8,7 +8,7 @@ import zipfile
 import pytest
 from PIL import Image
 
-from oct_hf.data import sources
+from oct_hf.data import archives
 from oct_hf.data.oct import prepare
 from oct_hf.data.phantom import draw
 from oct_hf.data.sources import open_source
@@ -52,7 +52,7 @@ def test_links_in_archives_are_refused(tmp_path):
 
 
 def test_a_zip_bomb_is_one_bad_file_and_is_not_unpacked(png, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_FILE", 1 << 20)
+    monkeypatch.setattr(archives, "MAX_FILE", 1 << 20)
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("DME/P1/good.png", png)
         archive.writestr("DME/P2/bomb.png", bytes(64 << 20))
@@ -64,7 +64,7 @@ def test_a_zip_bomb_is_one_bad_file_and_is_not_unpacked(png, tmp_path, monkeypat
 
 
 def test_a_directory_that_lies_about_a_size_does_not_fill_the_memory(png, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_FILE", 1 << 20)
+    monkeypatch.setattr(archives, "MAX_FILE", 1 << 20)
     path = tmp_path / "lying.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("DME/P1/a.png", bytes(8 << 20))

@@ -81,15 +81,32 @@ def test_a_fold_may_be_the_validation_side():
     assert sides.tolist() == ["train"] * 4 + ["validation"] * 4 + ["test"] * 4
 
 
+def test_a_test_patient_in_the_validation_fold_is_on_no_side():
+    labels, patients = ["A", "B"] * 8, [f"p{i // 2}" for i in range(16)]
+    patients[4] = patients[5] = patients[12]  # of the validation fold, and of the held-out one
+    patients[0] = patients[1] = patients[7]  # of the training fold, and of the validation fold
+    sides = split_by_fold(labels, patients, [str(i // 4) for i in range(16)], test="3", validation="1")
+    assert (
+        sides.tolist()
+        == ["unused"] * 2 + ["train"] * 2 + ["unused"] * 2 + ["validation"] * 2 + ["train"] * 4 + ["test"] * 4
+    )
+
+
 def test_an_unknown_fold_names_those_there_are():
     with pytest.raises(DataError, match='no fold "7"; the data set has 0, 1'):
         split_by_fold(["A", "A"], ["p", "q"], ["0", "1"], test="7")
+    with pytest.raises(DataError, match=r'no fold "7"; the data set has none: split\.by=patient'):
+        split_by_fold(["A", "A"], ["p", "q"], ["", ""], test="7")
 
 
-@pytest.mark.parametrize("patients, hashes, kind", [("aab", "123", "patient a"), ("abc", "112", "file 1")])
-def test_the_check_finds_what_is_on_two_sides(patients, hashes, kind):
+@pytest.mark.parametrize(
+    "patients, hashes, volumes, kind",
+    [("aab", "123", "uvw", "patient a"), ("abc", "112", "uvw", "file 1"), ("abc", "123", "vvw", "volume v")],
+)
+def test_the_check_finds_what_is_on_two_sides(patients, hashes, volumes, kind):
     with pytest.raises(DataError, match=kind):
-        check_disjoint(list(patients), ["train", "test", "test"], list(hashes))
+        check_disjoint(list(patients), ["train", "test", "test"], list(hashes), list(volumes))
+    check_disjoint(list(patients), ["train", "train", "test"], list("123"), ["", "", ""])
 
 
 def test_split_csv_gives_the_same_split_to_whoever_has_the_files(tmp_path):

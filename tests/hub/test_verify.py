@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -24,7 +25,7 @@ from oct_hf.hub.download import download
 from oct_hf.hub.files import file_faults
 from oct_hf.hub.repository import checksums
 from oct_hf.hub.verify import verify
-from oct_hf.runs.again import predict_again
+from oct_hf.runs.again import predict_again, search_again
 from oct_hf.training.recipe import make_recipe
 
 
@@ -34,8 +35,8 @@ def repository(finished_run, tmp_path) -> Path:
     return shutil.copytree(finished_run / "model", tmp_path / "repository")
 
 
-def faults(repository: Path, predict=None) -> dict[str, tuple[str, ...]]:
-    return {check.name: check.faults for check in verify(download(str(repository)), predict) if check.faults}
+def faults(repository: Path, predict=None, search=None) -> dict[str, tuple[str, ...]]:
+    return {check.name: check.faults for check in verify(download(str(repository)), predict, search) if check.faults}
 
 
 def forge(repository: Path) -> None:
@@ -51,7 +52,7 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 def test_a_repository_as_it_was_written_holds_and_nothing_is_skipped(repository):
-    checks = verify(download(str(repository)), predict_again(None))
+    checks = verify(download(str(repository)), predict_again(None), search_again(None))
     assert [check.faults for check in checks] == [()] * len(checks)
     assert not any(check.skipped for check in checks)
 
@@ -266,6 +267,38 @@ def test_a_private_folder_is_predicted_again_image_by_image(clinic, tmp_path):
     assert faults(repository, predict_again(clinic)) == {
         "images": ("1 of the 12 predicted images are not in the data given",)
     }
+
+
+def test_near_duplicates_are_searched_for_again_with_the_data_at_hand(clinic, tmp_path):
+    image = np.asarray(Image.open(clinic / "DME/D0/0.png"))
+    Image.fromarray(np.roll(image, 4, axis=1)).save(clinic / "DME/D5/9.jpeg", quality=80)
+    recipe = {
+        "name": "clinic",
+        "data": {"name": "folder", "path": str(clinic)},
+        "split": {"validation": 0.25, "test": 0.25},
+        "model": {"base": "test_efficientnet", "weights": "random", "image_size": 64},
+        "train": {"epochs": 1, "batch_size": 8, "workers": 0},
+    }
+    finetune(make_recipe(recipe), tmp_path / "run")
+    repository = tmp_path / "run" / "model"
+    links = repository / "near_duplicates.csv"
+    honest = links.read_text()
+    assert len(honest.splitlines()) == 2 and faults(repository, search=search_again(clinic)) == {}
+    hashes = [line.split(",")[0] for line in (repository / "split.csv").read_text().splitlines()[1:3]]
+    for text, said in (
+        (honest.splitlines()[0] + "\n", ("near_duplicates.csv: lacks 1 pairs of near-duplicates that the data have",)),
+        (
+            f"{honest}{','.join(hashes)},0.9900,0.9900\n",
+            ("near_duplicates.csv: 1 of its 2 pairs are no near-duplicates in the data",),
+        ),
+    ):
+        links.write_text(text)
+        forge(repository)
+        assert faults(repository, search=search_again(clinic))["near-duplicates"] == said
+    links.write_text(honest)
+    forge(repository)
+    (clinic / "DME/D5/9.jpeg").unlink()  # of fewer images, nobody can say that a pair is none
+    assert faults(repository, search=search_again(clinic)) == {}
 
 
 def test_verify_by_repository_id_and_exit_code_one_for_a_number_changed_on_the_hub(site, finished_run, tmp_path):

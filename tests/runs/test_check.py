@@ -70,6 +70,26 @@ def test_published_sides_that_share_patients_and_near_duplicates_are_named_and_t
     }
 
 
+def test_test_patients_planted_in_train_are_counted_to_the_image_and_taken_out_of_training(run, tmp_path):
+    names = [f"test/{label}/{label}-{patient}-1" for label, patient in zip(LABELS, (901, 902, 903, 99), strict=True)]
+    names += ["train/CNV/CNV-901-7", "train/DME/DME-902-7", "train/DME/DME-902-8"]
+    names += ["train/DRUSEN/DRUSEN-903-7", "train/DRUSEN/DRUSEN-903-8", "train/NORMAL/NORMAL-903-9"]  # two labels
+    planted = len(names) - 4
+    names += [f"train/{label}/{label}-{10 * at + n}-1" for at, label in enumerate(LABELS) for n in range(4)]
+    for number, name in enumerate(names):
+        path = tmp_path / "OCT2017" / f"{name}.jpeg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw("NORMAL", 9, number, 0, 96, 96).image).save(path, quality=92)
+    code, text, _ = run("data", "check", "oct2017", "--data", tmp_path / "OCT2017", "validation=0.3", "--json")
+    published, mended = json.loads(text)["splits"]
+    assert code == 1 and published["certificate"]["patients_on_two_sides"] == 3
+    assert published["counts"]["train"]["images"] == 22 and published["counts"]["test"]["images"] == 4
+    assert [which for what, which, _ in published["offenders"] if what == "patient"] == ["901", "902", "903"]
+    assert mended["leaks"] == [] and mended["certificate"]["taken_out"]["patient_held_out"] == planted == 6
+    images = {side: row["images"] for side, row in mended["counts"].items()}
+    assert images["train"] + images["validation"] == 22 - 6 and images["test"] == 4 and images["unused"] == 6
+
+
 def test_a_clean_folder_exits_0_and_a_split_of_ones_own_is_looked_at(run, clinic, tmp_path):
     code, text, _ = run("data", "check", clinic)
     assert code == 0 and text.rstrip().endswith("clean") and "by patient" in text

@@ -43,6 +43,7 @@ def test_each_bscan_is_a_row_with_patient_and_eye_of_its_file(practice, tmp_path
     assert all(np.array_equal(row["image"], bscan) for row, bscan in zip(mine, whole.bscans, strict=True))
     assert {row["patient_id"] for row in mine} == {whole.patient} and {row["eye"] for row in mine} == {"OS"}
     assert len(set(rows["patient_id"][:])) == 16 and rows["eye"][:].count("OD") == 6
+    assert {row["volume"] for row in mine} == {"DME/3.vol#0"} and len(set(rows["volume"][:])) == 18
     assert not any(secret in str(rows.to_dict()) for secret in SECRETS)
     again, _ = prepare("folder", practice, tmp_path / "other", workers=2)
     assert again["content_hash"][:] == rows["content_hash"][:]
