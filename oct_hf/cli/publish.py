@@ -105,12 +105,16 @@ def verify(
     prepare_for_other_hubs()
     from oct_hf.hub.download import download
     from oct_hf.hub.verify import verify as check
-    from oct_hf.runs.again import drawn_data, predict_again, search_again
+    from oct_hf.runs.again import drawn_data, explain_again, predict_again, search_again
     from oct_hf.runs.run import quiet_libraries
 
     quiet_libraries()
     found = download(model)
-    again = [function(data) for function in (predict_again, search_again)] if data or drawn_data(found) else []
+    again = (
+        [function(data) for function in (predict_again, search_again, explain_again)]
+        if data or drawn_data(found)
+        else []
+    )
     checks = check(found, *again)
     untrue = [fault for one in checks for fault in one.faults]
     if as_json:

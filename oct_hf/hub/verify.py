@@ -27,6 +27,7 @@ from oct_hf.data.leakage import LINKS_FILE, Links, certificate, read_links
 from oct_hf.data.splits import count_sides, fingerprint, on_two_sides, read_split_table
 from oct_hf.errors import ModelError, OCTError
 from oct_hf.evaluation.assessment import assess, assess_external, refit
+from oct_hf.evaluation.faithfulness import best_method
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.evaluation.report import can_draw
 from oct_hf.hub.allowed import CODE_BRANCH
@@ -40,6 +41,7 @@ from oct_hf.inference.predictor import Predictor
 from oct_hf.training.callbacks import selection
 from oct_hf.training.recipe import load_recipe
 
+HEAT_TOLERANCE = 0.02  # of figures from 0 to 1 that are measured on heat maps
 REFIT = 1e-3  # relative, of a temperature fitted again
 SAME_PIXELS = 1e-6  # between torch loaders, on one machine
 ANOTHER_MACHINE = 1e-3  # between the publisher's machine and this one
@@ -66,6 +68,7 @@ def verify(
     model: Downloaded,
     predict: Callable[[Path], Predictions] | None = None,
     search: Callable[[Path, Links], list[str]] | None = None,
+    explain: Callable[[Path, int], dict | None] | None = None,
 ) -> list[Check]:
     """Every check of a repository, in order; nothing of it is loaded before its files are known to be harmless.
 
@@ -73,10 +76,11 @@ def verify(
         model: what `download` gave.
         predict: predicts the data again, given the folder; without it, the image-by-image check is skipped.
         search: says where the data have other near-duplicates than these of the folder; likewise.
+        explain: measures heat maps again on so many B-scans, given the folder; likewise.
 
     Raises:
         ModelError: it isn't a repository of this package.
-        DataError: what `predict` or `search` say of the data at hand.
+        DataError: what `predict`, `search` or `explain` say of the data at hand.
     """
     claims = _Claims(model)
     faults = file_faults(model.folder, model.files, model.revision)
@@ -99,7 +103,7 @@ def verify(
             why = " ".join(str(error).split())[:300] or type(error).__name__
             checks.append(Check(name, "stopped", (f"{name}: {why}",)))
     # Outside of the above: what is wrong with the data given is no fault of the repository.
-    return [*checks, _images(claims, predict), _near_duplicates(claims, search)]
+    return [*checks, _images(claims, predict), _near_duplicates(claims, search), _heat_maps(claims, explain)]
 
 
 class _Claims:
@@ -409,7 +413,35 @@ def _near_duplicates(claims: _Claims, search: Callable[[Path, Links], list[str]]
     return Check(name, f"{len(claims.links.pairs)} pairs, searched for again", tuple(faults))
 
 
+def _heat_maps(claims: _Claims, explain: Callable[[Path, int], dict | None] | None) -> Check:
+    """The heat maps measured again, and the best method by what run.json says of all."""
+    name, said = "heat maps", claims.said["explanations"]
+    if said is None:
+        return Check(name, "none were measured", skipped=True)
+    best = best_method(said)
+    faults = [] if best == said["method"] else [f"run.json: explanations.method is {said['method']}, by rule {best}"]
+    if explain is None:
+        return Check(name, "no data at hand; --data PATH measures them again", tuple(faults), skipped=not faults)
+    found = explain(claims.folder, said["settings"]["images"])
+    if found is None:
+        return Check(name, 'need captum and grad-cam: pip install "oct-hf[explain]"', tuple(faults), skipped=not faults)
+    then, now = (_flat(content) for content in (said, found))
+    faults += [
+        f"run.json: explanations.{key} is {then.get(key, 'missing')}, measured again {now.get(key, 'nothing')}"
+        for key in then.keys() | now.keys()
+        if not _close(then.get(key), now.get(key))
+    ]
+    return Check(name, f"{len(said['methods'])} methods measured again", tuple(sorted(faults)))
+
+
 # --- comparing ---
+
+
+def _close(one, other) -> bool:
+    """Equal but for what another machine's rounding moves in a map."""
+    if isinstance(one, float) and isinstance(other, float):
+        return abs(one - other) <= HEAT_TOLERANCE
+    return type(one) is type(other) and one == other
 
 
 def _short(answer: dict[str, float]) -> str:

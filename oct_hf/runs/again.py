@@ -21,6 +21,7 @@ from oct_hf.evaluation.intervals import patient_bootstrap
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.hub.download import Downloaded
 from oct_hf.inference.predictor import Predictor
+from oct_hf.runs.explained import measure_explanations
 from oct_hf.runs.labelled import LabelledSet, load_data, predict_sides, public_ids
 from oct_hf.runs.run import finetune
 from oct_hf.training.recipe import Recipe, load_recipe
@@ -36,19 +37,16 @@ def predict_again(data: str | Path | None, cache_dir: str | None = None) -> Call
         cache_dir: for the prepared data.
     """
 
-    def predict(folder: Path) -> Predictions:
-        dataset, recipe = _data_of(folder, data, cache_dir)
-        names, hashes = dataset.features["label"].names, dataset["content_hash"][:]
-        labels = [names[i] for i in dataset["label"][:]]
-        split = read_split_table(folder / "split.csv")
-        known = dict(zip(split["content_hash"], split["side"], strict=True))
-        sides = np.array([known.get(value, UNUSED) for value in hashes])
-        if not np.isin(sides, ("validation", "test")).any():
-            raise DataError(f"{data or 'the phantoms'}: none of the {len(hashes)} images is one that was predicted")
-        patients = public_ids(dataset["patient_id"][:], recipe.data)
-        return predict_sides(Predictor(folder), LabelledSet(dataset, hashes, labels, names, patients, sides))
+    return lambda folder: predict_sides(Predictor(folder), _labelled(folder, data, cache_dir))
 
-    return predict
+
+def explain_again(data: str | Path | None, cache_dir: str | None = None) -> Callable[[Path, int], dict | None]:
+    """A function that measures a repository's heat maps again, on so many B-scans; None without the libraries.
+
+    Args:
+        data, cache_dir: as for `predict_again`.
+    """
+    return lambda folder, count: measure_explanations(Predictor(folder), _labelled(folder, data, cache_dir), count)
 
 
 def search_again(data: str | Path | None, cache_dir: str | None = None) -> Callable[[Path, Links], list[str]]:
@@ -69,6 +67,20 @@ def search_again(data: str | Path | None, cache_dir: str | None = None) -> Calla
         return [f"{LINKS_FILE}: {fault}" for fault in differences(published, found, side, whole)]
 
     return again
+
+
+def _labelled(folder: Path, data: str | Path | None, cache_dir: str | None) -> LabelledSet:
+    """The B-scans at hand on the sides that a repository's split.csv gives them."""
+    dataset, recipe = _data_of(folder, data, cache_dir)
+    names, hashes = dataset.features["label"].names, dataset["content_hash"][:]
+    labels = [names[i] for i in dataset["label"][:]]
+    split = read_split_table(folder / "split.csv")
+    known = dict(zip(split["content_hash"], split["side"], strict=True))
+    sides = np.array([known.get(value, UNUSED) for value in hashes])
+    if not np.isin(sides, ("validation", "test")).any():
+        raise DataError(f"{data or 'the phantoms'}: none of the {len(hashes)} images is one that was predicted")
+    patients = public_ids(dataset["patient_id"][:], recipe.data)
+    return LabelledSet(dataset, hashes, labels, names, patients, sides)
 
 
 def _data_of(folder: Path, data: str | Path | None, cache_dir: str | None) -> tuple[datasets.Dataset, Recipe]:

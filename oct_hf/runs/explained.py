@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from oct_hf.data.encoded import Encoded
-from oct_hf.evaluation.explain import DEFAULT, can_explain, explain
+from oct_hf.evaluation.explain import DEFAULT, QUICK, can_explain, explain
 from oct_hf.evaluation.faithfulness import marked_phantoms, measure_faithfulness
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.images import read_image, to_gray
@@ -54,7 +54,7 @@ def measure_explanations(predictor: Predictor, data: LabelledSet, count: int) ->
     images = [to_gray(read_image(encoded[row])) for row in chosen]
     groups = [data.patients[row] for row in chosen]
     marked = marked_phantoms(predictor.labels, count, SEED)
-    return measure_faithfulness(predictor, predictor.preprocessing, images, groups, marked, seed=SEED)
+    return measure_faithfulness(predictor, predictor.preprocessing, images, groups, marked, QUICK, seed=SEED)
 
 
 def worst_errors(predictor: Predictor, data: LabelledSet, predictions: Predictions, facts: dict) -> list[WrongAnswer]:

@@ -119,7 +119,7 @@ class EvaluationRecipe:
     level: Share = 0.9  # with which prediction sets hold the true label
     sensitivity: Share = 0.95  # targets of the operating points, on the validation side
     specificity: Share = 0.95
-    explain: Annotated[int, Field(ge=0)] = 12  # B-scans on which heat maps are measured; 0 measures none
+    explain: Annotated[int, Field(ge=0)] = 8  # B-scans on which heat maps are measured; 0 measures none
 
 
 @checked(frozen=True, config=_STRICT)
