@@ -14,6 +14,7 @@ import numpy as np
 
 from oct_hf.data.splits import pseudonyms
 from oct_hf.data.volumes import MAX_BYTES, Spacing, Volume, refuse_size
+from oct_hf.data.volumes.heidelberg import shown
 from oct_hf.data.volumes.unreadable import NEVER_TRIED, NO_EYE, damage_is_one_line, only, text
 from oct_hf.errors import DataError
 
@@ -223,14 +224,10 @@ def _levels() -> np.ndarray:
     """Gray level of each of the 65,536 stored numbers, which are floats of 6 bits exponent and 10 bits mantissa.
 
     The mantissa is the low 10 bits as they stand (LibE2E, image.cpp); eyepy and oct-converter read them in reverse
-    order, up to 22 gray levels off. The logarithm is theirs: fitted to Heidelberg's own pictures (OCT-Converter issue
-    21). Above 1.99 the device had no image.
+    order, up to 22 gray levels off.
     """
     stored = np.arange(65536)
-    values = (1 + (stored & 1023) / 1024) * np.exp2((stored >> 10) - 63.0)
-    shown = np.where(values <= 1, (np.log(values + 2.44e-4) + 8.3) / 8.285, values)
-    shown[values > 1.99] = 0
-    return np.rint(255 * np.clip(shown, 0, 1)).astype(np.uint8)
+    return shown((1 + (stored & 1023) / 1024) * np.exp2((stored >> 10) - 63.0))
 
 
 _LEVELS = _levels()

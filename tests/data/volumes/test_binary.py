@@ -8,11 +8,12 @@ import pytest
 from oct_hf.data.volumes import is_volume, read_volumes
 from oct_hf.data.volumes.as_pictures import DevicePictures
 from oct_hf.data.volumes.e2e import _LEVELS
+from oct_hf.data.volumes.heidelberg import shown
 from oct_hf.errors import DataError
 from oct_hf.images import read_image
-from tests.data.volumes.write import SECRETS, bscans
+from tests.data.volumes.write import SECRETS, bscans, reflectivity, write_vol
 from tests.data.volumes.write_binary import (
-    _BACK,
+    stored,
     write_bioptigen,
     write_e2e,
     write_img,
@@ -66,11 +67,32 @@ def test_e2e_reads_as_its_two_libraries_do_but_for_the_order_of_the_mantissas_bi
     with HeE2eReader(path) as reader:
         series = [(s.laterality(), s.get_bscans()) for s in reader.series]
     assert ["82" in eye or "OD" in eye for eye, _ in series] == [True, False]
-    for volume, converted, (_, stored) in zip(ours, theirs, series, strict=True):
-        expected = _LEVELS[_mantissa_reversed(_BACK[volume.bscans].astype(np.int64))].astype(int)
-        assert np.abs(from_e2e_intensity(stored.copy()) - expected).max() <= 1
+    for volume, converted, (_, numbers) in zip(ours, theirs, series, strict=True):
+        expected = _LEVELS[_mantissa_reversed(stored(volume.bscans).astype(np.int64))].astype(int)
+        assert np.abs(from_e2e_intensity(numbers.copy()) - expected).max() <= 1
         assert np.abs(255 * np.stack(converted.volume) - expected).max() <= 1
         assert np.abs(volume.bscans - expected).max() <= 22
+
+
+def test_one_scan_gives_one_picture_as_vol_and_as_e2e(tmp_path):
+    """As eyepy shows the .vol too; by the fourth root, which other readers of .vol use, it would be another picture."""
+    from eyepy.io.he.vol_reader import HeVolReader
+
+    scan = bscans(3)
+    (vol,) = read_volumes(write_vol(tmp_path / "a.vol", scan))
+    (e2e,) = read_volumes(write_e2e(tmp_path / "a.e2e", {"L": scan}))
+    assert np.abs(vol.bscans.astype(int) - e2e.bscans).max() <= 1
+    theirs = np.stack([bscan.data for bscan in HeVolReader(tmp_path / "a.vol").volume])
+    assert np.abs(vol.bscans.astype(int) - theirs).max() <= 1
+    fourth_root = np.rint(255 * reflectivity(scan) ** 0.25)
+    assert np.abs(vol.bscans - fourth_root).max() > 30
+
+
+def test_what_heidelberg_filled_in_is_black():
+    assert shown(np.array([0, 0.5, 1, 1.5, 3.4e38, np.nan, np.inf, -1], np.float32)).tolist() == [
+        *(0, 234, 255, 255),
+        *(0, 0, 0, 0),
+    ]
 
 
 def test_two_statements_that_contradict_each_other_leave_the_eye_unknown(tmp_path):
