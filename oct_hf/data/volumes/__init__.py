@@ -71,7 +71,7 @@ _READERS: dict[str, tuple[str, str]] = {
 }
 # What a search through a folder takes up. An .xml is read when it is named; in a folder its pictures are found already.
 VOLUME_EXTENSIONS = tuple(ending for ending in _READERS if ending != ".xml")
-MAX_BYTES = 512 * 1024**2  # pixels of all B-scans of a file; a cube of 512x128x1024 has an eighth
+MAX_BYTES = 384 * 1024**2  # pixels of all B-scans of a file; a cube of 512x1024x128 has a sixth
 
 
 def is_volume(path: str | Path) -> bool:
