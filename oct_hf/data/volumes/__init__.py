@@ -103,6 +103,12 @@ def refuse_size(path: Path, frames: int, height: int, width: int) -> None:
         raise DataError(f"{path}: its header says {frames} B-scans of {width}x{height} pixels, which no device writes")
 
 
+def refuse_total(path: Path, pixels: int) -> None:
+    """Raises DataError where all volumes of a file together have more pixels than a device writes."""
+    if pixels > MAX_BYTES:
+        raise DataError(f"{path}: has more than {MAX_BYTES >> 20} million pixels of B-scans, which no device writes")
+
+
 def _begins_as_dicom(path: Path) -> bool:
     return _beginning(path, 132)[128:] == b"DICM"
 

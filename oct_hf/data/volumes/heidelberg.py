@@ -6,9 +6,9 @@ same scans, says its author in OCT-Converter issue 21), and not the fourth root 
 are read one after the other, since a parser's copy of a large cube has several gigabytes.
 """
 
-import mmap
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -36,8 +36,7 @@ def read_vol(path: Path) -> list[Volume]:
     bscan_header = _check(path)
     with damage_is_one_line(path, "a Heidelberg .vol"), open(path, "rb") as file:
         parsed = Struct(*vol_format.subcons[:-2]).parse_stream(file)  # all but its pictures
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            bscans, localizer, ends = _pictures(data, parsed, bscan_header)
+        bscans, localizer, ends = _pictures(file, parsed, bscan_header)
     scale = np.array([parsed.scale_x_slo, parsed.scale_y_slo] * 2)
     # A circle is one B-scan whose "end" is a centre: no line to draw.
     usable = parsed.scan_pattern != 2 and (scale > 0).all() and np.isfinite(ends).all()
@@ -67,17 +66,15 @@ def shown(values: np.ndarray) -> np.ndarray:
     return np.rint(255 * np.clip(levels, 0, 1)).astype(np.uint8)
 
 
-def _pictures(data: mmap.mmap, head, bscan_header: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _pictures(file: BinaryIO, head, bscan_header: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """B-scans, the localizer, and each B-scan's ends in millimetres on it."""
     count, height, width = head.n_bscans, head.size_y, head.size_x
-    localizer = np.frombuffer(data[_HEADER : _HEADER + head.size_x_slo * head.size_y_slo], np.uint8)
+    file.seek(_HEADER)
+    localizer = np.frombuffer(file.read(head.size_x_slo * head.size_y_slo), np.uint8)
     bscans, ends = np.empty((count, height, width), np.uint8), np.empty((count, 4))
-    at = _HEADER + len(localizer)
     for number in range(count):
-        ends[number] = struct.unpack_from("<4d", data, at + 16)
-        at += bscan_header
-        bscans[number] = shown(np.frombuffer(data[at : at + 4 * width * height], "<f4").reshape(height, width))
-        at += 4 * width * height
+        ends[number] = struct.unpack_from("<4d", file.read(bscan_header), 16)
+        bscans[number] = shown(np.frombuffer(file.read(4 * width * height), "<f4").reshape(height, width))
     return bscans, localizer.reshape(head.size_y_slo, head.size_x_slo), ends
 
 
