@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from oct_hf.data.volumes.decoding_apart import Decoder
 from oct_hf.errors import DataError
 
 _HEADER = 16 * 1024**2  # bytes before the pixels; a per-frame header of 512 B-scans has half a megabyte
@@ -24,7 +25,11 @@ _RLE = 16 * 1024**2  # bytes of one frame: RLE unpacks to 64 times as much at mo
 _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 _RLE_SYNTAX = "1.2.840.10008.1.2.5"
 _JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
-_JPEG = tuple(f"1.2.840.10008.1.2.4.{kind}" for kind in (50, 51, 57, 70, 80, 81))  # and JPEG-LS
+_JPEG = tuple(f"1.2.840.10008.1.2.4.{kind}" for kind in (50, 51, 57, 70))
+_JPEG_LS = tuple(f"1.2.840.10008.1.2.4.{kind}" for kind in (80, 81))
+# gdcm ends its process at some damaged pictures: it decodes what no other can, and apart.
+_APART = _JPEG[1:]
+_DECODERS = {**dict.fromkeys(_JPEG_2000, "pillow"), _JPEG[0]: "pillow", **dict.fromkeys(_JPEG_LS, "pyjpegls")}
 _CODESTREAM = b"\xff\x4f\xff\x51"
 _JP2 = b"\x00\x00\x00\x0cjP  "
 
@@ -80,7 +85,7 @@ def frames_of(path: Path, opened: BinaryIO, file, start: int, count: int) -> Ite
         if left < needed:
             raise DataError(f"{path}: ends too early: {left:,} of {needed:,} bytes of pixels")
         frames = iter_pixels(opened)
-    elif syntax in (_RLE_SYNTAX, *_JPEG_2000, *_JPEG):
+    elif syntax in (_RLE_SYNTAX, *_JPEG_2000, *_JPEG, *_JPEG_LS):
         if count > left // 8:  # each frame of a compressed file has a header of that size at least
             raise DataError(f"{path}: its header says {count} B-scans, but it has {left:,} bytes of them")
         frames = _decoded(path, opened, file, start, count, syntax)
@@ -112,18 +117,31 @@ def _decoded(path: Path, opened: BinaryIO, file, start: int, count: int, syntax:
     element = opened.read(12)
     if element[4:6] not in (b"OB", b"OW", b"UN") or element[8:] != b"\xff\xff\xff\xff":
         raise DataError(f"{path}: its header says that it is compressed, but its pixels aren't in pieces")
-    decoder = get_decoder(UID(syntax))
-    options = as_pixel_options(file) | {"transfer_syntax_uid": UID(syntax), "number_of_frames": 1}
+    options = as_pixel_options(file) | {"transfer_syntax_uid": str(syntax), "number_of_frames": 1}
     options = {"pixel_keyword": "PixelData", "pixel_vr": "OB"} | options
+    frames = _checked(path, generate_frames(opened, number_of_frames=count), file, syntax)
+    if syntax in _APART:
+        with Decoder() as apart:
+            for frame in frames:
+                yield apart.decode(encapsulate([frame]), options)
+        return
+    decoder, plugin = get_decoder(UID(syntax)), _DECODERS.get(syntax, "")
+    options["transfer_syntax_uid"] = UID(syntax)
+    for frame in frames:
+        yield decoder.as_array(encapsulate([frame]), index=0, decoding_plugin=plugin, **options)[0]
+
+
+def _checked(path: Path, frames: Iterator[bytes], file, syntax: str) -> Iterator[bytes]:
+    """Frames that are of the size that the header says, as far as they say it themselves."""
     size = int(file.Rows), int(file.Columns)
-    for number, frame in enumerate(generate_frames(opened, number_of_frames=count)):
+    for number, frame in enumerate(frames):
         if syntax in _JPEG_2000:
             frame = _codestream(path, frame, is_zeiss(file))
         if syntax == _RLE_SYNTAX and len(frame) > _RLE:
             raise DataError(f"{path}: B-scan {number} has {len(frame):,} bytes, which no device writes")
         if syntax != _RLE_SYNTAX and _size_of(frame) != size:
             raise DataError(f"{path}: B-scan {number} isn't of the size that the header says")
-        yield decoder.as_array(encapsulate([frame]), index=0, **options)[0]
+        yield frame
 
 
 def _codestream(path: Path, frame: bytes, zeiss: bool) -> bytes:

@@ -11,7 +11,14 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 from oct_hf.data.volumes import read_volumes
 from oct_hf.errors import DataError
 from tests.data.volumes.write import bscans, write_dicom
-from tests.data.volumes.write_dicom_kinds import jp2, scrambled, write_jpeg_2000, write_per_frame, write_zeiss
+from tests.data.volumes.write_dicom_kinds import (
+    jp2,
+    scrambled,
+    write_jpeg_2000,
+    write_jpeg_lossless,
+    write_per_frame,
+    write_zeiss,
+)
 
 
 def test_what_is_said_frame_by_frame_is_read(tmp_path):
@@ -93,6 +100,17 @@ def test_a_codestream_larger_than_the_header_says_is_refused_before_it_is_decode
         struct.pack_into(">2I", frame, 8, 30000, 30000)
     with pytest.raises(DataError, match="B-scan 0 isn't of the size that the header says"):
         read_volumes(write_jpeg_2000(tmp_path / "a.dcm", values, [bytes(frame) for frame in frames]))
+
+
+def test_what_only_gdcm_decodes_is_read_and_its_end_is_not_ours(tmp_path):
+    values = bscans(2, 64, 64)
+    path = write_jpeg_lossless(tmp_path / "a.dcm", values)
+    assert np.array_equal(read_volumes(path)[0].bscans, values)
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(b"\xff\xc3") + 4] = 157  # bits a sample: gdcm ends its process
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match="can be read"):
+        read_volumes(path)
 
 
 def test_run_lengths_that_unpack_to_gigabytes_are_refused(tmp_path):

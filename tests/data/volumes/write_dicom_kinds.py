@@ -98,3 +98,29 @@ def write_zeiss(path: Path, values: np.ndarray) -> Path:
     raw = raw[:at] + spacing + raw[at:]
     path.write_bytes(raw.replace(count, struct.pack("<HH2sH", 0x28, 8, b"IS", len(rubbish)) + rubbish))
     return path
+
+
+def write_jpeg_lossless(path: Path, values: np.ndarray) -> Path:
+    """JPEG without loss (DICOM's own default); gdcm encodes it, but of another kind of object."""
+    import gdcm
+
+    other = write_dicom(path.with_name("other.dcm"), values, kind="1.2.840.10008.5.1.4.1.1.7.2")
+    file = pydicom.dcmread(other)
+    del file.SharedFunctionalGroupsSequence
+    file.save_as(other)
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(str(other))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer.SetFileName(str(other))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+    encoded, file = pydicom.dcmread(other), pydicom.dcmread(write_dicom(path, values))
+    file.PixelData, file.file_meta.TransferSyntaxUID = encoded.PixelData, encoded.file_meta.TransferSyntaxUID
+    file["PixelData"].is_undefined_length = True
+    file.save_as(path)
+    other.unlink()
+    return path
