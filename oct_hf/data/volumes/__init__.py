@@ -85,6 +85,10 @@ def is_volume(path: str | Path) -> bool:
 def read_volumes(path: str | Path) -> list[Volume]:
     """Every acquisition in a device's file.
 
+    Example:
+        volume, *_ = oct_hf.read_volumes("scan.e2e")
+        volume.bscans.shape, volume.laterality, volume.spacing.depth  # (49, 496, 512), "OD", 3.87 microns
+
     Raises:
         DataError: it can't be read, isn't OCT, or is larger than such a file can be.
     """

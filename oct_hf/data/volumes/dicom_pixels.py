@@ -141,6 +141,8 @@ def _checked(path: Path, frames: Iterator[bytes], file, syntax: str) -> Iterator
             raise DataError(f"{path}: B-scan {number} has {len(frame):,} bytes, which no device writes")
         if syntax != _RLE_SYNTAX and _size_of(frame) != size:
             raise DataError(f"{path}: B-scan {number} isn't of the size that the header says")
+        if syntax in (*_JPEG, *_JPEG_LS) and not frame.rstrip(b"\0").endswith(b"\xff\xd9"):
+            raise DataError(f"{path}: B-scan {number} ends too early")  # CharLS would search for its end for seconds
         yield frame
 
 

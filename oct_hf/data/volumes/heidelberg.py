@@ -39,7 +39,9 @@ def read_vol(path: Path) -> list[Volume]:
         bscans, localizer, ends = _pictures(file, parsed, bscan_header)
     scale = np.array([parsed.scale_x_slo, parsed.scale_y_slo] * 2)
     # A circle is one B-scan whose "end" is a centre: no line to draw.
-    usable = parsed.scan_pattern != 2 and (scale > 0).all() and np.isfinite(ends).all()
+    with np.errstate(all="ignore"):
+        places = ends / scale
+    usable = parsed.scan_pattern != 2 and (scale > 0).all() and np.isfinite(places).all()
     eye = parsed.scan_position.strip("\0 ").upper()
     patient = parsed.patient_id.strip("\0 ") or (str(parsed.pid) if parsed.pid else "")
     notes = [] if eye in ("OD", "OS") else [NO_EYE]
@@ -50,7 +52,7 @@ def read_vol(path: Path) -> list[Volume]:
             eye if eye in ("OD", "OS") else "",
             Spacing(*(1000 * v if 0 < v < 10 else None for v in spacing)),
             localizer,
-            ends / scale if usable else None,
+            places if usable else None,
             pseudonyms([patient])[0] if patient else "",
             kind="Heidelberg .vol",
             warnings=tuple(notes),
