@@ -46,7 +46,7 @@ def read_img(path: Path) -> list[Volume]:
             raise DataError(f"{path}: no Zeiss .img: it has {length:,} bytes, a cube has {wanted}")
         refuse_size(path, size[1], _DEPTH, size[0])
         bscans = np.fromfile(path, np.uint8).reshape(size[1], _DEPTH, size[0])[:, ::-1, ::-1]
-        eye, patient = _eye_in_name(path), re.match(r"P\w*\d\w*?(?=_)", path.name)
+        eye, patient = _eye_in_name(path), re.match(r"P[^_]*\d[^_]*(?=_)", path.name)
         return [
             Volume(
                 np.ascontiguousarray(bscans),
