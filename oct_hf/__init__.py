@@ -21,6 +21,8 @@ _WHERE = {
     "Predictor": "oct_hf.inference.predictor",
     "Preprocessing": "oct_hf.images",
     "Recipe": "oct_hf.training.recipe",
+    "Volume": "oct_hf.data.volumes",
+    "answer_eyes": "oct_hf.inference.eyes",
     "OCTError": "oct_hf.errors",
     "draw_phantom": "oct_hf.data.phantom:draw",
     "evaluate_model": "oct_hf.runs.run",
@@ -28,6 +30,7 @@ _WHERE = {
     "prepare": "oct_hf.data.oct",
     "publish_data": "oct_hf.runs.data_set",
     "read_image": "oct_hf.images",
+    "read_volumes": "oct_hf.data.volumes",
     "split_by_patient": "oct_hf.data.splits",
     "write_repository": "oct_hf.hub.repository",
 }

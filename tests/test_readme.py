@@ -8,6 +8,8 @@ from pathlib import Path
 
 from oct_hf.cli import app
 from oct_hf.training.recipe import load_recipe
+from tests.data.volumes.write import bscans
+from tests.data.volumes.write_binary import write_e2e
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -15,6 +17,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 def test_every_python_block_runs_beside_a_finished_demo(finished_run, tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "demo").symlink_to(finished_run)
+    write_e2e(tmp_path / "scan.e2e", {"R": bscans(3)})
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) >= 3
     done = subprocess.run([sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, capture_output=True, text=True)

@@ -60,11 +60,12 @@ def predict(
     for file in devices:
         try:
             for answer in answer_eyes(predictor, file, rule or chosen):
-                eyes.append(answer)
+                eyes.append(answer.without_pixels())
                 if en_face is not None:
                     en_face.mkdir(parents=True, exist_ok=True)
                     mark(answer).save(en_face / f"{len(eyes):04d}.png")
                 rows += table.eye_rows(answer)
+                del answer  # or its pixels would stay beside those of the next
         except DataError as error:
             rows.append({"file": str(file), "error": str(error).removeprefix(f"{file}: ")})
         bar.update()

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,11 @@ class EyeAnswer:
     rule: str
     probabilities: np.ndarray
     driving: tuple[int, ...]
+
+    def without_pixels(self) -> "EyeAnswer":
+        """The same without B-scans and fundus, so that the answers of a large folder fit in memory."""
+        empty = np.empty((0, *self.volume.bscans.shape[1:]), np.uint8)
+        return replace(self, volume=replace(self.volume, bscans=empty, en_face=None, positions=None))
 
     @property
     def predicted(self) -> str:

@@ -2,6 +2,7 @@ import csv
 import json
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+import oct_hf
 from oct_hf.errors import OCTError
 from oct_hf.evaluation.aggregation import RULES, join
+from oct_hf.inference import table
 from oct_hf.inference.eyes import answer_eyes, recorded_rule
 from oct_hf.inference.predictor import Predictor
 from tests.data.volumes.write import SECRETS, bscans, write_dicom, write_vol
@@ -53,6 +56,16 @@ def test_an_eyes_answer_is_that_of_its_bscans(finished_run, tmp_path):
     assert answer.probabilities == pytest.approx(join(np.array(alone), predictor.labels, "maximum"), abs=1e-6)
     column = np.array(alone)[:, predictor.labels.index(answer.predicted)]
     assert answer.driving[0] == column.argmax() and len(answer.driving) == 3
+
+
+def test_an_answer_can_be_kept_without_its_pixels(finished_run, tmp_path):
+    path = write_dicom(tmp_path / "scan.dcm", bscans(4))
+    (answer,) = oct_hf.answer_eyes(Predictor(finished_run / "model"), path)
+    pixels = weakref.ref(answer.volume.bscans)
+    kept = answer.without_pixels()
+    rows = table.eye_rows(answer)
+    del answer
+    assert pixels() is None and table.eye_rows(kept) == rows and kept.volume.laterality == "OD"
 
 
 def test_device_files_and_pictures_go_into_one_table_without_a_name(finished_run, clinic, tmp_path):

@@ -1,6 +1,7 @@
 """A device's files as pictures of a folder: `scan.e2e#0/012.png` is the B-scan 12 of the first acquisition in scan.e2e.
 
-A volume is read when the folder is listed and again when its B-scans are; one or two stay in memory between.
+A volume is read when the folder is listed and again when its B-scans are; one or two stay in memory between, and none
+beside a large one.
 """
 
 import io
@@ -18,6 +19,7 @@ from oct_hf.data.volumes import Volume, read_volumes
 from oct_hf.errors import BadImageError, DataError
 
 _KEPT = 2  # files whose volumes stay in memory
+_LARGE = 128 * 1024**2  # bytes of B-scans: with more the files before are let go
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,14 @@ class DevicePictures:
     def _volumes(self, file: str) -> list[Volume]:
         with self._lock:
             if file not in self._open:
-                self._open[file] = read_volumes(self.root / file)
-                while len(self._open) > _KEPT:
+                while len(self._open) >= _KEPT or (self._open and self._bytes() > _LARGE):
                     self._open.popitem(last=False)
+                self._open[file] = read_volumes(self.root / file)
             self._open.move_to_end(file)
             return self._open[file]
+
+    def _bytes(self) -> int:
+        return sum(volume.bscans.nbytes for volumes in self._open.values() for volume in volumes)
 
 
 def _place(name: str) -> tuple[str, int]:

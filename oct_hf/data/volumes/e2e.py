@@ -7,13 +7,15 @@ directory (eyepy jumps back for ever); where they contradict each other the answ
 
 import mmap
 import struct
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from oct_hf.data.splits import pseudonyms
-from oct_hf.data.volumes import MAX_BYTES, Spacing, Volume, refuse_size
+from oct_hf.data.volumes import Spacing, Volume, refuse_size, refuse_total
+from oct_hf.data.volumes.heidelberg import shown
 from oct_hf.data.volumes.unreadable import NEVER_TRIED, NO_EYE, damage_is_one_line, only, text
 from oct_hf.errors import DataError
 
@@ -22,6 +24,7 @@ _DIRECTORY, _ENTRY, _CONTAINER = 52, 44, 60  # bytes of each header
 _PATIENT, _LATERALITY, _PREAMBLE, _BSCAN, _IMAGE = 9, 11, 3, 10004, 0x40000000
 _OCT, _LOCALIZER = 35652097, 33620481  # kinds of image, by eyepy
 _EYES = {"R": "OD", "L": "OS"}
+_MOST = 500_000  # entries of all directories; 20 volumes of 200 B-scans with their layers have some 100,000
 _FIELD = 30.0  # degrees that the localizer shows; the file doesn't say, and eyepy assumes it too
 
 
@@ -56,7 +59,7 @@ def read_e2e(path: Path) -> list[Volume]:
 
 def _items(path: Path, data: mmap.mmap, skip: int) -> tuple[list[_Item], list[str]]:
     """All containers that either way of walking the directories finds."""
-    chained, one_after_the_other = _chain(path, data, skip), _sequence(data, skip)
+    chained, one_after_the_other = _chain(path, data, skip), _sequence(path, data, skip)
     found = {}
     for entry in chained + one_after_the_other:
         item = _container(path, data, skip, *entry)
@@ -70,23 +73,31 @@ def _items(path: Path, data: mmap.mmap, skip: int) -> tuple[list[_Item], list[st
 
 def _chain(path: Path, data: mmap.mmap, skip: int) -> list[tuple[int, int, int]]:
     """Backwards from the last directory, as oct-converter does."""
-    entries, seen = [], set()
+    parts, seen, count = [], set(), 0
     (at,) = struct.unpack_from("<I", data, skip + 36 + 40)
     while at:
         if at in seen or at + skip + _DIRECTORY > len(data):
             raise DataError(f"{path}: its directories point {'in a circle' if at in seen else 'past its end'}")
         seen.add(at)
-        entries = _entries(data, skip, at) + entries
+        parts.append(_entries(data, skip, at))
+        count = _bounded(path, count + len(parts[-1]))
         (at,) = struct.unpack_from("<I", data, skip + at + 44)
-    return entries
+    return [entry for part in reversed(parts) for entry in part]
 
 
-def _sequence(data: mmap.mmap, skip: int) -> list[tuple[int, int, int]]:
+def _bounded(path: Path, count: int) -> int:
+    if count > _MOST:
+        raise DataError(f"{path}: has more than {_MOST:,} entries in its directories, which no device writes")
+    return count
+
+
+def _sequence(path: Path, data: mmap.mmap, skip: int) -> list[tuple[int, int, int]]:
     """Forwards, each directory after the last container of the one before, as eyepy does."""
     entries, at = [], 36 + _DIRECTORY
     while at + skip + _DIRECTORY <= len(data) and data[at + skip : at + skip + 4] == b"MDbD":
         here = _entries(data, skip, at)
         entries += here
+        _bounded(path, len(entries))
         last = max((start + size for start, size, _ in here), default=0) + _CONTAINER
         if last <= at:
             break
@@ -97,7 +108,7 @@ def _sequence(data: mmap.mmap, skip: int) -> list[tuple[int, int, int]]:
 def _entries(data: mmap.mmap, skip: int, at: int) -> list[tuple[int, int, int]]:
     """Place, size and kind of each entry that is in use."""
     (count,) = struct.unpack_from("<I", data, skip + at + 36)
-    count = min(count, (len(data) - skip - at - _DIRECTORY) // _ENTRY)
+    count = min(count, (len(data) - skip - at - _DIRECTORY) // _ENTRY, _MOST + 1)
     entries = []
     for number in range(count):
         pos, start, size = struct.unpack_from("<3I", data, skip + at + _DIRECTORY + number * _ENTRY)
@@ -121,9 +132,11 @@ def _container(path: Path, data: mmap.mmap, skip: int, start: int, size: int, ki
 
 def _volumes(path: Path, data: mmap.mmap, items: list[_Item], notes: list[str]) -> list[Volume]:
     patients = {i.series[0]: text(data[i.start + 102 : i.start + 127]) for i in items if i.kind == _PATIENT}
+    series_items = defaultdict(list)
+    for item in items:
+        series_items[item.series].append(item)
     volumes, total = [], 0
-    for series in sorted({item.series for item in items if item.kind == _IMAGE}):
-        own = [item for item in items if item.series == series]
+    for series, own in sorted(series_items.items()):
         images = {}
         for item in own:
             if item.kind == _IMAGE and struct.unpack_from("<I", data, item.start + 4)[0] == _OCT:
@@ -133,8 +146,7 @@ def _volumes(path: Path, data: mmap.mmap, items: list[_Item], notes: list[str]) 
         height, width = struct.unpack_from("<2I", data, images[min(images)].start + 12)
         refuse_size(path, len(images), height, width)
         total += len(images) * height * width
-        if total > MAX_BYTES:
-            raise DataError(f"{path}: has more than {MAX_BYTES >> 30} GB of B-scans, which no device writes")
+        refuse_total(path, total)
         patient = patients.get(series[0], "")
         volumes.append(_volume(path, data, own, images, (height, width), patient, len(volumes), notes))
     if not volumes:
@@ -223,14 +235,10 @@ def _levels() -> np.ndarray:
     """Gray level of each of the 65,536 stored numbers, which are floats of 6 bits exponent and 10 bits mantissa.
 
     The mantissa is the low 10 bits as they stand (LibE2E, image.cpp); eyepy and oct-converter read them in reverse
-    order, up to 22 gray levels off. The logarithm is theirs: fitted to Heidelberg's own pictures (OCT-Converter issue
-    21). Above 1.99 the device had no image.
+    order, up to 22 gray levels off.
     """
     stored = np.arange(65536)
-    values = (1 + (stored & 1023) / 1024) * np.exp2((stored >> 10) - 63.0)
-    shown = np.where(values <= 1, (np.log(values + 2.44e-4) + 8.3) / 8.285, values)
-    shown[values > 1.99] = 0
-    return np.rint(255 * np.clip(shown, 0, 1)).astype(np.uint8)
+    return shown((1 + (stored & 1023) / 1024) * np.exp2((stored >> 10) - 63.0))
 
 
 _LEVELS = _levels()

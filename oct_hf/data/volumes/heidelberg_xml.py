@@ -11,12 +11,13 @@ from xml.etree import ElementTree
 import numpy as np
 
 from oct_hf.data.splits import pseudonyms
-from oct_hf.data.volumes import Spacing, Volume, refuse_size
+from oct_hf.data.volumes import Spacing, Volume, refuse_size, refuse_total
 from oct_hf.data.volumes.unreadable import NEVER_TRIED, NO_EYE, damage_is_one_line
 from oct_hf.errors import BadImageError, DataError
 from oct_hf.images import read_image, to_gray
 
 _TOO_LONG = 64 * 1024**2  # bytes of text; an export of hundreds of segmented B-scans has some ten
+_ELEMENTS = 2_000_000
 _EYES = {"R": "OD", "L": "OS"}
 _CONTEXT = "OphthalmicAcquisitionContext"
 
@@ -34,13 +35,16 @@ def read_xml(path: Path) -> list[Volume]:
         # Without the zero bytes UTF-16 reads as ASCII.
         if re.search(rb"<!\s*(DOCTYPE|ENTITY)", raw.replace(b"\0", b""), re.IGNORECASE):
             raise DataError(f"{path}: declares a document type or entities, which no export does")
+        if raw.count(b"<") > _ELEMENTS:
+            raise DataError(f"{path}: has more than {_ELEMENTS:,} elements, which no export has")
         root = ElementTree.fromstring(raw)
-        volumes = []
+        volumes, total = [], 0
         for person in root.iter("Patient"):
             patient = (person.findtext("PatientID") or person.findtext("ID") or "").strip()
             for series in person.iter("Series"):
                 if any(_kind(image) == "OCT" for image in series.iter("Image")):
-                    volumes.append(_volume(path, series, patient, len(volumes)))
+                    volumes.append(_volume(path, series, patient, len(volumes), total))
+                    total += volumes[-1].bscans.size
         if not volumes:
             raise DataError(f"{path}: no Heidelberg XML export with OCT pictures")
         return volumes
@@ -50,11 +54,12 @@ def _kind(image: ElementTree.Element) -> str:
     return (image.findtext("ImageType/Type") or "").strip()
 
 
-def _volume(path: Path, series: ElementTree.Element, patient: str, number: int) -> Volume:
+def _volume(path: Path, series: ElementTree.Element, patient: str, number: int, before: int) -> Volume:
     images = [image for image in series.iter("Image") if _kind(image) == "OCT"]
     localizer = next((image for image in series.iter("Image") if _kind(image) == "LOCALIZER"), None)
     first = _picture(path, images[0])
     refuse_size(path, len(images), *first.shape)
+    refuse_total(path, before + len(images) * first.size)
     bscans = np.empty((len(images), *first.shape), np.uint8)
     for row, image in enumerate(images):
         picture = _picture(path, image)

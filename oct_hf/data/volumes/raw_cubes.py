@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from oct_hf.data.splits import pseudonyms
-from oct_hf.data.volumes import MAX_BYTES, Volume, refuse_size
+from oct_hf.data.volumes import MAX_BYTES, Volume, refuse_size, refuse_total
 from oct_hf.data.volumes.unreadable import NEVER_TRIED, NO_EYE, damage_is_one_line, gray_levels
 from oct_hf.errors import DataError
 
@@ -46,7 +46,7 @@ def read_img(path: Path) -> list[Volume]:
             raise DataError(f"{path}: no Zeiss .img: it has {length:,} bytes, a cube has {wanted}")
         refuse_size(path, size[1], _DEPTH, size[0])
         bscans = np.fromfile(path, np.uint8).reshape(size[1], _DEPTH, size[0])[:, ::-1, ::-1]
-        eye, patient = _eye_in_name(path), re.match(r"P\w*\d\w*?(?=_)", path.name)
+        eye, patient = _eye_in_name(path), re.match(r"P[^_]*\d[^_]*(?=_)", path.name)
         return [
             Volume(
                 np.ascontiguousarray(bscans),
@@ -66,7 +66,7 @@ def read_oct(path: Path) -> list[Volume]:
     """
     with damage_is_one_line(path, "an Optovue or Bioptigen .OCT"):
         if path.stat().st_size > 4 * MAX_BYTES:
-            raise DataError(f"{path}: has more than {4 * MAX_BYTES >> 30} GB, which no device writes")
+            raise DataError(f"{path}: has more than {4 * MAX_BYTES >> 20} MB, which no device writes")
         beside = path.with_suffix(".txt")
         return _optovue(path, beside) if beside.is_file() else _bioptigen(path)
 
@@ -80,24 +80,29 @@ def _optovue(path: Path, beside: Path) -> list[Volume]:
         raise DataError(f"{path}: the .txt beside it doesn't say how large its B-scans are")
     eyes = set(re.findall(r"Eye Scanned[^\n]*?\b(OD|OS)\b", told))
     eye = eyes.pop() if len(eyes) == 1 else ""
-    values = np.memmap(path, "<f4", "r")
+    length = path.stat().st_size // 4
     volumes, at, rows = [], 0, int(height[1])
+    refuse_total(path, rows * sum(int(columns) * int(count) for columns, count in scans))
     for number, (columns, count) in enumerate((int(c), int(n)) for c, n in scans):
         refuse_size(path, count, rows, columns)
         end = at + count * rows * columns
-        if end > len(values):
-            raise DataError(f"{path}: ends too early: {len(values):,} of {end:,} values")
-        # A-scans one after the other, each from the deepest point up.
-        cube = values[at:end].reshape(count, columns, rows)
-        top = max(float(np.nanmax(np.where(np.isfinite(bscan), bscan, 0))) for bscan in cube) or 1.0
+        if end > length:
+            raise DataError(f"{path}: ends too early: {length:,} of {end:,} values")
+        places = [(path, at + bscan * rows * columns, rows, columns) for bscan in range(count)]
+        top = max(float(_a_scans(*place).max()) for place in places) or 1.0
         bscans = np.empty((count, rows, columns), np.uint8)
-        for row, bscan in enumerate(cube):
-            clean = np.clip(np.nan_to_num(bscan, posinf=0, neginf=0), 0, top)
-            bscans[row] = np.rint(255 * np.rot90(clean) / top)
+        for row, place in enumerate(places):
+            bscans[row] = np.rint(255 * np.rot90(_a_scans(*place)) / top)
         notes = (NEVER_TRIED, *([] if eye else [NO_EYE]))
         volumes.append(Volume(bscans, eye, number=number, kind="Optovue .OCT", warnings=notes))
         at = end
     return volumes
+
+
+def _a_scans(path: Path, at: int, rows: int, columns: int) -> np.ndarray:
+    """One B-scan as it is stored: A-scans one after the other, each from the deepest point up; faults are 0."""
+    values = np.fromfile(path, "<f4", rows * columns, offset=4 * at).reshape(columns, rows)
+    return np.clip(np.nan_to_num(values, posinf=0, neginf=0), 0, None)
 
 
 def _bioptigen(path: Path) -> list[Volume]:
@@ -127,7 +132,7 @@ def _bioptigen(path: Path) -> list[Volume]:
         raise DataError(f"{path}: has no B-scans")
     eye = _eye_in_name(path)
     notes = (NEVER_TRIED, *([] if eye else ["its name doesn't say which eye it is"]))
-    return [Volume(gray_levels(np.stack(frames)), eye, kind="Bioptigen .OCT", warnings=notes)]
+    return [Volume(gray_levels(frames), eye, kind="Bioptigen .OCT", warnings=notes)]
 
 
 def _field(path: Path, data: np.ndarray, at: int, empty: bool = False) -> tuple[int, bytes]:

@@ -4,6 +4,7 @@ None of a library's words go out, since they may quote a header, and a header sa
 """
 
 import warnings
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,12 +32,16 @@ def damage_is_one_line(path: Path, kind: str):
         raise DataError(f"{path}: not {kind} that can be read ({type(error).__name__})") from None
 
 
-def gray_levels(values: np.ndarray) -> np.ndarray:
-    """uint8 of unsigned integers, by the smallest full scale of the whole volume that holds them."""
-    if values.dtype == np.uint8:
-        return values
-    full = next(scale for scale in _FULL_SCALES if int(values.max()) <= scale)
-    result = np.empty(values.shape, np.uint8)
+def gray_levels(values: Sequence[np.ndarray]) -> np.ndarray:
+    """uint8 `(n, height, width)` of B-scans of unsigned integers, by the smallest full scale that holds them all.
+
+    A volume of uint8 comes back as it is; B-scans may lie in a mapped file, since no copy of all is made.
+    """
+    if values[0].dtype == np.uint8:
+        return np.asarray(values)
+    top = max(int(bscan.max()) for bscan in values)
+    full = next(scale for scale in _FULL_SCALES if top <= scale)
+    result = np.empty((len(values), *values[0].shape), np.uint8)
     for number, bscan in enumerate(values):  # one after the other: a float copy of all would be eight times as large
         result[number] = np.rint(bscan * (255 / full))
     return result

@@ -1,18 +1,18 @@
 """Formats written byte by byte: what their readers give, what they refuse, and what never comes out of them."""
 
-import logging
-
 import numpy as np
 import pytest
 
 from oct_hf.data.volumes import is_volume, read_volumes
 from oct_hf.data.volumes.as_pictures import DevicePictures
 from oct_hf.data.volumes.e2e import _LEVELS
+from oct_hf.data.volumes.heidelberg import shown
 from oct_hf.errors import DataError
 from oct_hf.images import read_image
-from tests.data.volumes.write import SECRETS, bscans
+from tests.data.volumes.kinds import cube
+from tests.data.volumes.write import bscans, reflectivity, write_vol
 from tests.data.volumes.write_binary import (
-    _BACK,
+    stored,
     write_bioptigen,
     write_e2e,
     write_img,
@@ -20,22 +20,6 @@ from tests.data.volumes.write_binary import (
     write_topcon,
     write_xml,
 )
-
-
-def _cube() -> np.ndarray:
-    return np.stack([np.resize(image, (1024, 64)) for image in bscans(3, 96, 64)])
-
-
-FILES = {
-    "e2e": lambda d: write_e2e(d / "a.e2e", {"R": bscans(3), "L": bscans(2)}),
-    "fda": lambda d: write_topcon(d / "a.fda", bscans(3)),
-    "fda_raw": lambda d: write_topcon(d / "a.fda", bscans(3), "@IMG_MOT_COMP_03"),
-    "fds": lambda d: write_topcon(d / "a.fds", bscans(3), "@IMG_SCAN_03"),
-    "xml": lambda d: write_xml(d / "a.xml", bscans(3)),
-    "img": lambda d: write_img(d / "P1_Cube 64x3_OD_cube_z.img", _cube()),
-    "optovue": lambda d: write_optovue(d / "a.OCT", [bscans(3), bscans(2)]),
-    "bioptigen": lambda d: write_bioptigen(d / "a_OS.OCT", bscans(3)),
-}
 
 
 def test_e2e_gives_each_eye_with_its_bscans_and_places(tmp_path):
@@ -66,11 +50,32 @@ def test_e2e_reads_as_its_two_libraries_do_but_for_the_order_of_the_mantissas_bi
     with HeE2eReader(path) as reader:
         series = [(s.laterality(), s.get_bscans()) for s in reader.series]
     assert ["82" in eye or "OD" in eye for eye, _ in series] == [True, False]
-    for volume, converted, (_, stored) in zip(ours, theirs, series, strict=True):
-        expected = _LEVELS[_mantissa_reversed(_BACK[volume.bscans].astype(np.int64))].astype(int)
-        assert np.abs(from_e2e_intensity(stored.copy()) - expected).max() <= 1
+    for volume, converted, (_, numbers) in zip(ours, theirs, series, strict=True):
+        expected = _LEVELS[_mantissa_reversed(stored(volume.bscans).astype(np.int64))].astype(int)
+        assert np.abs(from_e2e_intensity(numbers.copy()) - expected).max() <= 1
         assert np.abs(255 * np.stack(converted.volume) - expected).max() <= 1
         assert np.abs(volume.bscans - expected).max() <= 22
+
+
+def test_one_scan_gives_one_picture_as_vol_and_as_e2e(tmp_path):
+    """As eyepy shows the .vol too; by the fourth root, which other readers of .vol use, it would be another picture."""
+    from eyepy.io.he.vol_reader import HeVolReader
+
+    scan = bscans(3)
+    (vol,) = read_volumes(write_vol(tmp_path / "a.vol", scan))
+    (e2e,) = read_volumes(write_e2e(tmp_path / "a.e2e", {"L": scan}))
+    assert np.abs(vol.bscans.astype(int) - e2e.bscans).max() <= 1
+    theirs = np.stack([bscan.data for bscan in HeVolReader(tmp_path / "a.vol").volume])
+    assert np.abs(vol.bscans.astype(int) - theirs).max() <= 1
+    fourth_root = np.rint(255 * reflectivity(scan) ** 0.25)
+    assert np.abs(vol.bscans - fourth_root).max() > 30
+
+
+def test_what_heidelberg_filled_in_is_black():
+    assert shown(np.array([0, 0.5, 1, 1.5, 3.4e38, np.nan, np.inf, -1], np.float32)).tolist() == [
+        *(0, 234, 255, 255),
+        *(0, 0, 0, 0),
+    ]
 
 
 def test_two_statements_that_contradict_each_other_leave_the_eye_unknown(tmp_path):
@@ -123,47 +128,15 @@ def test_xml_with_entities_is_refused(encoding, tmp_path):
 
 
 def test_raw_cubes_stand_upright_and_in_order(tmp_path):
-    cube = _cube()
-    (zeiss,) = read_volumes(write_img(tmp_path / "P1_Cube 64x3_OD_cube_z.img", cube))
-    assert np.array_equal(zeiss.bscans, cube) and zeiss.laterality == "OD" and zeiss.patient
+    scan = cube()
+    (zeiss,) = read_volumes(write_img(tmp_path / "P1_Cube 64x3_OD_cube_z.img", scan))
+    assert np.array_equal(zeiss.bscans, scan) and zeiss.laterality == "OD" and zeiss.patient
     one, two = bscans(3), bscans(2, label="NORMAL")
     first, second = read_volumes(write_optovue(tmp_path / "a.OCT", [one, two]))
     assert np.abs(first.bscans - one * (255 / one.max())).max() <= 1 and second.laterality == "OS"
     assert np.abs(second.bscans - two * (255 / two.max())).max() <= 1
     (bioptigen,) = read_volumes(write_bioptigen(tmp_path / "b_OD.oct", one))
     assert np.array_equal(bioptigen.bscans, one) and bioptigen.laterality == "OD"
-
-
-@pytest.mark.parametrize("kind", FILES)
-def test_a_file_cut_or_changed_anywhere_is_an_error_or_a_volume(kind, tmp_path):
-    path = FILES[kind](tmp_path)
-    whole, random = path.read_bytes(), np.random.default_rng(0)
-    read_volumes(path)
-    cuts = [whole[:at] for at in np.linspace(0, len(whole) - 1, 100).astype(int)]
-    # Half of the changes hit the header and the directory, where sizes and places stand.
-    places = [*random.integers(0, min(len(whole), 1500), 100), *random.integers(0, len(whole), 100)]
-    changed = [whole[:at] + bytes([random.integers(256)]) + whole[at + 1 :] for at in places]
-    for number, data in enumerate(cuts + changed):
-        path.write_bytes(data)
-        try:
-            volumes = read_volumes(path)
-            assert number >= len(cuts) or kind == "bioptigen", f"cut {number} of {len(cuts)} went unnoticed"
-            assert all(volume.bscans.ndim == 3 for volume in volumes)
-        except DataError as error:
-            assert "\n" not in str(error)
-
-
-@pytest.mark.parametrize("kind", FILES)
-def test_nothing_of_the_patient_comes_out(kind, tmp_path, capfd, caplog):
-    path = FILES[kind](tmp_path)
-    with caplog.at_level(logging.DEBUG):
-        said = repr(read_volumes(path))
-        path.write_bytes(path.read_bytes()[:-3000] if kind != "xml" else path.read_bytes()[:-30])
-        with pytest.raises(DataError) as error:
-            read_volumes(path)
-    out = capfd.readouterr()
-    for secret in SECRETS:
-        assert secret not in said + str(error.value) + out.out + out.err + caplog.text
 
 
 def test_an_e2e_whose_directories_point_in_a_circle_ends(tmp_path):
@@ -194,12 +167,3 @@ def test_each_bscan_is_a_row_of_its_volume_and_patient(tmp_path):
     shown = [pictures.shown(name) for name in names]
     assert [one.eye for one in shown] == ["OD", "OD", "OS"] and len({one.patient for one in shown}) == 1
     assert np.array_equal(read_image(pictures.read(names[1])), bscans(2)[1])
-
-
-@pytest.mark.parametrize("name", ["a.e2e", "a.fda", "a.fds", "a.xml", "a.img", "a.oct", "a.vol", "a.dcm"])
-def test_an_empty_or_renamed_file_is_one_line(name, tmp_path):
-    for content in (b"", b"\x89PNG\r\n" + bytes(5000)):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(DataError) as error:
-            read_volumes(tmp_path / name)
-        assert name in str(error.value) and "\n" not in str(error.value)

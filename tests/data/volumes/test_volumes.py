@@ -1,20 +1,15 @@
-import logging
-import re
-
 import numpy as np
 import pytest
 from pydicom.uid import (
     EncapsulatedPDFStorage,
-    JPEG2000Lossless,
-    JPEGLSLossless,
     OphthalmicPhotography8BitImageStorage,
-    RLELossless,
     SegmentationStorage,
 )
 
 from oct_hf.data.volumes import is_volume, read_volumes
 from oct_hf.errors import DataError
-from tests.data.volumes.write import SECRETS, bscans, write_dicom, write_not_oct, write_vol
+from tests.data.volumes.kinds import KINDS, small
+from tests.data.volumes.write import bscans, write_dicom, write_not_oct, write_vol
 
 
 def test_dicom_gives_its_bscans_in_order_with_spacing_eye_and_places(tmp_path):
@@ -28,34 +23,10 @@ def test_dicom_gives_its_bscans_in_order_with_spacing_eye_and_places(tmp_path):
     assert volume.positions[0].tolist() == [5, 10, 55, 10] and volume.positions[4].tolist() == [5, 18, 55, 18]
 
 
-@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless])
-def test_compressed_dicom_is_the_same_picture(syntax, tmp_path):
-    values = bscans(3)
-    if syntax is JPEG2000Lossless:
-        import pydicom
-
-        from oct_hf.data.volumes import dicom  # pydicom alone can't write it: pillow does
-
-        file = pydicom.dcmread(write_dicom(tmp_path / "a.dcm", values))
-        import io
-
-        from PIL import Image
-        from pydicom.encaps import encapsulate
-
-        frames = []
-        for image in values:
-            encoded = io.BytesIO()
-            Image.fromarray(image).save(encoded, "JPEG2000", irreversible=False, no_jp2=True)
-            frames.append(encoded.getvalue())
-        file.PixelData = encapsulate(frames)
-        file["PixelData"].is_undefined_length = True
-        file.file_meta.TransferSyntaxUID = syntax
-        file.save_as(tmp_path / "a.dcm")
-        assert file.SOPClassUID == dicom.TOMOGRAPHY
-    else:
-        write_dicom(tmp_path / "a.dcm", values, compress=syntax)
-    (volume,) = read_volumes(tmp_path / "a.dcm")
-    assert np.array_equal(volume.bscans, values)
+@pytest.mark.parametrize("kind", ["dicom", "dicom rle", "dicom jpeg-ls", "dicom jpeg 2000"])
+def test_compressed_dicom_is_the_same_picture(kind, tmp_path):
+    (volume,) = read_volumes(KINDS[kind](tmp_path))
+    assert np.array_equal(volume.bscans, small())
 
 
 def test_sixteen_bits_and_inverted_pixels_are_the_same_picture(tmp_path):
@@ -69,7 +40,7 @@ def test_sixteen_bits_and_inverted_pixels_are_the_same_picture(tmp_path):
     assert np.array_equal(read_volumes(exact)[0].bscans, full)
 
 
-def test_vol_gives_its_bscans_through_the_fourth_root_with_places_on_its_localizer(tmp_path):
+def test_vol_gives_its_bscans_with_places_on_its_localizer(tmp_path):
     values = bscans(4)
     (volume,) = read_volumes(write_vol(tmp_path / "a.vol", values))
     assert np.abs(volume.bscans.astype(int) - values).max() <= 1 and volume.laterality == "OS"
@@ -83,54 +54,6 @@ def test_what_the_file_does_not_say_is_unknown(tmp_path):
     assert dicom.en_face is None and dicom.positions is None
     (vol,) = read_volumes(write_vol(tmp_path / "a.vol", bscans(2), eye="??"))
     assert vol.laterality == "" and any("which eye" in warning for warning in vol.warnings)
-
-
-def test_no_name_birth_date_or_id_comes_out(tmp_path, capfd, caplog):
-    caplog.set_level(logging.DEBUG)
-    files = [write_dicom(tmp_path / "a.dcm", bscans(2)), write_vol(tmp_path / "a.vol", bscans(2))]
-    said = []
-    for path in files:
-        (volume,) = read_volumes(path)
-        said += [repr(volume), str(volume.warnings)]
-        assert re.fullmatch("[0-9a-f]{16}", volume.patient)
-        whole = path.read_bytes()
-        for part in range(1, 40):
-            path.with_stem("cut").write_bytes(whole[: len(whole) * part // 40])
-            try:
-                read_volumes(path.with_stem("cut"))
-            except DataError as error:
-                said.append(str(error))
-    assert read_volumes(files[0])[0].patient == read_volumes(files[1])[0].patient  # one patient, one pseudonym
-    out = capfd.readouterr()
-    text = " ".join([*said, out.out, out.err, caplog.text])
-    assert len(said) > 40 and not [secret for secret in SECRETS if secret in text]
-
-
-@pytest.mark.parametrize("name", ["a.dcm", "a.vol", "compressed.dcm"])
-def test_a_file_cut_or_damaged_anywhere_is_one_line_or_a_volume(name, tmp_path):
-    values = bscans(3, 64, 64)
-    if name.endswith(".vol"):
-        path = write_vol(tmp_path / name, values)
-    else:
-        path = write_dicom(tmp_path / name, values, compress=RLELossless if "comp" in name else None)
-    whole, bad, rng = path.read_bytes(), path.with_stem("bad"), np.random.default_rng(0)
-    refused = 0
-    for attempt in range(200):
-        data = bytearray(whole)
-        if attempt < 100:
-            data = data[: len(data) * attempt // 100]
-        else:  # in the headers most of all, where lengths and counts stand
-            for at in rng.integers(0, len(data) if attempt % 2 else 3000, 4):
-                data[at % len(data)] = rng.integers(256)
-        bad.write_bytes(data)
-        try:
-            found = read_volumes(bad)
-        except DataError as error:
-            refused += 1
-            assert "\n" not in str(error) and len(str(error)) < 400
-        else:
-            assert all(volume.bscans.nbytes < 1 << 26 for volume in found)
-    assert refused >= 90
 
 
 def test_what_a_header_cannot_mean_is_refused_before_anything_is_decoded(tmp_path):

@@ -89,8 +89,13 @@ def write_not_oct(path: Path, kind: str) -> Path:
     return path
 
 
+def reflectivity(levels: np.ndarray) -> np.ndarray:
+    """From gray levels back to what Heidelberg stores, by eyepy's `to_vol_intensity`."""
+    return np.maximum(np.exp(levels / 255 * 8.285 - 8.3) - 2.44e-4, 0)
+
+
 def write_vol(path: Path, values: np.ndarray, eye: str = "OS", header: int = 256) -> Path:
-    """A Heidelberg .vol byte by byte, as its raw export is described; the fourth root makes its values gray again."""
+    """A Heidelberg .vol byte by byte, as its raw export is described, with reflectivities that show as these levels."""
     count, height, width = values.shape
     head = bytearray(2048)
     struct.pack_into("<12s3I3d", head, 0, b"HSF-OCT-103", width, count, height, 0.0115, 0.12, 0.0039)
@@ -101,6 +106,6 @@ def write_vol(path: Path, values: np.ndarray, eye: str = "OS", header: int = 256
         row = bytearray(header)
         y = 1.0 + 0.1 * number
         struct.pack_into("<12sI4d2If", row, 0, b"HSF-BS-103", header, 1.0, y, 2.0, y, 0, 256, 30.0)
-        parts += [bytes(row), ((image / 255.0) ** 4).astype("<f4").tobytes()]
+        parts += [bytes(row), reflectivity(image).astype("<f4").tobytes()]
     path.write_bytes(b"".join(parts))
     return path

@@ -7,9 +7,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from oct_hf.data.volumes.e2e import _LEVELS
+from tests.data.volumes.write import reflectivity
 
-_BACK = np.searchsorted(_LEVELS[: 63 << 10], np.arange(256)).astype("<u2")  # a stored number of each gray level
+
+def stored(levels: np.ndarray) -> np.ndarray:
+    """The numbers of an .e2e that show as these gray levels: 6 bits of exponent, then 10 of mantissa."""
+    mantissa, exponent = np.frexp(reflectivity(levels))
+    return (((exponent + 62) << 10) + np.rint((2 * mantissa - 1) * 1024).astype(int)).astype("<u2")
 
 
 def write_e2e(
@@ -46,11 +50,11 @@ def write_e2e(
             struct.pack_into("<3I4f", meta, 0, 0, height, width, -10.0, y, 10.0, y)
             struct.pack_into("<f", meta, 36, 0.00387)
             struct.pack_into("<4I", meta, 60, width, count, count - 1 - number if shuffled else number, 3)
-            stored = _BACK[image].tobytes()
+            pixels = stored(image).tobytes()
             parts.append((own, 2 * number, 0xFFFF, 3, bytes(4) + said + bytes(91)))
             parts.append((own, 2 * number, 0xFFFF, 10004, bytes(meta)))
-            head = struct.pack("<5I", len(stored), 35652097, image.size, height, width)
-            parts.append((own, 2 * number, 1, 0x40000000, head + stored))
+            head = struct.pack("<5I", len(pixels), 35652097, image.size, height, width)
+            parts.append((own, 2 * number, 1, 0x40000000, head + pixels))
     version = struct.pack("<12sI20s", b"CMDb", 100, b"")
     directory = 36 + 52
     at = directory + 52 + 44 * len(parts)
