@@ -25,7 +25,7 @@ _WHERE = {
     "answer_eyes": "oct_hf.inference.eyes",
     "OCTError": "oct_hf.errors",
     "draw_phantom": "oct_hf.data.phantom:draw",
-    "evaluate_model": "oct_hf.runs.run",
+    "evaluate_model": "oct_hf.runs.other_data",
     "finetune": "oct_hf.runs.run",
     "prepare": "oct_hf.data.oct",
     "publish_data": "oct_hf.runs.data_set",

@@ -56,6 +56,36 @@ def node() -> str:
     pytest.skip("no Node here, or tests/node/node_modules is missing: make test installs it")
 
 
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The command of Debian's Chromium, for pages in a real browser."""
+    command = shutil.which("chromium")
+    if not command:
+        if os.environ.get("CI"):
+            pytest.fail("Chromium must be there in CI")
+        pytest.skip("no chromium here")
+    return command
+
+
+@pytest.fixture(scope="session")
+def browser(chromium):
+    """A browser without a window, driven by Playwright; its pages reach no network."""
+    from playwright.sync_api import sync_playwright
+
+    options = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+    options += ["--disable-component-update", "--disable-sync"]
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium, args=options, chromium_sandbox=os.geteuid() != 0)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="session")
+def axe(node) -> str:
+    """axe-core's script, which finds what hinders people with disabilities on a page."""
+    return (Path(__file__).parent / "node" / "node_modules" / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
+
+
 TINY = {
     "name": "tiny",
     "data": {"name": "phantom", "patients": 6, "scans": 2, "height": 96, "width": 96, "public": True},

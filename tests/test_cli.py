@@ -9,7 +9,7 @@ from pyarrow import parquet
 
 from oct_hf import cli
 
-COLUMNS = ["file", "predicted", "p_CNV", "p_DME", "p_DRUSEN", "p_NORMAL", "error"]
+COLUMNS = ["file", "predicted", "answer", "p_CNV", "p_DME", "p_DRUSEN", "p_NORMAL", "error"]
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_a_tables_columns_are_the_same_in_every_format(run, finished_run, clinic
     for one, other, third in zip(*rows.values(), strict=True):
         assert one["file"] == other["file"] == third["file"] and one["predicted"] == third["predicted"]
         assert float(one["p_DME"]) == pytest.approx(other["p_DME"], abs=1e-6) == pytest.approx(third["p_DME"])
-        assert sum(float(one[name]) for name in COLUMNS[2:6]) == pytest.approx(1)
+        assert sum(float(one[name]) for name in COLUMNS[3:7]) == pytest.approx(1)
 
 
 def test_an_unreadable_file_has_its_row_and_the_rest_go_on(run, finished_run, clinic, tmp_path):
@@ -76,7 +76,7 @@ def test_real_bscans_of_every_shape_are_classified(run, finished_run, samples, t
 
 def test_a_table_is_printed_where_no_file_is_asked_for(run, finished_run, clinic):
     code, text, _ = run("predict", clinic / "DME/D1", "--model", finished_run / "model")
-    assert code == 0 and "1.png" in text and "predicted" in text
+    assert code == 0 and "1.png" in text and "answer" in text
 
 
 def test_evaluate_prints_the_measured_numbers_again(run, finished_run, clinic):

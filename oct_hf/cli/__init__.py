@@ -17,12 +17,13 @@ import typer
 
 from oct_hf import __version__
 from oct_hf.cli.data import app as data_app
+from oct_hf.cli.evaluate import compare, evaluate
 from oct_hf.cli.explain import explain
 from oct_hf.cli.predict import predict
 from oct_hf.cli.printing import print_table, say
 from oct_hf.cli.publish import publish, publish_data, verify
 from oct_hf.cli.serve import hub, serve
-from oct_hf.cli.train import evaluate, finetune
+from oct_hf.cli.train import finetune
 from oct_hf.errors import OCTError
 
 app = typer.Typer(
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (finetune, evaluate, predict, explain, publish, publish_data, verify, serve, hub):
+for verb in (finetune, evaluate, compare, predict, explain, publish, publish_data, verify, serve, hub):
     app.command()(verb)
 app.add_typer(data_app, name="data")
 

@@ -17,11 +17,17 @@ def predict(
         Path | None,
         typer.Option(help="A folder for a picture an eye: which B-scans drove the answer."),
     ] = None,
+    always: Annotated[
+        bool, typer.Option("--always-answer", help="Name a label for every picture, also where the model is unsure.")
+    ] = False,
     rule: Annotated[
         str | None, typer.Option(help="How the B-scans of an eye make one answer: mean, maximum or noisy-or.")
     ] = None,
 ) -> None:
     """Classify B-scans: one row a file, with a probability for each label.
+
+    The column `answer` has the label, "unsure: DME or CNV" where the model can't rule out others,
+    or "not an OCT B-scan"; the model's run measured when to say so.
 
     Of a device's file (DICOM, Heidelberg, Topcon, Zeiss, Optovue, Bioptigen) one row a B-scan and
     one an eye. They are joined by the rule that the model's run found best on its validation eyes,
@@ -39,8 +45,9 @@ def predict(
     from oct_hf.errors import DataError, OCTError
     from oct_hf.evaluation.aggregation import RULES
     from oct_hf.inference.en_face import mark
-    from oct_hf.inference.eyes import answer_eyes, recorded_rule
+    from oct_hf.inference.eyes import answer_eyes
     from oct_hf.inference.predictor import Predictor, find_images, quiet_transformers
+    from oct_hf.inference.recorded import recorded_gate, recorded_rule
     from oct_hf.model.folder import model_folder
 
     if rule is not None and rule not in RULES:
@@ -51,6 +58,7 @@ def predict(
     pictures = [file for file in files if not is_volume(file)]
     folder = model_folder(model)
     predictor = Predictor(folder, batch_size=batch_size)
+    predictor.gate = None if always else recorded_gate(folder, predictor.labels)
     chosen, chosen_on = recorded_rule(folder)
     bar = tqdm(total=len(files), desc="predicting", unit="file", disable=None, leave=False)
     rows, eyes = [], []
@@ -97,12 +105,12 @@ def _print_predictions(rows: list[dict], labels: tuple[str, ...]) -> None:
     table = [
         (
             row["file"],
-            row["error"] or row["predicted"],
+            row["error"] or row["answer"],
             *(score(row[f"p_{name}"]) if not row["error"] else "" for name in labels),
         )
         for row in rows
     ]
-    print_table("predictions", ("file", "predicted", *labels), table)
+    print_table("predictions", ("file", "answer", *labels), table)
 
 
 def _print_eyes(eyes: list) -> None:

@@ -26,7 +26,7 @@ def score(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.3f}"
 
 
-def print_result(result: dict, title: str, unit: str = "patient") -> None:
+def print_result(result: dict, title: str, unit: str = "patient", spans: dict | None = None) -> None:
     names = list(result["per_class"])
     rows = []
     for name, counts in zip(names, result["confusion_matrix"], strict=True):
@@ -34,5 +34,7 @@ def print_result(result: dict, title: str, unit: str = "patient") -> None:
         rows.append((name, *map(str, counts), *scores))
     columns = ("true", *(f"→ {name}" for name in names), "sens.", "spec.", "AUROC")
     print_table(f"{title}: {result['n']} B-scans, {result['groups']} {unit}s", columns, rows)
-    keys = ("balanced_accuracy", "accuracy", "auroc", "f1", "mcc", "log_loss", "ece")
-    print("  ".join(f"{key.replace('_', ' ')} {score(result[key])}" for key in keys))
+    for key in ("balanced_accuracy", "accuracy", "auroc", "f1", "mcc", "log_loss", "ece"):
+        found = (spans or {"metrics": {}})["metrics"].get(key, {})
+        interval = f"  95 % interval {found['low']:.3f} to {found['high']:.3f}" if "low" in found else ""
+        print(f"{key.replace('_', ' '):<18} {score(result[key])}{interval}")

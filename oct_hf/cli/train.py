@@ -1,6 +1,5 @@
-"""`oct-hf finetune` and `oct-hf evaluate`."""
+"""`oct-hf finetune`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -63,39 +62,13 @@ def finetune(
         raise typer.Exit(stopped.exit_code) from None
     if was_done:
         say(f"{folder} was already finished; --overwrite trains it again")
-    print_result(run["results"]["test"], f"{run['name']} on the test side", run["data"]["grouped_by"])
+    print_result(run["results"]["test"], f"{run['name']} on the test side", run["data"]["grouped_by"], run["intervals"])
     if run["data"]["left_out"]:
         say(f"left out: {run['data']['left_out']} files that can't be used or repeat others")
     _print_places(folder)
     if difference is not None:
         _print_difference(difference, again)
         raise typer.Exit(0 if difference.agrees else 1)
-
-
-def evaluate(
-    model: Annotated[str, typer.Argument(help="A run, a model folder or a Hub id.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[data.KEY=VALUE]...")] = None,
-    data: Data = None,
-    out: Annotated[Path | None, typer.Option(help="Write the predictions to this .parquet file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all metrics as JSON.")] = False,
-) -> None:
-    """Measure a model on labelled images, or again from its own predictions.
-
-    Example: oct-hf evaluate runs/demo --data clinic/ data.csv=patients.csv
-    """
-    from oct_hf.training.recipe import load_recipe
-
-    given = None
-    if data is not None or overrides:
-        given = load_recipe("folder", ["data.name=folder", *overrides_of(overrides, data)]).data
-
-    from oct_hf.runs import run as runs
-
-    result = runs.evaluate_model(model, given, out)
-    if as_json:
-        print(json.dumps(result, indent=2))
-    else:
-        print_result(result, f"{model} on {data or 'its own test predictions'}")
 
 
 def _print_difference(difference, published: str) -> None:

@@ -7,7 +7,7 @@ its predictions don't give.
 import numpy as np
 
 from oct_hf.data import quality
-from oct_hf.evaluation.abstention import describe_abstention, fit_conformal, fit_likeness
+from oct_hf.evaluation.abstention import describe_abstention, fit_conformal, fit_likeness, measure_sets
 from oct_hf.evaluation.calibration import describe_calibration, fit_temperature, rescale
 from oct_hf.evaluation.intervals import intervals, promise
 from oct_hf.evaluation.operating_points import operating_points
@@ -76,21 +76,30 @@ def refit(predictions: Predictions, temperature: float) -> dict:
     return calibrate(predictions.with_probabilities(undone))[1]
 
 
-def assess_external(home: Predictions, other: Predictions) -> dict:
+def assess_external(home: Predictions | None, other: Predictions, settings: dict) -> dict:
     """What another set's B-scans show of a model: its facts under `external` of run.json.
 
     Args:
-        home: the model's own predictions, for what differs between the sets.
+        home: the model's own predictions, for what differs between the sets; None where there are none.
         other: all rows on the side "test"; labels already read as the model's.
+        settings: the recipe's `evaluation`.
     """
     found = intervals(other)
-    return {
+    facts = {
         "results": other.measure(),
         "intervals": found | {"promise": promise(found["patients"])},
         "calibration": describe_calibration(other.probabilities, other.indices()),
         "subgroups": subgroups(other),
-        "shift": describe_shift(home.of("test"), other),
+        "shift": None,
+        "sets": None,
+        "refused": None,
     }
+    if home is not None and len(home.of("validation").hashes):
+        gate = make_gate(home, settings["level"])
+        facts |= {"shift": describe_shift(home.of("test"), other), "sets": measure_sets(other, gate.conformal)}
+        if gate.likeness is not None and "likeness" in other.traits:
+            facts["refused"] = float((other.traits["likeness"] < gate.likeness).mean())
+    return facts
 
 
 def _calibration(predictions: Predictions, calibration: dict | None) -> dict:

@@ -144,6 +144,31 @@ def forest_figure(rows: list[dict], path: Path, name: str = "balanced accuracy")
     figure.savefig(path)
 
 
+def comparison_figure(found: dict, path: Path) -> None:
+    """Draws each model's differences from the first with their intervals, one panel a metric.
+
+    Args:
+        found: what `comparison.compare_all` gives.
+        path: a PNG to write.
+    """
+    metrics = next(iter(found["runs"].values()))["metrics"]
+    figure, panels = _figure(2.3 * len(metrics) + 1.2, 1.4 + 0.35 * len(found["runs"]), columns=len(metrics))
+    names = list(found["runs"])
+    for axes, metric in zip(panels, metrics, strict=True):
+        axes.axvline(0, color="#888888", linewidth=0.8)
+        for place, name in enumerate(names):
+            row = found["runs"][name]["metrics"][metric]
+            if "why" not in row:
+                axes.plot(row["difference"], place, marker="o", color=_colour(0), markersize=5)
+                if row["low"] is not None:
+                    axes.plot([row["low"], row["high"]], [place, place], color=_colour(0), linewidth=1.6)
+        axes.set_yticks(range(len(names)), names if axes is panels[0] else [""] * len(names), fontsize=8)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_title(metric.replace("_", " "), fontsize=9)
+    figure.supxlabel(f"difference from {found['first']}", fontsize=9)
+    figure.savefig(path)
+
+
 def decision_figure(curves: dict[str, dict], path: Path) -> None:
     """Draws decision curves, one panel a question.
 

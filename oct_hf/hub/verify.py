@@ -144,7 +144,8 @@ class _Claims:
         recipe = load_recipe(self.folder / "recipe.yaml").to_dict()
         network, corrected = self.predictor.model, self.folder / CORRECTIONS
         run |= assess(self.answers, recipe["evaluation"], self.calibration)
-        run["external"] = [self._external(said) for said in run.get("external", [])]
+        if "external" in run:
+            run["external"] = [self._external(said, recipe["evaluation"]) for said in run["external"]]
         run["labels"] = list(self.answers.names)
         run["split"] |= {
             "sides": count_sides(labels, patients, sides, run["labels"]),
@@ -187,12 +188,12 @@ class _Claims:
         same = math.isclose(found["temperature"], said, rel_tol=REFIT)
         return found | {"temperature": folded} if same else found
 
-    def _external(self, said: dict) -> dict:
+    def _external(self, said: dict, settings: dict) -> dict:
         """What the predictions on another set give."""
         file = str(said["file"])
         if not re.fullmatch(r"external/[\w.-]+\.parquet", file):
             raise ModelError(f"run.json: external predictions lie in external/NAME.parquet, not in {file}")
-        return said | assess_external(self.answers, Predictions.read(self.folder / file))
+        return said | assess_external(self.answers, Predictions.read(self.folder / file), settings)
 
     @cached_property
     def links(self) -> Links | None:

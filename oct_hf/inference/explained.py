@@ -3,14 +3,12 @@
 The heat is computed on the model's pixels and laid over the B-scan as it was read, so that a reader sees the anatomy.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
-from transformers.utils import cached_file
 
 from oct_hf.data.volumes import is_volume, read_volumes
 from oct_hf.errors import BadImageError, DataError, OCTError, did_you_mean
@@ -18,6 +16,7 @@ from oct_hf.evaluation.explain import DEFAULT, METHODS, explain, overlay, requir
 from oct_hf.evaluation.faithfulness import probabilities
 from oct_hf.images import read_image, to_gray
 from oct_hf.inference.predictor import Predictor, find_images, quiet_transformers
+from oct_hf.inference.recorded import recorded
 from oct_hf.model.folder import model_folder
 
 _GAP = 8  # white pixels between the B-scan and its copy with the heat
@@ -74,16 +73,8 @@ def explain_files(
 
 def recorded_method(folder: str | Path) -> tuple[str, str]:
     """The method that the model's run.json names (`explanations.method`), or DEFAULT; and why that, in words."""
-    missing_is_none = {
-        "_raise_exceptions_for_missing_entries": False,
-        "_raise_exceptions_for_connection_errors": False,
-        "_raise_exceptions_for_gated_repo": False,
-    }
-    file = cached_file(Path(folder).as_posix(), "run.json", **missing_is_none)
-    try:
-        named = json.loads(Path(file).read_text(encoding="utf-8"))["explanations"]["method"] if file else None
-    except (KeyError, TypeError, ValueError):
-        named = None
+    chosen = recorded(folder, "explanations")
+    named = chosen.get("method") if isinstance(chosen, dict) else None
     if named in METHODS:
         return named, "the model's own measurement found it best"
     return DEFAULT, "the model's run measured none"

@@ -1,6 +1,5 @@
 """From the B-scans of a volume to one answer for the eye, which says by which rule it came."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,15 +43,6 @@ class EyeAnswer:
     def predicted(self) -> str:
         """The eye's most probable label."""
         return self.labels[int(np.argmax(self.probabilities))]
-
-
-def recorded_rule(folder: str | Path) -> tuple[str, int]:
-    """The rule that a model's run chose, and on how many validation eyes; the default and 0 where it chose none."""
-    try:
-        chosen = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))["per_eye"]
-        return chosen["rule"], chosen["eyes"]["validation"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return DEFAULT, 0
 
 
 def answer_eyes(predictor, path: str | Path, rule: str = DEFAULT) -> Iterator[EyeAnswer]:

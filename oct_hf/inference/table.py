@@ -1,4 +1,6 @@
-"""Predictions as a table: the columns `file`, `predicted`, `p_LABEL` for each label, and `error`.
+"""Predictions as a table: the columns `file`, `predicted`, `answer`, `p_LABEL` for each label, and `error`.
+
+`predicted` is the most probable label, empty for what is no B-scan; `answer` says where the model is unsure.
 
 Where files of a device are among them, `level`, `volume`, `eye`, `bscan`, `rule` and `driving` stand before `error`:
 a row a B-scan (level "bscan"), then one an eye (level "eye").
@@ -19,7 +21,7 @@ EYE_COLUMNS = ("level", "volume", "eye", "bscan", "rule", "driving")
 
 def columns(labels: tuple[str, ...], eyes: bool = False) -> list[str]:
     """The table's columns, in order; with those of eyes where files of a device are among the inputs."""
-    return ["file", "predicted", *(f"p_{label}" for label in labels), *(EYE_COLUMNS if eyes else ()), "error"]
+    return ["file", "predicted", "answer", *(f"p_{label}" for label in labels), *(EYE_COLUMNS if eyes else ()), "error"]
 
 
 def eye_rows(answer) -> list[dict]:
@@ -29,9 +31,13 @@ def eye_rows(answer) -> list[dict]:
     rows = []
     for number, values in enumerate(answer.bscans):
         predicted = answer.labels[int(values.argmax())]
-        rows.append({**known, "level": "bscan", "bscan": number, "predicted": predicted, **_values(names, values)})
+        rows.append({**known, "level": "bscan", "bscan": number, **_named(predicted), **_values(names, values)})
     joined = {"level": "eye", "rule": answer.rule, "driving": " ".join(map(str, answer.driving))}
-    return [*rows, {**known, **joined, "predicted": answer.predicted, **_values(names, answer.probabilities)}]
+    return [*rows, {**known, **joined, **_named(answer.predicted), **_values(names, answer.probabilities)}]
+
+
+def _named(label: str) -> dict[str, str]:
+    return {"predicted": label, "answer": label}
 
 
 def _values(names: list[str], values) -> dict[str, float]:
@@ -41,7 +47,8 @@ def _values(names: list[str], values) -> dict[str, float]:
 def row(answer, labels: tuple[str, ...]) -> dict:
     """One `Prediction` as a row; probabilities are None where there is an error."""
     values = {f"p_{label}": (answer.probabilities or {}).get(label) for label in labels}
-    return {"file": answer.file, "predicted": answer.predicted, **values, "error": answer.error}
+    said = answer.predicted if answer.decision is None else str(answer.decision)
+    return {"file": answer.file, "predicted": answer.predicted, "answer": said, **values, "error": answer.error}
 
 
 def check_format(path: Path) -> None:

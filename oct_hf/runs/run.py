@@ -19,23 +19,22 @@ from oct_hf.data.corrections import read_corrections
 from oct_hf.data.pixels import Pixels
 from oct_hf.data.stream import StreamedPixels
 from oct_hf.data.transforms import Augmentation
-from oct_hf.errors import DataError, ModelError, RecipeError
+from oct_hf.errors import ModelError, RecipeError
 from oct_hf.evaluation.assessment import assess, calibrate
 from oct_hf.evaluation.oct_metrics import measure
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.hub.repository import write_repository
 from oct_hf.images import Preprocessing
 from oct_hf.inference.predictor import Predictor, quiet_transformers
-from oct_hf.labels import describe, label_map
-from oct_hf.model.folder import model_folder
+from oct_hf.labels import describe
 from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.runs.explained import measure_explanations, worst_errors
 from oct_hf.runs.facts import HOME_FACTS, public_recipe, run_facts
 from oct_hf.runs.folder import check_free, open_folder, plain_errors, read_run, write_json
-from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data, predict_sides, public_ids
+from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data, predict_sides
 from oct_hf.runs.report_page import write_report
 from oct_hf.training.callbacks import EpochLines, OnBest, StopOnSignal, epoch_rows
-from oct_hf.training.recipe import DataRecipe, Recipe
+from oct_hf.training.recipe import Recipe
 from oct_hf.training.trainer import OCTTrainer, last_checkpoint
 
 HISTORY = ("epoch", "loss", "learning_rate", "balanced_accuracy", "accuracy", "auroc", "log_loss")
@@ -101,40 +100,6 @@ def finetune(
         write_json(folder / "run.json", facts)
         _publish(hub, folder)
         return facts
-
-
-def evaluate_model(model: str | Path, data: DataRecipe | None = None, out: str | Path | None = None) -> dict:
-    """Measures a model on labelled B-scans, or again from a repository's own predictions.
-
-    Args:
-        model: a run, a model folder or a Hub id.
-        data: the labelled set; without it, the `predictions.parquet` of the repository is measured.
-        out: a Parquet file for the predictions.
-
-    Returns:
-        the metrics, as `OCTMetrics` gives them.
-
-    Raises:
-        OCTError: the model or data can't be read, or the data's labels are unknown to the model.
-    """
-    quiet_libraries()
-    folder = model_folder(model)
-    if data is None:
-        if not (folder / "predictions.parquet").exists():
-            raise DataError(f"{model}: no predictions.parquet in it; give --data to predict anew")
-        return Predictions.read(folder / "predictions.parquet").of("test").measure()
-    predictor = Predictor(folder)
-    dataset, _ = load_data(data)
-    names = dataset.features["label"].names
-    mapped = label_map(names, predictor.labels)
-    labels = [mapped[names[i]] for i in dataset["label"][:]]
-    patients, hashes = public_ids(dataset["patient_id"][:], data), dataset["content_hash"][:]
-    sides = np.full(len(dataset), "test", dtype="<U10")
-    everything = LabelledSet(dataset, hashes, labels, list(predictor.labels), patients, sides)
-    predictions = predict_sides(predictor, everything)
-    if out:
-        predictions.write(Path(out))
-    return predictions.measure()
 
 
 def build_model(recipe: Recipe, labels: list[str]) -> OCTForImageClassification:

@@ -5,7 +5,6 @@ import html.parser
 import io
 import os
 import re
-import shutil
 import subprocess
 
 import numpy as np
@@ -50,11 +49,9 @@ class Tags(html.parser.HTMLParser):
 
 
 @pytest.fixture
-def chromium(tmp_path):
+def after(chromium, tmp_path):
     """A function that gives the page as it is after `script` ran in it."""
-    command = shutil.which("chromium")
-    if not command:
-        pytest.skip("no chromium here")
+    command = chromium
 
     def run(page, script, folder=tmp_path):
         path = folder / "labels.html"
@@ -69,12 +66,12 @@ def chromium(tmp_path):
     return run
 
 
-def test_labels_and_file_names_are_shown_and_never_run(chromium):
+def test_labels_and_file_names_are_shown_and_never_run(after):
     page = make_page()
     tags = Tags(page)
     assert len(tags.of("script")) == 2 and all(not t.get("src") for t in tags.of("script"))
     assert all("onerror" not in t and t["src"].startswith("data:image/jpeg") for t in tags.of("img"))
-    assert "broken" not in re.search("<title>(.*)</title>", chromium(page, "")).group(1).replace("'broken'", "")
+    assert "broken" not in re.search("<title>(.*)</title>", after(page, "")).group(1).replace("'broken'", "")
 
 
 def test_the_page_reaches_for_nothing_outside_itself():
@@ -114,8 +111,8 @@ def saved(dom):
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def test_decisions_are_counted_and_saved_with_those_made_earlier(chromium):
-    dom = chromium(make_page(), DECIDE + TELL)
+def test_decisions_are_counted_and_saved_with_those_made_earlier(after):
+    dom = after(make_page(), DECIDE + TELL)
     assert ">2 of 3 decided<" in dom
     assert not re.search(r'<button id="save"[^>]*disabled', dom)
     earlier, first, second = saved(dom)
@@ -131,17 +128,17 @@ def test_decisions_are_counted_and_saved_with_those_made_earlier(chromium):
     assert (second["label"], second["given_label"], second["decision"]) == (NASTY, NASTY, "keep")
 
 
-def test_a_closed_page_comes_back_with_its_decisions(chromium):
-    chromium(make_page(), DECIDE)
-    assert len(saved(chromium(make_page(), TELL))) == 3
-    other_data = chromium(make_page(fingerprint="other"), TELL)
+def test_a_closed_page_comes_back_with_its_decisions(after):
+    after(make_page(), DECIDE)
+    assert len(saved(after(make_page(), TELL))) == 3
+    other_data = after(make_page(fingerprint="other"), TELL)
     assert len(saved(other_data)) == 1
 
 
-def test_what_is_saved_is_what_the_builder_reads(chromium, tmp_path):
+def test_what_is_saved_is_what_the_builder_reads(after, tmp_path):
     from oct_hf.data.corrections import read_corrections
 
-    dom = chromium(make_page(), DECIDE + TELL)
+    dom = after(make_page(), DECIDE + TELL)
     text = html.unescape(re.search('<pre id="out">(.*?)</pre>', dom, re.DOTALL).group(1))
     path = tmp_path / "corrections.csv"
     path.write_text(text, encoding="utf-8")

@@ -4,7 +4,7 @@ import json
 import pytest
 import yaml
 
-from oct_hf.hub.card import model_licence, render_card
+from oct_hf.hub.card import model_licence, render_card, span
 
 
 @pytest.fixture
@@ -26,7 +26,9 @@ def test_every_measured_score_stands_in_table_and_metadata(run):
     assert scores["balanced_accuracy"] == round(test["balanced_accuracy"], 4)
     assert scores["roc_auc"] == round(test["auroc"], 4)
     for label, row in test["per_class"].items():
-        assert f"| {label} | {row['n']} | {row['recall']:.3f} | {row['specificity']:.3f} |" in body
+        spans = run["intervals"]["per_class"][label]
+        assert f"| {label} | {row['n']} | {row['recall']:.3f} ({span(spans['recall'])}) | " in body
+        assert f" | {row['specificity']:.3f} ({span(spans['specificity'])}) | " in body
     for side, row in run["split"]["sides"].items():
         assert f"| {side} | {row['images']} | {row['groups']} |" in body
 
@@ -79,3 +81,17 @@ def test_text_from_outside_can_not_break_the_card(run):
     header, body = rendered(run)
     assert header["model-index"][0]["results"][0]["dataset"]["name"].startswith("Clinic |")
     assert header["license"] == "apache-2.0" and "<script>" not in body and "Clinic \\|" in body
+
+
+def test_what_has_no_interval_says_why():
+    assert span({"low": 0.25, "high": 0.5, "method": "Wilson"}) == "0.250–0.500"
+    assert span({"why": "one patient"}) == "n/a: one patient" and span(None) == "n/a"
+
+
+def test_a_set_that_the_model_never_saw_has_its_own_heading(run):
+    assert "On other data" not in rendered(run)[1].replace("*On other data*", "")
+    found = {key: run[key] for key in ("intervals", "subgroups")} | {"results": run["results"]["test"]}
+    found |= {"title": "Another | clinic", "homepage": None, "grouped_by": "patient", "file": "external/x.parquet"}
+    run["external"] = [found | {"label_map": {"CNV": "CNV"}, "shift": None, "sets": None, "refused": None}]
+    body = rendered(run)[1]
+    assert "## On other data: Another \\| clinic" in body and "CNV → CNV" in body

@@ -25,7 +25,7 @@ from oct_hf.hub.download import download
 from oct_hf.hub.files import file_faults
 from oct_hf.hub.repository import checksums
 from oct_hf.hub.verify import verify
-from oct_hf.runs.again import predict_again, search_again
+from oct_hf.runs.again import explain_again, predict_again, search_again
 from oct_hf.training.recipe import make_recipe
 
 
@@ -52,7 +52,7 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 def test_a_repository_as_it_was_written_holds_and_nothing_is_skipped(repository):
-    checks = verify(download(str(repository)), predict_again(None), search_again(None))
+    checks = verify(download(str(repository)), predict_again(None), search_again(None), explain_again(None))
     assert [check.faults for check in checks] == [()] * len(checks)
     assert not any(check.skipped for check in checks)
 
@@ -319,7 +319,7 @@ import sys
 from huggingface_hub import HfApi, hf_hub_download
 text = open(hf_hub_download("clinic/checked", "README.md")).read()
 line = next(line for line in text.splitlines() if line.startswith("| Balanced accuracy |"))
-text = text.replace(line, "| Balanced accuracy | 0.999 | 0.999 |").encode()
+text = text.replace(line, "| Balanced accuracy | 0.999 | 0.990–1.000 | 0.999 |").encode()
 HfApi().upload_file(path_or_fileobj=text, path_in_repo="README.md", repo_id="clinic/checked")
 """
     subprocess.run([sys.executable, "-c", tamper], env=site.environment, check=True, capture_output=True)
@@ -328,6 +328,7 @@ HfApi().upload_file(path_or_fileobj=text, path_in_repo="README.md", repo_id="cli
     card = next(check for check in json.loads(done.stdout)["checks"] if check["name"] == "card")
     assert [fault.split(" says ")[0] for fault in card["faults"]] == [
         "README.md: Results, Balanced accuracy, test",
+        "README.md: Results, Balanced accuracy, 95 % interval",
         "README.md: Results, Balanced accuracy, validation",
     ]
     for name, said in (("clinic/absent", "can't be had"), ("no such", "no such folder"), ("clinic/checked@v9", "v9")):

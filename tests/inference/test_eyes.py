@@ -14,8 +14,9 @@ import oct_hf
 from oct_hf.errors import OCTError
 from oct_hf.evaluation.aggregation import RULES, join
 from oct_hf.inference import table
-from oct_hf.inference.eyes import answer_eyes, recorded_rule
+from oct_hf.inference.eyes import answer_eyes
 from oct_hf.inference.predictor import Predictor
+from oct_hf.inference.recorded import recorded_rule
 from tests.data.volumes.write import SECRETS, bscans, write_dicom, write_vol
 
 LABELS = ("CNV", "DME", "NORMAL")
@@ -106,7 +107,7 @@ def test_the_rule_of_a_models_run_is_taken_and_said(finished_run, tmp_path):
     assert run["per_eye"]["rule"] in RULES and run["per_eye"]["eyes"]["test"] > 2
     rule, count = recorded_rule(finished_run / "model")
     assert (rule, count) == (run["per_eye"]["rule"], run["per_eye"]["eyes"]["validation"])
-    assert f"joined by **{rule}**" in (finished_run / "model/README.md").read_text()
+    assert f"| eye by eye | {rule} |" in (finished_run / "model/README.md").read_text()
     path = write_dicom(tmp_path / "scan.dcm", bscans(4))
     command = [sys.executable, "-m", "oct_hf.cli", "predict", path, "--model", finished_run]
     said = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,0 +1,131 @@
+"""`oct-hf evaluate` and `oct-hf compare`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from oct_hf.cli.options import Data, overrides_of, prepare_for_other_hubs
+from oct_hf.cli.printing import print_result, print_table, say, score
+from oct_hf.errors import OCTError
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A run, a model folder or a Hub id.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[data.KEY=VALUE]...")] = None,
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option(help="Write the predictions to this .parquet file.")] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Put what --data shows into the model's folder and on its card.")
+    ] = False,
+    prevalence: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Predictive values where the disease is so frequent.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Measure a model on labelled images, or again from its own predictions.
+
+    Example: oct-hf evaluate runs/demo --data clinic/ data.csv=patients.csv --record
+
+    oct-hf evaluate runs/demo --prevalence 0.02
+    """
+    from oct_hf.training.recipe import load_recipe
+
+    given = None
+    if data is not None or overrides:
+        given = load_recipe("folder", ["data.name=folder", *overrides_of(overrides, data)]).data
+    elif record:
+        raise OCTError("--record writes what other data show: give --data")
+
+    from oct_hf.runs.other_data import evaluate_model
+
+    if prevalence is not None and given is not None:
+        raise OCTError("--prevalence works with the thresholds of the model's own predictions: leave out --data")
+    found = evaluate_model(model, given, out, record)
+    points = _predictive_values(found, prevalence) if prevalence is not None else []
+    if as_json:
+        shown = {"at_prevalence": {"prevalence": prevalence, "points": points}} if points else {}
+        print(json.dumps(found | shown, indent=2))
+        return
+    print_result(found["results"], f"{model} on {data or 'its own test predictions'}", spans=found["intervals"])
+    if points:
+        rows = [(*row[:2], *map(score, row[2:])) for row in points]
+        columns = ("question", "target in validation", "sensitivity", "specificity", "PPV", "NPV")
+        print_table(f"where {prevalence:g} of the eyes have it", columns, rows)
+    if given is not None and found["shift"]:
+        _print_shift(found)
+    if record:
+        say(f"recorded in {model}: its card shows {found['title']!r} under a heading of its own")
+
+
+def compare(
+    models: Annotated[list[str], typer.Argument(help="Two or more runs, model folders or Hub ids; the first leads.")],
+    figure: Annotated[Path | None, typer.Option(help="Draw the differences into this .png file.")] = None,
+    permutations: Annotated[int, typer.Option(min=100)] = 10_000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Compare models on the test images that they share, patient by patient.
+
+    Differences come with 95 % intervals over patients and permutation tests in which the
+    answers for whole patients are swapped, corrected for the number of models (Holm).
+
+    Example: oct-hf compare runs/demo runs/other you/third
+    """
+    prepare_for_other_hubs()
+    from oct_hf.evaluation.comparison import compare_all
+    from oct_hf.evaluation.predictions import Predictions
+    from oct_hf.hub.download import download
+
+    if len(set(models)) < len(models):
+        raise OCTError("a model is named twice")
+    if figure is not None and (figure.suffix != ".png" or not figure.parent.is_dir()):
+        raise OCTError(f"{figure}: the figure is a .png in a folder that exists")
+    named = {name: Predictions.read(download(name).folder / "predictions.parquet") for name in models}
+    found = compare_all(named, permutations)
+    if figure is not None:
+        from oct_hf.evaluation.report import can_draw, comparison_figure
+
+        if not can_draw():
+            raise OCTError('the figure needs matplotlib: pip install "oct-hf[figures]"')
+        comparison_figure(found, figure)
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    for name, one in found["runs"].items():
+        rows = []
+        for metric, row in one["metrics"].items():
+            if "why" in row:
+                rows.append((metric.replace("_", " "), *[f"n/a: {row['why']}", *[""] * 5]))
+                continue
+            span = "" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
+            values = (score(row["first"]), score(row["second"]), f"{row['difference']:+.3f}", span)
+            rows.append((metric.replace("_", " "), *values, f"{row['p']:.4f}", f"{row['p_holm']:.4f}"))
+        columns = ("test side", found["first"], name, "difference", "95 % interval", "p", "p, Holm")
+        print_table(f"{one['rows']} B-scans of {one['patients']} patients that both predicted", columns, rows)
+        for count, whose in ((one["only_first"], found["first"]), (one["only_second"], name)):
+            if count:
+                say(f"{count} test B-scans are in {whose} alone and were left out")
+
+
+def _predictive_values(found: dict, prevalence: float) -> list[tuple]:
+    from oct_hf.evaluation.operating_points import at_prevalence
+    from oct_hf.hub.card import operating_rows
+
+    rows = []
+    for name, target, point in operating_rows(found["operating_points"]):
+        pair = point["test"]["sensitivity"], point["test"]["specificity"]
+        values = {"ppv": None, "npv": None} if None in pair else at_prevalence(*pair, prevalence)
+        rows.append((name, target, *pair, values["ppv"], values["npv"]))
+    return rows
+
+
+def _print_shift(found: dict) -> None:
+    rows = [
+        (name, f"{shift['home'][1]:.2f}", f"{shift['other'][1]:.2f}", score(shift["ks"]))
+        for name, shift in ((key, found["shift"][key]) for key in ("intensity", "quality"))
+        if shift
+    ]
+    print_table("how these B-scans differ", ("median", "model's test side", "here", "distance"), rows)
+    if found["refused"] is not None:
+        print(f"refused as no B-scan: {found['refused']:.1%}")

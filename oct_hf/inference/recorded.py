@@ -1,0 +1,50 @@
+"""What a model's run recorded for those who predict with it: its gate, its rule for eyes, its method for heat maps."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers.utils import cached_file
+
+from oct_hf.errors import ModelError
+from oct_hf.evaluation.aggregation import DEFAULT, RULES
+from oct_hf.inference.gate import Gate
+
+
+def recorded(model: str | Path, key: str):
+    """What run.json of a model has under a key; None where there is no such file or key.
+
+    Args:
+        model: a model folder or a Hub id.
+        key: such as "gate".
+    """
+    file = cached_file(
+        Path(model).as_posix(),
+        "run.json",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    try:
+        return json.loads(Path(file).read_text(encoding="utf-8"))[key] if file else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def recorded_gate(model: str | Path, labels: Sequence[str]) -> Gate | None:
+    """What lets a model decline; None where its run recorded nothing that fits its labels."""
+    found = recorded(model, "gate")
+    try:
+        return None if found is None else Gate.from_dict(found, labels)
+    except ModelError:
+        return None
+
+
+def recorded_rule(model: str | Path) -> tuple[str, int]:
+    """The rule that a model's run chose, and on how many validation eyes; the default and 0 where it chose none."""
+    chosen = recorded(model, "per_eye")
+    try:
+        rule, eyes = chosen["rule"], int(chosen["eyes"]["validation"])
+    except (KeyError, TypeError, ValueError):
+        return DEFAULT, 0
+    return (rule, eyes) if rule in RULES else (DEFAULT, 0)
