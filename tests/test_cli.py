@@ -81,7 +81,7 @@ def test_a_table_is_printed_where_no_file_is_asked_for(run, finished_run, clinic
 
 def test_evaluate_prints_the_measured_numbers_again(run, finished_run, clinic):
     stored = json.loads((finished_run / "run.json").read_text())["results"]["test"]
-    assert json.loads(run("evaluate", finished_run, "--json")[1]) == stored
+    assert json.loads(run("evaluate", finished_run, "--json")[1])["results"] == stored
     code, text, _ = run("evaluate", finished_run, "--data", clinic)
     assert code == 0 and "24 B-scans, 12 patients" in text and "n/a" in text
 
@@ -167,3 +167,56 @@ def test_every_public_name_can_be_imported():
     assert all(getattr(oct_hf, name) is not None for name in oct_hf.__all__)
     with pytest.raises(AttributeError, match="nothing"):
         oct_hf.nothing  # noqa: B018
+
+
+def test_a_photograph_is_refused_and_a_doubtful_bscan_gets_every_label_that_is_left(run, finished_run, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (300, 200), (30, 140, 60)).save(pictures / "lawn.png")
+    draw = finished_run / "model" / "examples" / "DME.png"
+    (pictures / "scan.png").write_bytes(draw.read_bytes())
+    code, _, _ = run("predict", pictures, "--model", finished_run, "--out", tmp_path / "a.csv")
+    lawn, scan = csv.DictReader((tmp_path / "a.csv").read_text().splitlines())
+    assert code == 0 and lawn["answer"] == "not an OCT B-scan" and lawn["predicted"] == "" and float(lawn["p_DME"]) >= 0
+    gate = json.loads((finished_run / "model" / "run.json").read_text())["gate"]
+    left = [name for name in gate["labels"] if 1 - float(scan[f"p_{name}"]) <= (gate["conformal"]["threshold"] or 1)]
+    assert len(left) > 1 and scan["answer"].startswith("unsure: ") and all(name in scan["answer"] for name in left)
+    run("predict", pictures, "--model", finished_run, "--out", tmp_path / "b.csv", "--always-answer")
+    rows = list(csv.DictReader((tmp_path / "b.csv").read_text().splitlines()))
+    assert all(row["answer"] == row["predicted"] in gate["labels"] for row in rows)
+
+
+def test_predictive_values_at_a_clinics_own_prevalence(run, finished_run):
+    code, text, _ = run("evaluate", finished_run, "--prevalence", "0.1", "--json")
+    found = json.loads(text)
+    question, target, sensitivity, specificity, ppv, _ = found["at_prevalence"]["points"][0]
+    expected = sensitivity * 0.1 + (1 - specificity) * 0.9
+    assert code == 0 and (ppv is None if expected == 0 else ppv == pytest.approx(sensitivity * 0.1 / expected))
+    assert (
+        found["operating_points"]["diseases"][question][f"at_{target.split()[0]}"]["test"]["sensitivity"] == sensitivity
+    )
+    assert run("evaluate", finished_run, "--prevalence", "0.1", "--data", "x")[0] == 2
+    assert "give --data" in run("evaluate", finished_run, "--record")[2]
+
+
+def test_two_runs_are_compared_patient_by_patient_with_a_figure(run, finished_run, tmp_path):
+    import shutil
+
+    import numpy as np
+
+    from oct_hf.evaluation.predictions import Predictions
+
+    other = shutil.copytree(finished_run / "model", tmp_path / "other")
+    mine = Predictions.read(other / "predictions.parquet")
+    truth = np.eye(len(mine.names))[mine.indices()]
+    mine.with_probabilities(0.9 * truth + 0.1 * mine.probabilities).write(other / "predictions.parquet")
+    figure = tmp_path / "difference.png"
+    code, text, _ = run("compare", finished_run, other, "--json", "--figure", figure, "--permutations", "200")
+    found = json.loads(text)["runs"][str(other)]
+    assert code == 0 and found["only_first"] == 0 and found["metrics"]["accuracy"]["second"] == 1.0
+    assert found["metrics"]["accuracy"]["difference"] > 0 and found["metrics"]["log_loss"]["difference"] < 0
+    with Image.open(figure) as picture:
+        assert picture.width > 600
+    code, text, _ = run("compare", finished_run, other)
+    assert code == 0 and "balanced accuracy" in text and "p, Holm" in text
+    assert run("compare", finished_run, finished_run)[0] == 2 and run("compare", finished_run)[0] == 2

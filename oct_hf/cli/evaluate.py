@@ -101,8 +101,9 @@ def compare(
             span = "" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
             values = (score(row["first"]), score(row["second"]), f"{row['difference']:+.3f}", span)
             rows.append((metric.replace("_", " "), *values, f"{row['p']:.4f}", f"{row['p_holm']:.4f}"))
-        columns = ("test side", found["first"], name, "difference", "95 % interval", "p", "p, Holm")
-        print_table(f"{one['rows']} B-scans of {one['patients']} patients that both predicted", columns, rows)
+        columns = ("test side", "first", "second", "second - first", "95 % interval", "p", "p, Holm")
+        title = f"first: {found['first']}, second: {name}; {one['rows']} B-scans of {one['patients']} patients"
+        print_table(title, columns, rows)
         for count, whose in ((one["only_first"], found["first"]), (one["only_second"], name)):
             if count:
                 say(f"{count} test B-scans are in {whose} alone and were left out")

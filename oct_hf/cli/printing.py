@@ -2,6 +2,8 @@
 
 import sys
 
+WIDE = 180
+
 
 def say(text: str) -> None:
     print(text, file=sys.stderr)
@@ -19,7 +21,8 @@ def print_table(title: str, columns: tuple, rows: list[tuple]) -> None:
         table.add_column(Text(column), justify="left" if index == 0 or not column else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))  # Text: file names and labels are no markup
-    Console(highlight=False).print(table)
+    # A pipe or a log has no width of its own; rich's 80 columns would break file names.
+    Console(highlight=False, width=None if sys.stdout.isatty() else WIDE).print(table)
 
 
 def score(value: float | None) -> str:
