@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 PAIRS = 5
@@ -224,15 +225,11 @@ def benchmark_startup() -> dict:
 
 def benchmark_push(run: Path | None, scratch: Path) -> dict:
     """`oct-hf publish` of EfficientNetV2-B0 to a Hub on this machine, twice: whole processes, and what they send."""
-    from oct_hf import finetune, serving
+    from oct_hf import serving
     from oct_hf.hub.local import create_app
     from oct_hf.hub.store import User
-    from oct_hf.training.recipe import load_recipe
 
-    if run is None:
-        run = scratch / "run"
-        few = ["data.patients=8", "data.scans=1", "model.image_size=64", "train.epochs=1", "train.batch_size=8"]
-        finetune(load_recipe("demo", few), run)
+    run = run or _small_run(scratch)
     taken = serving.take_port(0)
     address = f"http://127.0.0.1:{taken.getsockname()[1]}"
     hub = create_app(scratch / "hub", {"hf_benchmark": User("benchmark")}, address)
@@ -443,18 +440,23 @@ def benchmark_serving(folder: Path | None, scratch: Path, clients: int = 32, sec
     return result
 
 
-def benchmark_evaluation(predictions: int = 10_000, patients: int = 1000, resamples: int = 2000, few: int = 10) -> dict:
+def benchmark_evaluation(
+    scratch: Path, predictions: int = 10_000, patients: int = 1000, resamples: int = 2000, few: int = 10
+) -> dict:
     """Intervals over patients for every metric, against scikit-learn called on the rows of each resample of patients.
 
     The loop runs on `few` resamples and is taken as many times longer as there are more of them; in it each metric is
-    computed once, as `OCTMetrics` does. Then the comparison of two models with its 10,000 swaps.
+    computed once, as `OCTMetrics` does. Then everything that a run says of so many test B-scans, its report with all
+    figures, and the comparison of two models with its 10,000 swaps.
     """
     import numpy as np
 
+    from oct_hf.evaluation.assessment import assess, calibrate
     from oct_hf.evaluation.comparison import compare
     from oct_hf.evaluation.intervals import intervals
     from oct_hf.evaluation.oct_metrics import measure
     from oct_hf.evaluation.predictions import Predictions
+    from oct_hf.runs.report_page import write_report
 
     rng = np.random.default_rng(0)
     names = ("CNV", "DME", "DRUSEN", "NORMAL")
@@ -483,9 +485,17 @@ def benchmark_evaluation(predictions: int = 10_000, patients: int = 1000, resamp
 
     ours(), loop()  # warm up
     pairs = [(ours(), loop()) for _ in range(PAIRS)]
+    run = json.loads((_small_run(scratch) / "run.json").read_text())
+    sides = text(["validation"] * (predictions // 4) + ["test"] * (predictions - predictions // 4))
+    began = time.perf_counter()
+    calibrated, note = calibrate(replace(given, sides=sides))
+    facts = assess(calibrated, run["recipe"]["evaluation"], note)
+    write_report(scratch / "report.html", run | facts, calibrated, [])
+    report = time.perf_counter() - began
     began = time.perf_counter()
     compare(given, given)
     return {
+        "evaluation_and_report_s": round(report, 1),
         "predictions": predictions,
         "patients": patients,
         "resamples": resamples,
@@ -496,6 +506,16 @@ def benchmark_evaluation(predictions: int = 10_000, patients: int = 1000, resamp
         "speed_ratios": [round(p[1] / p[0], 1) for p in pairs],
         "comparison_s": round(time.perf_counter() - began, 1),
     }
+
+
+def _small_run(scratch: Path) -> Path:
+    """A finished run of a few phantoms."""
+    from oct_hf import finetune
+    from oct_hf.training.recipe import load_recipe
+
+    few = ["data.patients=8", "data.scans=1", "model.image_size=64", "train.epochs=1", "train.batch_size=8"]
+    finetune(load_recipe("demo", few), scratch / "run")
+    return scratch / "run"
 
 
 def _bscans(folder: Path | None, scratch: Path) -> list[bytes]:
@@ -561,7 +581,7 @@ def main() -> None:
                 "serving": lambda: benchmark_serving(given.data, Path(scratch)),
                 "startup": benchmark_startup,
                 "push": lambda: benchmark_push(given.run, Path(scratch)),
-                "evaluation": benchmark_evaluation,
+                "evaluation": lambda: benchmark_evaluation(Path(scratch)),
             }[part]
             results[part] = run()
             print(part)
