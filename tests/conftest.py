@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,24 @@ def browser(chromium):
 def axe(node) -> str:
     """axe-core's script, which finds what hinders people with disabilities on a page."""
     return (Path(__file__).parent / "node" / "node_modules" / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a command line in this process; gives exit code, stdout and stderr."""
+    from oct_hf import cli
+
+    def call(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["oct-hf", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return call
 
 
 TINY = {

@@ -7,26 +7,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from oct_hf import cli
-
 COLUMNS = ["file", "predicted", "answer", "p_CNV", "p_DME", "p_DRUSEN", "p_NORMAL", "error"]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs a command line in this process; gives exit code, stdout and stderr."""
-
-    def call(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["oct-hf", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code or 0
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return call
 
 
 def test_help_and_version_name_every_verb(run):

@@ -30,7 +30,7 @@ PUBLISHED_SIDES = {
     "test": "test",
 }
 EYES = {"od": "OD", "r": "OD", "right": "OD", "os": "OS", "l": "OS", "left": "OS"}
-CSV_COLUMNS = ("file", "patient", "eye", "volume", "label", "fold", "guard", "class")
+CSV_COLUMNS = ("file", "patient", "eye", "volume", "device", "label", "fold", "guard", "class")
 LABELLED_BY = ("image", "eye", "worst")
 
 
@@ -41,6 +41,7 @@ class Whose(NamedTuple):
     eye: str = ""
     volume: str = ""
     fold: str = ""
+    device: str = ""
 
 
 def _class_parts(path: str, labels: tuple[str, ...] | list[str] | None) -> tuple[str, str, list[str]]:
@@ -119,7 +120,7 @@ def _public_entries(source: Source, row: PublicSet, labels: list[str], bad: list
         label = row.aliases.get(label, label)
         if label in labels:
             side = sides.get(found.get("side", ""), "train")
-            yield Entry(path, label, whose.patient, whose.eye, whose.fold, side, whose.volume)
+            yield Entry(path, label, whose.patient, whose.eye, whose.fold, side, whose.volume, whose.device)
     if table:
         bad += [{"file": f, "reason": f"listed in {table.name} but not there"} for f in table.unused(None)]
 
@@ -184,7 +185,7 @@ def _folder_entries(source: Source, config, labels: list[str], bad: list[dict], 
         except BadImageError as error:
             bad.append({"file": error.file, "reason": error.reason})
             continue
-        yield Entry(path, label, whose.patient, whose.eye, whose.fold, side, whose.volume)
+        yield Entry(path, label, whose.patient, whose.eye, whose.fold, side, whose.volume, whose.device)
     if table:
         bad += [{"file": f, "reason": f"listed in {config.csv} but not there"} for f in table.unused(labels)]
 
@@ -206,7 +207,7 @@ def _who(config, path: str, label: str, rest: list[str], table, pattern, shown) 
             return whose
         if whose.eye and shown.eye and whose.eye != shown.eye:
             raise BadImageError(shown.file, f"{config.csv} says {whose.eye}, the file itself {shown.eye}")
-        return whose._replace(eye=whose.eye or shown.eye, volume=whose.volume or _device_volume(path))
+        return _of_device(whose, path, shown)
     if pattern:
         match = pattern.search(path)
         if not match:
@@ -215,12 +216,13 @@ def _who(config, path: str, label: str, rest: list[str], table, pattern, shown) 
             )
         groups = match.groupdict()
         eye = EYES.get((groups.get("eye") or "").lower(), "")
-        whose = _of_patient(Whose(groups.get("patient") or "", eye, groups.get("volume") or ""))
-        return whose._replace(volume=whose.volume or (_device_volume(path) if shown else ""))
+        known = {key: groups.get(key) or "" for key in ("patient", "volume", "device")}
+        whose = _of_patient(Whose(eye=eye, **known))
+        return _of_device(whose, path, shown) if shown else whose
     if shown:  # CLASS/[PATIENT/]scan.vol, whose B-scans seem to lie in a folder of its name
         patient = rest[0] if len(rest) > 2 else shown.patient
         if patient or config.without_patients:
-            return Whose(patient, shown.eye, _device_volume(path))
+            return _of_device(Whose(patient), path, shown)
     elif len(rest) > 1:  # CLASS/PATIENT/[EYE/]image
         return Whose(rest[0], EYES.get(rest[1].lower(), "") if len(rest) > 2 else "")
     if config.without_patients:
@@ -236,12 +238,16 @@ def _most_rows(source: Source) -> int:
     return 10_000 + 10 * len(source.files)  # of a CSV; far more than there are pictures would only fill the memory
 
 
-def _device_volume(path: str) -> str:
-    return path.rpartition("/")[0]  # scan.e2e#0, the first acquisition in the file
+def _of_device(whose: Whose, path: str, shown) -> Whose:
+    """With what a device's file says of itself, where nothing else says it."""
+    volume = path.rpartition("/")[0]  # scan.e2e#0, the first acquisition in the file
+    return whose._replace(
+        eye=whose.eye or shown.eye, volume=whose.volume or volume, device=whose.device or shown.device
+    )
 
 
 class _Table:
-    """The CSV that names each file's patient, and may name its eye, volume, label, fold and whether it is a guard."""
+    """The CSV that names each file's patient, and may name more, see CSV_COLUMNS."""
 
     def __init__(self, content: bytes, name: str, columns: dict[str, str], needed: set[str], most: int):
         self.name = name
@@ -280,7 +286,8 @@ class _Table:
     def whose(self, row: tuple[str, ...]) -> Whose:
         guard = self.value(row, "guard").lower() in ("1", "true", "yes")
         eye, fold = EYES.get(self.value(row, "eye").lower(), ""), "guard" if guard else self.value(row, "fold")
-        return _of_patient(Whose(self.value(row, "patient"), eye, self.value(row, "volume"), fold))
+        volume, device = self.value(row, "volume"), self.value(row, "device")
+        return _of_patient(Whose(self.value(row, "patient"), eye, volume, fold, device))
 
     def row(self, path: str, inner: str, label: str) -> tuple[str, ...]:
         """What is said of the file at `path`, whose place inside its set is `inner`."""

@@ -27,6 +27,7 @@ class Entry:
     fold: str
     side: str
     volume: str = ""  # one name in the whole set; empty where nothing tells
+    device: str = ""  # that took it; empty where nothing tells
 
 
 class Names(Sequence):

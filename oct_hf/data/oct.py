@@ -55,9 +55,9 @@ class OCTDataConfig(datasets.BuilderConfig):
         data_dir: a folder, or an archive that is read in place; not for `phantom`.
         labels: the classes, in the order of the model's outputs; the folders' names, sorted, where not given.
         csv: table beside the images with one row a file (`folder`), relative to `data_dir`.
-        columns: which of its columns stand for file, patient, eye, volume, label, fold and guard.
-        pattern: regular expression with the groups `patient` and, if known, `eye` and `volume`, searched in each path
-            (`folder`).
+        columns: which of its columns stand for file, patient, eye, volume, device, label, fold and guard.
+        pattern: regular expression with the groups `patient` and, if known, `eye`, `volume` and `device`, searched in
+            each path (`folder`).
         without_patients: nothing need tell the patient of a `folder`; `patient_id` is empty where nothing does.
         label_by: `image`; `eye`, every image by the worst case of its eye; or `worst`, only the images that show it.
         skip_bad: go on without the files that can't be read, instead of refusing.
@@ -135,6 +135,7 @@ class OCT(datasets.GeneratorBasedBuilder):
             "patient_id": datasets.Value("string"),
             "eye": datasets.Value("string"),  # OD, OS or empty
             "volume": datasets.Value("string"),  # one name in the whole set, or empty
+            "device": datasets.Value("string"),  # that took it, or empty
             "source": datasets.Value("string"),  # path inside data_dir
             "fold": datasets.Value("string"),  # of the CSV, or "guard"; else the published side, or empty
             "side": datasets.Value("string"),  # the published one; "train" where there is none
@@ -278,7 +279,7 @@ def _phantoms(seed: int, height: int, width: int, jobs: list[tuple[str, int, int
         drawn = phantom.draw(label, seed, patient, scan, height, width)
         data = png(drawn.image)
         row = {"label": label, "patient_id": f"P{patient:05d}", "eye": drawn.eye, "fold": "", "side": "train"}
-        row |= {"volume": f"P{patient:05d}"}
+        row |= {"volume": f"P{patient:05d}", "device": "phantom"}
         row |= {"source": f"{label}/P{patient:05d}_{scan:02d}.png"}
         rows.append(row | {"image": picture(data), "content_hash": sha256(data)} | measure(drawn.image))
     return rows

@@ -208,8 +208,9 @@ def _opened_here(path: str, time: int, process: int, thread: int) -> pq.ParquetF
     """A file of this thread alone: a place in a file that two share is nobody's."""
     try:
         files, inner = url_to_fs(path)
-        file = inner if isinstance(files, LocalFileSystem) else files.open(inner, "rb")
-        return pq.ParquetFile(file, pre_buffer=True)
+        here = isinstance(files, LocalFileSystem)
+        # Reading ahead joins requests over a network, but each open file then keeps its last row group in memory.
+        return pq.ParquetFile(inner if here else files.open(inner, "rb"), pre_buffer=not here)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: can't be read as Parquet ({' '.join(str(error).split())})") from None
 

@@ -5,14 +5,10 @@ network's from the weights; all others must stand in run.json. What can't be mad
 time, is only as true as run.json.
 """
 
-import copy
-import json
 import math
-import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,29 +16,23 @@ import torch
 from PIL import Image
 
 from oct_hf import __version__
-from oct_hf.data.corrections import NAME as CORRECTIONS
-from oct_hf.data.corrections import describe_corrections
 from oct_hf.data.duplicates import METHOD
-from oct_hf.data.leakage import LINKS_FILE, Links, certificate, read_links
-from oct_hf.data.splits import count_sides, fingerprint, on_two_sides, read_split_table
-from oct_hf.errors import ModelError, OCTError
-from oct_hf.evaluation.assessment import assess, assess_external, refit
+from oct_hf.data.leakage import LINKS_FILE, Links, certificate
+from oct_hf.data.splits import on_two_sides
+from oct_hf.errors import OCTError
 from oct_hf.evaluation.faithfulness import best_method
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.evaluation.report import can_draw
 from oct_hf.hub.allowed import CODE_BRANCH
 from oct_hf.hub.card import render_card
 from oct_hf.hub.card_text import card_faults
+from oct_hf.hub.claims import SOURCES, Claims, equal, flat
 from oct_hf.hub.download import Downloaded
 from oct_hf.hub.files import file_faults
 from oct_hf.hub.repository import checksums, draw_figures
 from oct_hf.inference.export import ONNX_FILE, ONNX_TOLERANCE, can_export, onnx_probabilities
-from oct_hf.inference.predictor import Predictor
-from oct_hf.training.callbacks import selection
-from oct_hf.training.recipe import load_recipe
 
 HEAT_TOLERANCE = 0.02  # of figures from 0 to 1 that are measured on heat maps
-REFIT = 1e-3  # relative, of a temperature fitted again
 SAME_PIXELS = 1e-6  # between torch loaders, on one machine
 ANOTHER_MACHINE = 1e-3  # between the publisher's machine and this one
 
@@ -82,7 +72,7 @@ def verify(
         ModelError: it isn't a repository of this package.
         DataError: what `predict`, `search` or `explain` say of the data at hand.
     """
-    claims = _Claims(model)
+    claims = Claims(model)
     faults = file_faults(model.folder, model.files, model.revision)
     checks = [Check("no code, no pickle", f"{len(model.files)} files", tuple(faults))]
     if faults:
@@ -106,113 +96,10 @@ def verify(
     return [*checks, _images(claims, predict), _near_duplicates(claims, search), _heat_maps(claims, explain)]
 
 
-class _Claims:
-    """What a repository says, and what its files give when it is made again; each is made once.
-
-    Attributes:
-        model: where it lies.
-        said: the content of run.json.
-    """
-
-    def __init__(self, model: Downloaded):
-        self.model, self.folder = model, model.folder
-        try:
-            self.said = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-            known = "files" in self.said and "results" in self.said
-        except (OSError, ValueError, TypeError):
-            known = False
-        if not known:
-            raise ModelError(f"{model.name}: no run.json of oct-hf in it, so there is nothing to verify")
-
-    @cached_property
-    def answers(self) -> Predictions:
-        return Predictions.read(self.folder / "predictions.parquet")
-
-    @cached_property
-    def split(self) -> dict[str, list[str]]:
-        return read_split_table(self.folder / "split.csv")
-
-    @cached_property
-    def predictor(self) -> Predictor:
-        return Predictor(self.folder, device="cpu")
-
-    @cached_property
-    def found(self) -> dict:
-        """run.json with everything that the repository's other files say put in its place."""
-        run = copy.deepcopy(self.said)
-        hashes, patients, labels, sides = (self.split[c] for c in ("content_hash", "patient_id", "label", "side"))
-        recipe = load_recipe(self.folder / "recipe.yaml").to_dict()
-        network, corrected = self.predictor.model, self.folder / CORRECTIONS
-        run |= assess(self.answers, recipe["evaluation"], self.calibration)
-        if "external" in run:
-            run["external"] = [self._external(said, recipe["evaluation"]) for said in run["external"]]
-        run["labels"] = list(self.answers.names)
-        run["split"] |= {
-            "sides": count_sides(labels, patients, sides, run["labels"]),
-            "certificate": self._certificate(hashes, patients, sides),
-        }
-        run["data"] |= {
-            "images": len(hashes),
-            "groups": len(set(patients)),
-            "fingerprint": fingerprint(hashes, patients, labels),
-            "corrections": describe_corrections(corrected if corrected.exists() else None, hashes),
-            **{key: recipe["data"][key] for key in ("name", "homepage", "license", "citation", "public", "grouped_by")},
-            "title": recipe["data"]["title"] or recipe["data"]["name"],
-        }
-        run["model"] |= {
-            "base": recipe["model"]["base"],
-            "weights": recipe["model"]["weights"],
-            "architecture": network.config.architecture,
-            "parameters": sum(parameter.numel() for parameter in network.parameters()),
-            "image_size": network.config.pretrained_cfg["input_size"][-1],
-        }
-        history = run["training"]["history"]
-        run["training"] |= {
-            "epochs": len(history),
-            "best_epoch": 1 + max(range(len(history)), key=lambda i: selection(history[i])),
-            "images": sides.count("train"),
-        }
-        run["recipe"] = {key: recipe[key] for key in run["recipe"] if key in recipe}
-        run["name"] = recipe["name"]
-        return run
-
-    @cached_property
-    def calibration(self) -> dict | None:
-        """What fitting a temperature gives where the published one is undone, if the weights hold it."""
-        said = self.said["calibration"]["temperature"]
-        if said is None:
-            return None
-        found = refit(self.answers, said)
-        folded = getattr(self.predictor.model.config, "calibration_temperature", 1.0)
-        # Published probabilities are rounded to 32 bits, so the fit ends beside the published number.
-        same = math.isclose(found["temperature"], said, rel_tol=REFIT)
-        return found | {"temperature": folded} if same else found
-
-    def _external(self, said: dict, settings: dict) -> dict:
-        """What the predictions on another set give."""
-        file = str(said["file"])
-        if not re.fullmatch(r"external/[\w.-]+\.parquet", file):
-            raise ModelError(f"run.json: external predictions lie in external/NAME.parquet, not in {file}")
-        return said | assess_external(self.answers, Predictions.read(self.folder / file), settings)
-
-    @cached_property
-    def links(self) -> Links | None:
-        """The near-duplicates that travel with the repository; None where its certificate says that none do."""
-        searched = self.said["split"]["certificate"].get("near_duplicates")
-        return read_links(self.folder / LINKS_FILE, searched["neighbour"] is None) if searched else None
-
-    def _certificate(self, hashes: list[str], patients: list[str], sides: list[str]) -> dict:
-        said = self.said["split"]["certificate"]
-        made = certificate(hashes, patients, sides, self.links)
-        if made["near_duplicates"]:  # how they were searched for is told by no file
-            made["near_duplicates"] |= {key: said["near_duplicates"][key] for key in ("method", "copy", "neighbour")}
-        return {key: made[key] for key in said if key in made}  # oct-hf 0.1 counted less
-
-
 # --- files ---
 
 
-def _checksums(claims: _Claims) -> Check:
+def _checksums(claims: Claims) -> Check:
     found, said = checksums(claims.folder), claims.said["files"]
     if claims.model.revision == CODE_BRANCH:
         # This branch adds the class, and its name to config.json.
@@ -231,7 +118,7 @@ def _checksums(claims: _Claims) -> Check:
 # --- numbers ---
 
 
-def _split(claims: _Claims) -> Check:
+def _split(claims: Claims) -> Check:
     """No patient, file or near-duplicate on two sides, and the predictions are of exactly these images."""
     table, answers = claims.split, claims.answers
     faults = [
@@ -256,37 +143,20 @@ def _split(claims: _Claims) -> Check:
     return Check("split", f"{len(table['side'])} images of {groups} on one side each", tuple(faults))
 
 
-_SOURCES = {
-    "results": "predictions.parquet gives",
-    **dict.fromkeys(
-        ("intervals", "per_eye", "per_patient", "calibration", "operating_points", "abstention", "gate", "subgroups"),
-        "predictions.parquet gives",
-    ),
-    "external": "its predictions give",
-    "labels": "predictions.parquet has",
-    "split": "split.csv gives",
-    "data": "split.csv and recipe.yaml give",
-    "model": "the weights, config.json and recipe.yaml give",
-    "training": "its history and split.csv give",
-    "recipe": "recipe.yaml says",
-    "name": "recipe.yaml says",
-}
-
-
-def _numbers(claims: _Claims) -> Check:
-    said, found = _flat(claims.said), _flat(claims.found)
-    keys = [key for key in found if key.split(".")[0] in _SOURCES]
+def _numbers(claims: Claims) -> Check:
+    said, found = flat(claims.said), flat(claims.found)
+    keys = [key for key in found if key.split(".")[0] in SOURCES]
     faults = [
-        f"run.json: {key} is {said.get(key, 'missing')}, {_SOURCES[key.split('.')[0]]} {found[key]}"
+        f"run.json: {key} is {said.get(key, 'missing')}, {SOURCES[key.split('.')[0]]} {found[key]}"
         for key in keys
-        if not _equal(said.get(key), found[key])
+        if not equal(said.get(key), found[key])
     ]
     faults += [f"run.json: {key} has no source" for key in said if key not in found]
     count = sum(isinstance(found[key], int | float) for key in keys)
     return Check("numbers", f"{count} numbers of run.json made again", tuple(faults))
 
 
-def _card(claims: _Claims) -> Check:
+def _card(claims: Claims) -> Check:
     text = (claims.folder / "README.md").read_text(encoding="utf-8")
     named = _repo_on_card(text)
     same_template = claims.said["package"] == __version__
@@ -303,7 +173,7 @@ def _repo_on_card(text: str) -> str | None:
     return named if named not in ("", ".") else None
 
 
-def _figures(claims: _Claims) -> Check:
+def _figures(claims: Claims) -> Check:
     """Drawn again and compared pixel by pixel. Another matplotlib may place a letter otherwise: it must be the same."""
     figures = [name for name in claims.said["files"] if name.startswith("figures/")]
     if not figures:
@@ -329,13 +199,13 @@ def _figures(claims: _Claims) -> Check:
 
 def _same_picture(one: Path, other: Path) -> bool:
     with Image.open(one) as first, Image.open(other) as second:
-        return first.size == second.size and np.array_equal(np.asarray(first), np.asarray(second))
+        return first.size == second.size and np.arrayequal(np.asarray(first), np.asarray(second))
 
 
 # --- the network ---
 
 
-def _examples(claims: _Claims) -> Check:
+def _examples(claims: Claims) -> Check:
     """The network's answers to the repository's own pictures: other weights give others."""
     said = claims.said["examples"]
     if not said:
@@ -351,7 +221,7 @@ def _examples(claims: _Claims) -> Check:
     return Check("reference answers", f"{len(said)} pictures, at most {worst:.0e} apart", tuple(faults))
 
 
-def _loaders(claims: _Claims) -> Check:
+def _loaders(claims: Claims) -> Check:
     """The same pixels through each library installed here."""
     import timm
     from transformers import AutoModelForImageClassification
@@ -382,7 +252,7 @@ def _loaders(claims: _Claims) -> Check:
     return Check("loaders", f"apart from oct-hf: {apart}", tuple(faults))
 
 
-def _images(claims: _Claims, predict: Callable[[Path], Predictions] | None) -> Check:
+def _images(claims: Claims, predict: Callable[[Path], Predictions] | None) -> Check:
     """The data predicted again, image by image."""
     if predict is None:
         return Check("images", "no data at hand; --data PATH predicts it again", skipped=True)
@@ -404,7 +274,7 @@ def _images(claims: _Claims, predict: Callable[[Path], Predictions] | None) -> C
     return Check("images", f"{len(row)} predicted again, at most {worst:.0e} apart", tuple(faults))
 
 
-def _near_duplicates(claims: _Claims, search: Callable[[Path, Links], list[str]] | None) -> Check:
+def _near_duplicates(claims: Claims, search: Callable[[Path, Links], list[str]] | None) -> Check:
     """The data searched for near-duplicates again."""
     name, said = "near-duplicates", claims.said["split"]["certificate"].get("near_duplicates")
     if search is None or not said or not said["method"].startswith(METHOD):
@@ -414,7 +284,7 @@ def _near_duplicates(claims: _Claims, search: Callable[[Path, Links], list[str]]
     return Check(name, f"{len(claims.links.pairs)} pairs, searched for again", tuple(faults))
 
 
-def _heat_maps(claims: _Claims, explain: Callable[[Path, int], dict | None] | None) -> Check:
+def _heat_maps(claims: Claims, explain: Callable[[Path, int], dict | None] | None) -> Check:
     """The heat maps measured again, and the best method by what run.json says of all."""
     name, said = "heat maps", claims.said["explanations"]
     if said is None:
@@ -426,7 +296,7 @@ def _heat_maps(claims: _Claims, explain: Callable[[Path, int], dict | None] | No
     found = explain(claims.folder, said["settings"]["images"])
     if found is None:
         return Check(name, 'need captum and grad-cam: pip install "oct-hf[explain]"', tuple(faults), skipped=not faults)
-    then, now = (_flat(content) for content in (said, found))
+    then, now = (flat(content) for content in (said, found))
     faults += [
         f"run.json: explanations.{key} is {then.get(key, 'missing')}, measured again {now.get(key, 'nothing')}"
         for key in then.keys() | now.keys()
@@ -447,17 +317,3 @@ def _close(one, other) -> bool:
 
 def _short(answer: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.3f}" for name, value in answer.items()) or "nothing"
-
-
-def _equal(one, other) -> bool:
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)
-    return type(one) is type(other) and one == other
-
-
-def _flat(content, above: str = "") -> dict:
-    """Every value of nested dicts and lists by its dotted path."""
-    if isinstance(content, dict | list):
-        items = content.items() if isinstance(content, dict) else enumerate(content)
-        return {k: v for key, value in items for k, v in _flat(value, f"{above}.{key}" if above else str(key)).items()}
-    return {above: content}

@@ -3,15 +3,11 @@
 What is shown is chosen by a seed, so the same data give the same page. It holds pictures of patients and stays home.
 """
 
-import base64
-import io
 from collections import Counter
 from pathlib import Path
 
 import datasets
-import jinja2
 import numpy as np
-from PIL import Image
 
 from oct_hf import __version__
 from oct_hf.data.encoded import Encoded
@@ -21,6 +17,7 @@ from oct_hf.data.transforms import Augmentation
 from oct_hf.images import Preprocessing, read_image, to_gray
 from oct_hf.labels import describe
 from oct_hf.parallel import in_order
+from oct_hf.runs import page as html
 from oct_hf.runs.check import Checked, offending_pairs
 from oct_hf.runs.labelled import is_public
 from oct_hf.training.recipe import Recipe
@@ -105,26 +102,11 @@ def write_page(checked: Checked, recipe: Recipe, out: Path, seed: int = 0) -> No
         ],
         "version": __version__,
     }
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["thousands"] = lambda number: f"{number:,}"
-    beside = out.with_name(out.name + ".partial")
-    beside.write_text(environment.get_template("data_page.html.jinja").render(page), encoding="utf-8")
-    beside.replace(out)
+    html.write_page("data_page.html.jinja", page, out, thousands=lambda number: f"{number:,}")
 
 
 def _picture(image: np.ndarray) -> str:
-    """A data URI of a B-scan, as wide as a thumbnail."""
-    height = max(1, round(image.shape[0] * _WIDTH / image.shape[1]))
-    small = Image.fromarray(image).resize((_WIDTH, min(height, 2 * _WIDTH)), Image.Resampling.LANCZOS)
-    encoded = io.BytesIO()
-    small.save(encoded, "JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode()
+    return html.picture(image, _WIDTH)
 
 
 def _augmented(recipe: Recipe, rows: datasets.Dataset, encoded: Encoded, chosen: np.ndarray) -> list[list[str]]:

@@ -187,8 +187,9 @@ def predict_sides(predictor: Predictor, data: LabelledSet) -> Predictions:
 def _traits(dataset: datasets.Dataset, encoded: Encoded, rows: np.ndarray) -> dict[str, np.ndarray]:
     """What B-scans may be told apart by, as `predictions.TRAITS` has it, without decoding them again."""
     widths, heights = zip(*(picture_size(encoded[row]) for row in rows), strict=True)
-    thumbnails = dataset["thumbnail"][:]
+    thumbnails, devices = dataset["thumbnail"][:], dataset["device"][:]
     return {
+        **({"device": np.array(devices, dtype=object)} if any(devices) else {}),
         "width": np.array(widths, np.int32),
         "height": np.array(heights, np.int32),
         "quality": np.array(dataset["quality"][:], np.float32),

@@ -3,15 +3,10 @@
 No script and no network. It shows B-scans of the test side, so it stays in the run and is never published.
 """
 
-import base64
-import io
 import tempfile
 from pathlib import Path
 
-import jinja2
-import numpy as np
 import yaml
-from PIL import Image
 
 from oct_hf import __version__
 from oct_hf.evaluation.explain import overlay
@@ -21,6 +16,7 @@ from oct_hf.hub.card import model_licence, operating_rows, score_names, span
 from oct_hf.hub.repository import draw_figures
 from oct_hf.labels import describe
 from oct_hf.runs.explained import WrongAnswer
+from oct_hf.runs.page import data_uri, picture, write_page
 
 ITEMS = Path(__file__).parents[1] / "evaluation" / "reporting_items.yaml"
 _WIDTH = 320  # pixels of a picture
@@ -45,21 +41,14 @@ def write_report(out: Path, run: dict, predictions: Predictions, errors: list[Wr
         "licence": model_licence(run),
         "version": __version__,
     }
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
+    write_page(
+        "report_page.html.jinja",
+        page,
+        out,
+        score=lambda value: "n/a" if value is None else f"{value:.3f}",
+        span=span,
+        describe=describe,
     )
-    environment.filters |= {
-        "score": lambda value: "n/a" if value is None else f"{value:.3f}",
-        "span": span,
-        "describe": describe,
-    }
-    beside = out.with_name(out.name + ".partial")
-    beside.write_text(environment.get_template("report_page.html.jinja").render(page), encoding="utf-8")
-    beside.replace(out)
 
 
 def checklists(run: dict, errors: bool) -> list[dict]:
@@ -90,27 +79,15 @@ def _figures(run: dict, predictions: Predictions) -> dict[str, str]:
         return {}
     with tempfile.TemporaryDirectory() as scratch:
         draw_figures(Path(scratch), run, predictions)
-        return {path.stem: _uri(path.read_bytes(), "png") for path in sorted((Path(scratch) / "figures").iterdir())}
+        return {path.stem: data_uri(path.read_bytes(), "png") for path in sorted((Path(scratch) / "figures").iterdir())}
 
 
 def _shown(error: WrongAnswer) -> dict:
     return {
-        "plain": _picture(np.repeat(error.image[..., None], 3, 2)),
-        "heat": None if error.heat is None else _picture(overlay(error.image, error.heat)),
+        "plain": picture(error.image, _WIDTH),
+        "heat": None if error.heat is None else picture(overlay(error.image, error.heat), _WIDTH),
         "truth": error.truth,
         "answer": error.answer,
         "probability": error.probability,
         "group": error.group,
     }
-
-
-def _picture(image: np.ndarray) -> str:
-    height = max(1, round(image.shape[0] * _WIDTH / image.shape[1]))
-    small = Image.fromarray(image).resize((_WIDTH, min(height, 2 * _WIDTH)), Image.Resampling.LANCZOS)
-    encoded = io.BytesIO()
-    small.save(encoded, "JPEG", quality=85)
-    return _uri(encoded.getvalue(), "jpeg")
-
-
-def _uri(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64," + base64.b64encode(content).decode()

@@ -261,3 +261,27 @@ def test_a_zip_entry_that_is_damaged_is_named(oct2017, tmp_path):
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"train/DME/.*can't be read from the zip"):
         prepare("oct2017", path, tmp_path / "c")
+
+
+def test_a_csv_names_devices_and_results_are_told_apart_by_them(clinic, finished_run):
+    from oct_hf import Predictor
+    from oct_hf.runs.labelled import assign_sides, predict_sides
+    from oct_hf.training.recipe import make_recipe
+
+    files = sorted(clinic.rglob("*.png"))
+    rows = [
+        {
+            "file": f.relative_to(clinic).as_posix(),
+            "patient": f.parent.name,
+            "device": ("Cirrus", "Spectralis")[int(f.parent.name[1:]) % 2],
+        }
+        for f in files
+    ]
+    write_csv(clinic, rows)
+    dataset, _ = prepare("folder", clinic, csv="patients.csv")
+    assert dataset["device"][:] == [row["device"] for row in rows]
+    data = assign_sides(dataset, make_recipe({"data": {"name": "folder", "path": str(clinic), "csv": "patients.csv"}}))
+
+    predictions = predict_sides(Predictor(finished_run / "model"), data)
+    told = dict(zip(dataset["content_hash"], dataset["device"], strict=True))
+    assert [told[value] for value in predictions.hashes] == predictions.traits["device"].tolist()

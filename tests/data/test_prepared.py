@@ -17,7 +17,7 @@ from oct_hf.data.prepared import write_prepared
 from oct_hf.data.shards import UNFINISHED, Shards
 from oct_hf.errors import DataError, OCTError
 
-COLUMNS = ("content_hash", "label", "patient_id", "eye", "volume", "source", "fold", "side", "thumbnail")
+COLUMNS = ("content_hash", "label", "patient_id", "eye", "volume", "device", "source", "fold", "side", "thumbnail")
 
 
 @pytest.fixture(autouse=True)

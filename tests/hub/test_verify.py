@@ -84,7 +84,7 @@ def test_every_number_on_the_card_is_caught_when_it_is_changed_and_its_metric_na
 
 
 def test_every_measured_number_of_run_json_is_caught_when_it_is_changed(repository):
-    claims = module._Claims(download(str(repository)))
+    claims = module.Claims(download(str(repository)))
     assert not module._numbers(claims).faults
     truth, tried = claims.said, 0
 

@@ -1,31 +1,12 @@
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from oct_hf import cli
 from oct_hf.data.phantom import draw
 from oct_hf.inference.explained import beside, recorded_method
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs a command line in this process; gives exit code, stdout and stderr."""
-
-    def call(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["oct-hf", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code or 0
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -30,11 +30,13 @@ class Shown:
         file: its path in the folder.
         patient: a pseudonym, or "".
         eye: "OD", "OS" or "".
+        device: the format, in words.
     """
 
     file: str
     patient: str
     eye: str
+    device: str
 
 
 class DevicePictures:
@@ -60,7 +62,7 @@ class DevicePictures:
         for volume in volumes:
             sums = np.array([zlib.crc32(np.ascontiguousarray(bscan)) for bscan in volume.bscans], np.uint32)
             name = f"{path}#{volume.number}"
-            self._known[name] = Shown(path, volume.patient, volume.laterality), sums
+            self._known[name] = Shown(path, volume.patient, volume.laterality, volume.kind), sums
             yield from (f"{name}/{number:03d}.png" for number in range(len(volume.bscans)))
 
     def shown(self, name: str) -> Shown | None:

@@ -1,0 +1,158 @@
+"""What a published repository says of itself, beside what its files give when everything is made again.
+
+Apart from `verify.py`, which compares the two: here nothing is judged.
+"""
+
+import copy
+import json
+import math
+import re
+from functools import cached_property
+
+from oct_hf.data.corrections import NAME as CORRECTIONS
+from oct_hf.data.corrections import describe_corrections
+from oct_hf.data.leakage import LINKS_FILE, Links, certificate, read_links
+from oct_hf.data.splits import count_sides, fingerprint, read_split_table
+from oct_hf.errors import ModelError
+from oct_hf.evaluation.assessment import assess, assess_external, refit
+from oct_hf.evaluation.predictions import Predictions
+from oct_hf.hub.download import Downloaded
+from oct_hf.inference.predictor import Predictor
+from oct_hf.training.callbacks import selection
+from oct_hf.training.recipe import load_recipe
+
+REFIT = 1e-3  # relative, of a temperature fitted again
+
+# Where each part of run.json comes from.
+SOURCES = {
+    "results": "predictions.parquet gives",
+    **dict.fromkeys(
+        ("intervals", "per_eye", "per_patient", "calibration", "operating_points", "abstention", "gate", "subgroups"),
+        "predictions.parquet gives",
+    ),
+    "external": "its predictions give",
+    "labels": "predictions.parquet has",
+    "split": "split.csv gives",
+    "data": "split.csv and recipe.yaml give",
+    "model": "the weights, config.json and recipe.yaml give",
+    "training": "its history and split.csv give",
+    "recipe": "recipe.yaml says",
+    "name": "recipe.yaml says",
+}
+
+
+class Claims:
+    """What a repository says, and what its files give when it is made again; each is made once.
+
+    Attributes:
+        model: where it lies.
+        said: the content of run.json.
+    """
+
+    def __init__(self, model: Downloaded):
+        self.model, self.folder = model, model.folder
+        try:
+            self.said = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+            known = "files" in self.said and "results" in self.said
+        except (OSError, ValueError, TypeError):
+            known = False
+        if not known:
+            raise ModelError(f"{model.name}: no run.json of oct-hf in it, so there is nothing to verify")
+
+    @cached_property
+    def answers(self) -> Predictions:
+        return Predictions.read(self.folder / "predictions.parquet")
+
+    @cached_property
+    def split(self) -> dict[str, list[str]]:
+        return read_split_table(self.folder / "split.csv")
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        return Predictor(self.folder, device="cpu")
+
+    @cached_property
+    def found(self) -> dict:
+        """run.json with everything that the repository's other files say put in its place."""
+        run = copy.deepcopy(self.said)
+        hashes, patients, labels, sides = (self.split[c] for c in ("content_hash", "patient_id", "label", "side"))
+        recipe = load_recipe(self.folder / "recipe.yaml").to_dict()
+        network, corrected = self.predictor.model, self.folder / CORRECTIONS
+        run |= assess(self.answers, recipe["evaluation"], self.calibration)
+        if "external" in run:
+            run["external"] = [self._external(said, recipe["evaluation"]) for said in run["external"]]
+        run["labels"] = list(self.answers.names)
+        run["split"] |= {
+            "sides": count_sides(labels, patients, sides, run["labels"]),
+            "certificate": self._certificate(hashes, patients, sides),
+        }
+        run["data"] |= {
+            "images": len(hashes),
+            "groups": len(set(patients)),
+            "fingerprint": fingerprint(hashes, patients, labels),
+            "corrections": describe_corrections(corrected if corrected.exists() else None, hashes),
+            **{key: recipe["data"][key] for key in ("name", "homepage", "license", "citation", "public", "grouped_by")},
+            "title": recipe["data"]["title"] or recipe["data"]["name"],
+        }
+        run["model"] |= {
+            "base": recipe["model"]["base"],
+            "weights": recipe["model"]["weights"],
+            "architecture": network.config.architecture,
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "image_size": network.config.pretrained_cfg["input_size"][-1],
+        }
+        history = run["training"]["history"]
+        run["training"] |= {
+            "epochs": len(history),
+            "best_epoch": 1 + max(range(len(history)), key=lambda i: selection(history[i])),
+            "images": sides.count("train"),
+        }
+        run["recipe"] = {key: recipe[key] for key in run["recipe"] if key in recipe}
+        run["name"] = recipe["name"]
+        return run
+
+    @cached_property
+    def calibration(self) -> dict | None:
+        """What fitting a temperature gives where the published one is undone, if the weights hold it."""
+        said = self.said["calibration"]["temperature"]
+        if said is None:
+            return None
+        found = refit(self.answers, said)
+        folded = getattr(self.predictor.model.config, "calibration_temperature", 1.0)
+        # Published probabilities are rounded to 32 bits, so the fit ends beside the published number.
+        same = math.isclose(found["temperature"], said, rel_tol=REFIT)
+        return found | {"temperature": folded} if same else found
+
+    def _external(self, said: dict, settings: dict) -> dict:
+        """What the predictions on another set give."""
+        file = str(said["file"])
+        if not re.fullmatch(r"external/[\w.-]+\.parquet", file):
+            raise ModelError(f"run.json: external predictions lie in external/NAME.parquet, not in {file}")
+        return said | assess_external(self.answers, Predictions.read(self.folder / file), settings)
+
+    @cached_property
+    def links(self) -> Links | None:
+        """The near-duplicates that travel with the repository; None where its certificate says that none do."""
+        searched = self.said["split"]["certificate"].get("near_duplicates")
+        return read_links(self.folder / LINKS_FILE, searched["neighbour"] is None) if searched else None
+
+    def _certificate(self, hashes: list[str], patients: list[str], sides: list[str]) -> dict:
+        said = self.said["split"]["certificate"]
+        made = certificate(hashes, patients, sides, self.links)
+        if made["near_duplicates"]:  # how they were searched for is told by no file
+            made["near_duplicates"] |= {key: said["near_duplicates"][key] for key in ("method", "copy", "neighbour")}
+        return {key: made[key] for key in said if key in made}  # oct-hf 0.1 counted less
+
+
+def equal(one, other) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)
+    return type(one) is type(other) and one == other
+
+
+def flat(content, above: str = "") -> dict:
+    """Every value of nested dicts and lists by its dotted path."""
+    if isinstance(content, dict | list):
+        items = content.items() if isinstance(content, dict) else enumerate(content)
+        return {k: v for key, value in items for k, v in flat(value, f"{above}.{key}" if above else str(key)).items()}
+    return {above: content}
