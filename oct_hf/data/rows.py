@@ -25,7 +25,7 @@ MAX_PIXELS = 16_000_000  # of a picture: a B-scan has under 3 million, and sever
 # Columns that `measure` fills, with their Arrow types.
 MEASURED = {"thumbnail": "binary", "oct_likeness": "float32", "quality": "float32", "fault": "string"}
 MEASURED_BY = f"{METHOD}; quality {version()}"  # another text when the same picture would be measured differently
-BLOCK = 16  # rows that a thread or a process makes at once
+BLOCK = 4  # rows that a thread or a process makes at once
 KNOWN = ("label", "patient_id", "eye", "volume", "device", "source", "fold", "side")
 
 

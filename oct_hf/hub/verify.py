@@ -199,7 +199,7 @@ def _figures(claims: Claims) -> Check:
 
 def _same_picture(one: Path, other: Path) -> bool:
     with Image.open(one) as first, Image.open(other) as second:
-        return first.size == second.size and np.arrayequal(np.asarray(first), np.asarray(second))
+        return first.size == second.size and np.array_equal(np.asarray(first), np.asarray(second))
 
 
 # --- the network ---

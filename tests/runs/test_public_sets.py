@@ -7,7 +7,6 @@ import pytest
 import oct_hf
 from oct_hf.data.catalog import CATALOG
 from tests.data.test_catalog import LAYOUTS, octmnist
-from tests.runs.test_check import run  # noqa: F401 - a fixture
 
 QUICK = ("model.base=test_efficientnet", "model.weights=random", "image_size=32", "epochs=1", "batch_size=16")
 SHARES = ("validation=0.3", "test=0.3")
@@ -26,7 +25,7 @@ def given(request, tmp_path):
     return name, ["--data", tmp_path / "set", *by, *(() if "oct2017" in name else SHARES)]
 
 
-def test_a_set_is_prepared_and_checked_by_name(given, run):  # noqa: F811
+def test_a_set_is_prepared_and_checked_by_name(given, run):
     name, told = given
     code, text, said = run("data", "prepare", name, *told, "--json")
     facts = json.loads(text)
@@ -41,7 +40,7 @@ def test_a_set_is_prepared_and_checked_by_name(given, run):  # noqa: F811
 
 
 @pytest.mark.parametrize("given", [*LAYOUTS, "octmnist 28"], indirect=True)
-def test_a_set_is_trained_on_by_name(given, run, tmp_path):  # noqa: F811
+def test_a_set_is_trained_on_by_name(given, run, tmp_path):
     name, told = given
     code, _, said = run("finetune", name, *told, *QUICK, "--out", tmp_path / "run")
     assert code == 0, said
