@@ -14,7 +14,7 @@ from oct_hf.evaluation.predictions import Predictions
 
 FEW = 20  # patients: below it no interval was found to keep its promise
 COMMON = 0.1  # share of the B-scans from which a picture size is named
-QUALITY_BANDS = ((0.0, "below 0.25"), (0.25, "0.25 to 0.5"), (0.5, "0.5 to 0.75"), (0.75, "0.75 and more"))
+QUALITY_BANDS = ((0.0, "0 to 0.25"), (0.25, "0.25 to 0.5"), (0.5, "0.5 to 0.75"), (0.75, "0.75 to 1"))
 SHOWN = ("balanced_accuracy", "auroc")
 
 

@@ -48,7 +48,7 @@ def test_rare_sizes_stand_together_and_bands_of_quality_hold_their_lower_edge():
     assert values == {"512x512 pixels": 217, "other sizes": 23}
     quality = np.repeat([0.0, 0.25, 0.4999, 1.0], 60).astype(np.float32)
     values = {part["value"]: part["n"] for part in subgroups(made(quality=quality))}
-    assert values == {"below 0.25": 60, "0.25 to 0.5": 120, "0.75 and more": 60}
+    assert values == {"0 to 0.25": 60, "0.25 to 0.5": 120, "0.75 to 1": 60}
 
 
 def test_nothing_is_told_apart_where_nothing_differs_or_is_recorded():
