@@ -4,13 +4,36 @@ Pillow and numpy release the interpreter lock while they decode, resize and draw
 Python does between them is one core's at a time, so many cores need processes.
 """
 
+import ctypes
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import chain, islice
 
 from oct_hf.errors import OCTError
+
+
+@contextmanager
+def lean_arrow() -> Iterator[None]:
+    """Arrow with the C library's allocator: its own keeps tens of megabytes that writing batches of pictures freed."""
+    import pyarrow as pa
+
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
+
+
+def give_memory_back() -> None:
+    """What was freed goes back to the system, where the C library is one that would keep it (Linux)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim:
+        trim(0)
 
 
 def in_order(function: Callable, items: Iterable, workers: int | None = None) -> Iterator[tuple]:

@@ -18,7 +18,6 @@ from itertools import chain, islice
 from pathlib import Path
 
 import datasets
-import pyarrow as pa
 
 from oct_hf.data import phantom, speckle
 from oct_hf.data.catalog import CATALOG
@@ -41,11 +40,11 @@ from oct_hf.data.shards import Shards
 from oct_hf.data.sources import Source, open_source
 from oct_hf.data.stored import PLACE, address, labels_of, stored_work
 from oct_hf.errors import DataError, did_you_mean
-from oct_hf.parallel import in_order, in_processes
+from oct_hf.parallel import give_memory_back, in_order, in_processes, lean_arrow
 
 SKIPPED_FILE = "skipped.json"
-_TIDIED = 100  # rows after which Arrow gives back what it doesn't need
-_ON_THREADS = 2_000  # images that threads have read before processes have started
+_TIDIED = 500  # rows after which memory is given back
+_ON_THREADS = 2_000  # images up to which threads do alone
 
 
 @dataclass
@@ -172,7 +171,7 @@ class OCT(datasets.GeneratorBasedBuilder):
             source = self.config.source()
             read, size = partial(read_rows, source), partial(size_of, source)
             sides = list_entries(self.config, labels, self.skipped).by_side()
-            pa.default_memory_pool().release_unused()  # what listing needed is a tenth of what generating needs
+            give_memory_back()  # what listing needed is a tenth of what generating needs
             work = {side: Work(read, partial(rows.blocks, BLOCK), size) for side, rows in sides.items()}
         return work
 
@@ -180,11 +179,12 @@ class OCT(datasets.GeneratorBasedBuilder):
         """On processes or on threads; the rows are the same."""
         bad, key, blocks = [], 0, work.blocks()
         workers = self.workers or os.cpu_count() or 1
-        if workers > 1:
-            # Processes take a second to start: where nobody asked for them, the first blocks don't wait for that.
-            first = list(islice(blocks, 0 if self.workers else _ON_THREADS // BLOCK))
-            rest = in_processes(work.read, blocks, workers)
-            blocks = chain((rows for _, rows in in_order(work.read, first)), rest)
+        # Processes take a second to start: where nobody asked for them, small sets do without.
+        first = list(islice(blocks, 0 if self.workers else _ON_THREADS // BLOCK))
+        rest = list(islice(blocks, 1))
+        blocks = chain(first, rest, blocks)
+        if workers > 1 and rest:
+            blocks = in_processes(work.read, blocks, workers)
         else:
             blocks = (rows for _, rows in in_order(work.read, blocks))
         for row in chain.from_iterable(blocks):
@@ -194,7 +194,7 @@ class OCT(datasets.GeneratorBasedBuilder):
             yield key, row
             key += 1
             if key % _TIDIED == 0:
-                pa.default_memory_pool().release_unused()  # or Arrow keeps a little more with every batch
+                give_memory_back()
         refuse_or_note(bad, self.skipped, self.config.skip_bad)
 
 
@@ -213,7 +213,7 @@ def prepare(
             for `phantom`. A public set is downloaded where it isn't given.
         cache_dir: where the prepared set lies; the `datasets` library's own cache by default.
         workers: processes that read the files; the result is the same. Threads alone where it is 1; by default threads
-            for the first 2,000, and as many processes as there are cores for what is more.
+            for up to 2,000 images, and as many processes as there are cores for more.
         options: further fields of `OCTDataConfig`.
 
     Returns:
@@ -225,12 +225,13 @@ def prepare(
     builder = builder_of(name, data_dir, cache_dir, **options)
     builder.workers = workers
     try:
-        builder.download_and_prepare()
+        with lean_arrow():
+            builder.download_and_prepare()
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, DataError | OSError):
             raise error.__cause__ from None
         raise
-    pa.default_memory_pool().release_unused()
+    give_memory_back()
     note = Path(builder.cache_dir) / SKIPPED_FILE
     if hasattr(builder, "skipped"):
         note.write_text(json.dumps(builder.skipped))

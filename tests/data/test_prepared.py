@@ -62,7 +62,7 @@ def test_processes_prepare_what_threads_prepare(clinic, tmp_path):
     assert [item["file"] for item in skipped] == ["DME/D0/bad.png"] and same_rows(alone, helped)
 
 
-def test_a_large_set_goes_on_on_processes_where_threads_began(clinic, tmp_path, monkeypatch):
+def test_a_large_set_is_prepared_on_processes_without_being_asked(clinic, tmp_path, monkeypatch):
     alone = prepare("folder", clinic, tmp_path / "a", workers=1)[0]
     monkeypatch.setattr(oct, "_ON_THREADS", 8)
     started = []
