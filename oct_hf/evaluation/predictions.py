@@ -73,7 +73,13 @@ class Predictions:
         if len({part.names for part in parts}) != 1:
             raise DataError("predictions of different labels can't be pooled")
         columns = ("hashes", "groups", "labels", "sides", "probabilities")
-        pooled = cls(parts[0].names, *(np.concatenate([getattr(part, c) for part in parts]) for c in columns))
+        joined = [np.concatenate([getattr(part, c) for part in parts]) for c in columns]
+        eyes = [part.eyes for part in parts]
+        eyes = None if any(found is None for found in eyes) else np.concatenate(eyes)
+        # What one part lacks can't be said of all.
+        known = [name for name in TRAITS if all(name in part.traits for part in parts)]
+        traits = {name: np.concatenate([part.traits[name] for part in parts]) for name in known}
+        pooled = cls(parts[0].names, *joined, eyes, traits)
         if len(set(pooled.hashes)) < len(pooled.hashes):
             raise DataError("an image was predicted in two of the parts to be pooled")
         return pooled

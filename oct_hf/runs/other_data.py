@@ -52,6 +52,8 @@ def evaluate_model(
     if data is None:
         if home is None:
             raise DataError(f"{model}: no {PREDICTIONS} in it; give --data to predict anew")
+        if not len(home.of("validation").hashes):  # pooled folds: what each chose on its validation side is its own
+            return assess_external(None, home.of("test"), _settings(folder))
         return _of_the_test_side(assess(home, _settings(folder)))
     if record and (home is None or not (folder / "run.json").exists()):
         raise ModelError(f"{model}: only a run or a model folder of this package here can record results")

@@ -1,7 +1,7 @@
-"""Out-of-fold predictions: every B-scan predicted by a network that never saw its patient.
+"""Out-of-fold predictions of every B-scan of a set, each by a network that never saw its patient: for label errors.
 
-Each fold is a whole run of the recipe in a folder of its own, so it stops, goes on and is checked like any other; what
-is pooled are the `predictions.parquet` files that those runs wrote, not a second way to predict.
+The folds are those of `folds.py`, in the same folders; a cross-validation by patient and a search for label errors in
+one folder train once.
 """
 
 import dataclasses
@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from oct_hf.errors import RunError
 from oct_hf.evaluation.predictions import Predictions
-from oct_hf.runs.run import finetune
+from oct_hf.runs.folds import fold_recipes, train_folds, write_pooled
 from oct_hf.training.recipe import Recipe
 
 POOLED = "out_of_fold.parquet"
@@ -22,9 +21,9 @@ def out_of_fold(
 ) -> Predictions:
     """Trains a recipe once a fold and pools what each network says of the fold it didn't see.
 
-    `out/folds/0` … hold the runs, `out/out_of_fold.parquet` the result. Of the recipe's split, the share `validation`,
-    the seed and `near_duplicates` count; every image of the set is in one fold. A call that was stopped goes on when
-    made again; one with other folds, settings or images is refused.
+    `out/fold-0` … hold the runs, `out/out_of_fold.parquet` the result. Every image of the set is in one fold, guards
+    between a set's own folds too. A call that was stopped goes on when made again; one with other folds, settings or
+    images is refused.
 
     Args:
         recipe: what to train.
@@ -40,19 +39,11 @@ def out_of_fold(
         OCTError: too few patients, other folds in `out`, or whatever `finetune` refuses.
         Stopped: Ctrl-C or SIGTERM; the fold's checkpoint is saved.
     """
-    if folds < 2:
-        raise RunError(f"{folds} fold(s) leave nothing to train on; take 2 or more")
+    folders = train_folds(fold_recipes(recipe, folds, own=False), Path(out), overwrite, cache_dir)
     parts = []
-    for fold in range(folds):
-        run = Path(out) / "folds" / str(fold)
-        # A validation fold of the data set's own would be one of ours by chance of its name.
-        split = {"by": "patient", "folds": folds, "test_fold": str(fold), "validation_fold": None, "path": None}
-        split = dataclasses.replace(recipe.split, **split)
-        finetune(dataclasses.replace(recipe, split=split, push_to_hub=False), run, overwrite, cache_dir)
+    for fold, run in enumerate(folders):
         held_out = Predictions.read(run / "model" / "predictions.parquet").of("test")
         parts.append(dataclasses.replace(held_out, sides=np.full(len(held_out.sides), f"fold {fold}", dtype=object)))
     pooled = Predictions.pool(parts)
-    beside = Path(out) / (POOLED + ".new")
-    pooled.write(beside)
-    beside.replace(Path(out) / POOLED)
+    write_pooled(pooled, Path(out) / POOLED)
     return pooled

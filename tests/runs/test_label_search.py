@@ -58,7 +58,7 @@ def test_the_search_leaves_a_page_and_a_table_and_passes_over_what_was_looked_at
     shown = re.findall(r"patient (\w+)[,;]", page)
     assert len(shown) == len(found.suspects) and all(re.fullmatch("[0-9a-f]{16}", one) for one in shown)
     assert str(clinic) not in page and ".png" not in page  # a private set's patients and file names stay unseen
-    assert not list((tmp_path / "run" / "folds").glob("*/model/labels.html"))
+    assert not list((tmp_path / "run").glob("fold-*/model/labels.html"))
 
 
 def test_a_published_run_says_what_was_corrected_and_can_be_checked_and_done_again(recipe, clinic, tmp_path):

@@ -35,14 +35,14 @@ def test_every_image_is_predicted_once_by_a_network_that_never_saw_its_patient(t
     assert set(pooled.sides) == {"fold 0", "fold 1"}
     for fold in range(2):
         held_out = set(pooled.groups[pooled.sides == f"fold {fold}"])
-        split = (folder / "folds" / str(fold) / "model" / "split.csv").read_text().splitlines()[1:]
+        split = (folder / f"fold-{fold}" / "model" / "split.csv").read_text().splitlines()[1:]
         trained = {row.split(",")[1] for row in split if row.endswith((",train", ",validation"))}
         assert held_out and trained and not held_out & trained
 
 
 def test_what_is_pooled_is_what_each_run_wrote(two_folds):
     pooled, folder = two_folds
-    parts = [Predictions.read(folder / "folds" / str(i) / "model" / "predictions.parquet").of("test") for i in (0, 1)]
+    parts = [Predictions.read(folder / f"fold-{i}" / "model" / "predictions.parquet").of("test") for i in (0, 1)]
     assert np.array_equal(pooled.probabilities, np.concatenate([p.probabilities for p in parts]))
     stored = Predictions.read(folder / "out_of_fold.parquet")
     assert stored.measure() == pooled.measure() and stored.sides.tolist() == pooled.sides.tolist()
@@ -50,7 +50,7 @@ def test_what_is_pooled_is_what_each_run_wrote(two_folds):
 
 def test_a_stopped_call_goes_on_and_ends_with_the_same_predictions(two_folds, quick, tmp_path):
     pooled, folder = two_folds[0], tmp_path / "stopped"
-    first = folder / "folds" / "0"
+    first = folder / "fold-0"
 
     def interrupt_after_the_first_checkpoint():
         while not list(first.glob("checkpoints/*/trainer_state.json")):
@@ -67,7 +67,7 @@ def test_a_stopped_call_goes_on_and_ends_with_the_same_predictions(two_folds, qu
 
 def test_finished_folds_are_not_trained_again(two_folds, quick):
     pooled, folder = two_folds
-    weights = [folder / "folds" / str(fold) / "model" / "model.safetensors" for fold in range(2)]
+    weights = [folder / f"fold-{fold}" / "model" / "model.safetensors" for fold in range(2)]
     before = [path.stat().st_mtime_ns for path in weights]
     again = out_of_fold(quick, folder, 2)
     assert [path.stat().st_mtime_ns for path in weights] == before
