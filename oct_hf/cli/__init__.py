@@ -24,6 +24,7 @@ from oct_hf.cli.printing import print_table, say
 from oct_hf.cli.publish import publish, publish_data, verify
 from oct_hf.cli.serve import hub, serve
 from oct_hf.cli.train import finetune
+from oct_hf.cli.tune import tune
 from oct_hf.errors import OCTError
 
 app = typer.Typer(
@@ -33,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (finetune, evaluate, compare, predict, explain, publish, publish_data, verify, serve, hub):
+for verb in (finetune, tune, evaluate, compare, predict, explain, publish, publish_data, verify, serve, hub):
     app.command()(verb)
 app.add_typer(data_app, name="data")
 

@@ -1,5 +1,6 @@
-"""`oct-hf finetune`."""
+"""`oct-hf finetune`, on one split or on folds."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -22,10 +23,15 @@ def finetune(
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME where not given.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without the files that can't be used.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
+    folds: Annotated[int | None, typer.Option(min=2, help="Cross-validate: train once for each fold.")] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="A,B,…", help="With --folds: once for each of them.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print run.json, or folds.json, alone.")] = False,
 ) -> None:
     """Fine-tune, measure and write a model repository.
 
     Examples: oct-hf finetune oct2017 --data OCT2017/ train.epochs=8
+
+    oct-hf finetune octdl --data OCTDL/ --folds 5 --seeds 0,1,2
 
     oct-hf finetune --rerun you/oct-model --data OCT2017/
     """
@@ -34,6 +40,10 @@ def finetune(
         given.insert(0, recipe)  # it stands where the recipe would
     if not again and not recipe:
         raise OCTError("which recipe? demo, neh_2018, oct2017, folder, a .yaml file, or --rerun REPO")
+    if again and folds:
+        raise OCTError("--rerun trains the published split again: leave out --folds")
+    if seeds and not folds:
+        raise OCTError("--seeds belongs to --folds; the seed of a single run is train.seed=N")
     difference = None
     prepare_for_other_hubs()
     if again:
@@ -47,10 +57,13 @@ def finetune(
         from oct_hf.training.recipe import load_recipe
 
         chosen = load_recipe(recipe, given)
-        folder = out or Path("runs") / chosen.name
+        folder = out or Path("runs") / (f"{chosen.name}-folds" if folds else chosen.name)
 
     from oct_hf.runs import run as runs
 
+    if folds:
+        _cross_validate(chosen, folder, folds, seeds, overwrite, as_json)
+        return
     was_done = not overwrite and (folder / "model").is_dir()
     try:
         if again:
@@ -60,6 +73,9 @@ def finetune(
     except runs.Stopped as stopped:
         say(str(stopped))
         raise typer.Exit(stopped.exit_code) from None
+    if as_json and difference is None:
+        print(json.dumps(run, indent=2))
+        return
     if was_done:
         say(f"{folder} was already finished; --overwrite trains it again")
     print_result(run["results"]["test"], f"{run['name']} on the test side", run["data"]["grouped_by"], run["intervals"])
@@ -69,6 +85,46 @@ def finetune(
     if difference is not None:
         _print_difference(difference, again)
         raise typer.Exit(0 if difference.agrees else 1)
+
+
+def _cross_validate(recipe, folder: Path, folds: int, seeds: str | None, overwrite: bool, as_json: bool) -> None:
+    from oct_hf.runs.folds import POOLED, SCORES, cross_validate
+    from oct_hf.runs.run import Stopped
+
+    try:
+        numbers = [int(seed) for seed in seeds.split(",")] if seeds else []
+    except ValueError:
+        raise OCTError(f"--seeds {seeds}: whole numbers with commas between, such as 0,1,2") from None
+    try:
+        found = cross_validate(recipe, folder, folds, numbers, overwrite)
+    except Stopped as stopped:
+        say(str(stopped))
+        raise typer.Exit(stopped.exit_code) from None
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    seed, first = next(iter(found["by_seed"].items()))
+    print_result(
+        first["results"],
+        f"{found['name']} out of {folds} folds" + (f", seed {seed}" if numbers else ""),
+        first["data"]["grouped_by"],
+        first["intervals"],
+    )
+    columns = ("test side", *(f"fold {row['fold']}" for row in first["by_fold"]), "mean", "sd")
+    _print_spread("by fold", columns, first["spread"], SCORES)
+    if numbers:
+        columns = ("pooled", *(f"seed {seed}" for seed in found["seeds"]), "mean", "sd")
+        _print_spread("by seed", columns, found["over_seeds"], SCORES)
+    print(f"{folder / POOLED}  every B-scan by the network that never saw its patient")
+    print(f"{folder / 'folds.json'}  all of it; each fold's run lies beside it")
+
+
+def _print_spread(title: str, columns: tuple, spread: dict, names: tuple) -> None:
+    rows = [
+        (name.replace("_", " "), *map(score, (*spread[name]["values"], spread[name]["mean"], spread[name]["sd"])))
+        for name in names
+    ]
+    print_table(title, columns, rows)
 
 
 def _print_difference(difference, published: str) -> None:

@@ -69,6 +69,19 @@ class PixelFile:
         return np.frombuffer(data, np.uint8).reshape(self.shape[1:])
 
 
+class _Chosen:
+    """Some rows of pictures, in an order of their own; nothing is copied."""
+
+    def __init__(self, images, rows: Sequence[int]):
+        self.images, self.rows = images, np.asarray(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.images[self.rows[row]]
+
+
 def _remove(path: str, owner: int) -> None:
     if os.getpid() == owner:  # not where a worker process ends that has a copy of the object
         with suppress(OSError):
@@ -116,6 +129,11 @@ class Pixels:
         )
         images.write(image for _, image in work)
         return cls(images, dataset["label"][:], dataset["content_hash"][:], augmentation)
+
+    def rows(self, chosen: Sequence[int], augmentation: Augmentation | None = None) -> "Pixels":
+        """Some of the pictures by their numbers, as the sides of a fold; decoded once for all folds."""
+        hashes = [self.hashes[row] for row in chosen]
+        return Pixels(_Chosen(self.images, chosen), self.labels[chosen], hashes, augmentation)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -125,5 +125,6 @@ def public_recipe(recipe: Recipe) -> Recipe:
         split=dataclasses.replace(recipe.split, path=None, **folds),
         push_to_hub=False,
         hub=HubRecipe(),
+        search={},
         model=dataclasses.replace(recipe.model, base=_name_only(recipe.model.base), weights=_name_only(weights)),
     )

@@ -20,7 +20,7 @@ def check_free(folder: Path, recipe: Recipe, overwrite: bool) -> None:
     known = read_run(folder)
     if known is None:
         raise RunError(f"{folder} is no run of this program; choose another folder with --out")
-    different = {key for key, _ in _flat(recipe.to_dict()).items() ^ _flat(known["recipe_given"]).items()}
+    different = set(differing(recipe.to_dict(), known["recipe_given"]))
     different -= {"data.path"}  # the same images may have moved; their fingerprint tells
     if different:
         keys = ", ".join(sorted(different)[:5])
@@ -79,6 +79,11 @@ def plain_errors(folder: Path):
         why = os.strerror(cause.errno) if cause is not None else os.strerror(errno.ENOSPC)
         where = getattr(cause, "filename", None) or folder
         raise RunError(f"{where}: {why}; make room or choose another place, then run the same command again") from None
+
+
+def differing(one: dict, other: dict) -> list[str]:
+    """The dotted keys whose values are not the same in two nested mappings."""
+    return sorted({key for key, _ in _flat(one).items() ^ _flat(other).items()})
 
 
 def _flat(content: dict, above: str = "") -> dict:

@@ -58,8 +58,8 @@ def cross_validate(
         cache_dir: for the prepared data; the `datasets` library's own cache by default.
 
     Returns:
-        `name`, `folds`, `seeds`, `labels`, `recipe`, `data`; `by_seed`, for each seed what `pooled_facts` gives; and
-        `over_seeds`: `mean`, `sd` (None for one seed) and `values` of each score.
+        `name`, `folds`, `seeds`, `recipe`; `by_seed`, for each seed what `pooled_facts` gives; and `over_seeds`:
+        `mean`, `sd` (None for one seed) and `values` of each score.
 
     Raises:
         OCTError: too few patients, other folds in `out`, or whatever `finetune` refuses.
@@ -72,13 +72,14 @@ def cross_validate(
         raise RunError(f"{out} holds a single run; choose another folder for the folds with --out")
     parts = fold_recipes(recipe, folds, cache_dir)
     with plain_errors(out):
-        by_seed = {}
-        for seed in seeds or (recipe.train.seed,):
-            seeded = [dataclasses.replace(r, train=dataclasses.replace(r.train, seed=seed)) for r in parts]
-            by_seed[str(seed)] = _one_seed(seeded, out / f"seed-{seed}" if seeds else out, overwrite, cache_dir)
-        facts = _facts(recipe, folds, by_seed)
-        if seeds:
-            _write(out, facts, Predictions.read(out / f"seed-{seeds[0]}" / POOLED))
+        if not seeds:
+            return _one_seed(recipe, parts, out, overwrite, cache_dir)
+        found = {}
+        for seed in seeds:
+            whole, *seeded = (_with_seed(one, seed) for one in (recipe, *parts))
+            found |= _one_seed(whole, seeded, out / f"seed-{seed}", overwrite, cache_dir)["by_seed"]
+        facts = _facts(recipe, folds, found)
+        _write(out, facts, Predictions.read(out / f"seed-{seeds[0]}" / POOLED))
     return facts
 
 
@@ -127,16 +128,17 @@ def train_folds(recipes: Sequence[Recipe], out: Path, overwrite: bool, cache_dir
     return folders
 
 
-def _one_seed(recipes: list[Recipe], out: Path, overwrite: bool, cache_dir: str | None) -> dict:
+def _with_seed(recipe: Recipe, seed: int) -> Recipe:
+    return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, seed=seed))
+
+
+def _one_seed(recipe: Recipe, recipes: list[Recipe], out: Path, overwrite: bool, cache_dir: str | None) -> dict:
     folders = train_folds(recipes, out, overwrite, cache_dir)
     runs = [json.loads((folder / "run.json").read_text(encoding="utf-8")) for folder in folders]
     parts = [Predictions.read(folder / "model" / POOLED).of("test") for folder in folders]
-    found = pooled_facts(parts, runs)
-    pooled = Predictions.pool(parts)
-    recipe, seed = recipes[0], recipes[0].train.seed
-    described = {"data": runs[0]["data"], "labels": runs[0]["labels"]}
-    _write(out, _facts(recipe, len(recipes), {str(seed): found | described}), pooled)
-    return found | described
+    facts = _facts(recipe, len(recipes), {str(recipe.train.seed): pooled_facts(parts, runs)})
+    _write(out, facts, Predictions.pool(parts))
+    return facts
 
 
 def pooled_facts(parts: Sequence[Predictions], runs: Sequence[dict]) -> dict:
@@ -147,9 +149,10 @@ def pooled_facts(parts: Sequence[Predictions], runs: Sequence[dict]) -> dict:
         runs: of each fold the run.json.
 
     Returns:
-        what `assess_external` gives of all rows: `results`, `intervals`, `calibration`, `subgroups`; `per_eye` and
-        `per_patient`, joined by each fold's own rule; `operating_points`, counts at each fold's own thresholds added
-        up; `by_fold`, each fold's scores, temperature and epoch; `spread`, `mean`, `sd`, `low` and `high` of them.
+        `labels` and `data`; what `assess_external` gives of all rows: `results`, `intervals`, `calibration`,
+        `subgroups`; `per_eye` and `per_patient`, joined by each fold's own rule; `operating_points`, counts at each
+        fold's own thresholds added up; `by_fold`, each fold's scores, temperature and epoch; `spread`, `mean`, `sd`,
+        `low` and `high` of them.
     """
     pooled = Predictions.pool(parts)
     found = assess_external(None, pooled, runs[0]["recipe"]["evaluation"])
@@ -167,6 +170,8 @@ def pooled_facts(parts: Sequence[Predictions], runs: Sequence[dict]) -> dict:
     ]
     whole = [dataclasses.replace(part, eyes=np.full(len(part.hashes), "both", dtype=object)) for part in parts]
     return {
+        "labels": runs[0]["labels"],
+        "data": runs[0]["data"],
         **{key: found[key] for key in ("results", "intervals", "calibration", "subgroups")},
         "per_eye": _joined(parts, [run["per_eye"] for run in runs]),
         "per_patient": _joined(whole, [run["per_patient"] for run in runs]),
@@ -215,18 +220,13 @@ def _joined(parts: Sequence[Predictions], found: Sequence[dict | None]) -> dict 
 
 
 def _facts(recipe: Recipe, folds: int, by_seed: dict[str, dict]) -> dict:
-    first = next(iter(by_seed.values()))
     return {
         "format": 1,
         "name": recipe.name,
         "folds": folds,
         "seeds": [int(seed) for seed in by_seed],
-        "labels": first["labels"],
         "recipe": public_recipe(recipe).to_dict(),
-        "data": first["data"],
-        "by_seed": {
-            seed: {k: v for k, v in one.items() if k not in ("labels", "data")} for seed, one in by_seed.items()
-        },
+        "by_seed": by_seed,
         "over_seeds": {name: _spread([one["results"][name] for one in by_seed.values()]) for name in SCORES},
     }
 

@@ -153,12 +153,7 @@ def _train(recipe, folder, data, model, preprocessing, augmentation, facts, hub)
         train = StreamedPixels(rows["train"], preprocessing, augmentation, settings.seed, settings.batch_size)
     else:
         train = Pixels.from_dataset(rows["train"], preprocessing, augmentation)
-    stop = StopOnSignal()
-
-    def score(probabilities: np.ndarray, labels: np.ndarray) -> dict:
-        measured = measure(probabilities, labels, data.names)
-        return {key: measured[key] for key in ("balanced_accuracy", "accuracy", "auroc", "log_loss")}
-
+    stop, score = StopOnSignal(), validation_score(data.names)
     checkpoints = folder / "checkpoints"
     callbacks = [EpochLines(folder / "log" / "epochs.csv"), stop]
     trainer = OCTTrainer(model, recipe.train, preprocessing, train, validation, checkpoints, score, callbacks)
@@ -188,6 +183,16 @@ def _train(recipe, folder, data, model, preprocessing, augmentation, facts, hub)
     }
     write_json(folder / "run.json", facts | {"status": "trained"})
     return trainer
+
+
+def validation_score(names: list[str]) -> Callable[[np.ndarray, np.ndarray], dict]:
+    """What the Trainer measures after each epoch: a function of probabilities `(n, classes)` and labels `(n,)`."""
+
+    def score(probabilities: np.ndarray, labels: np.ndarray) -> dict:
+        measured = measure(probabilities, labels, names)
+        return {key: measured[key] for key in ("balanced_accuracy", "accuracy", "auroc", "log_loss")}
+
+    return score
 
 
 def _hub(recipe: Recipe):

@@ -155,6 +155,7 @@ class Recipe:
     card: CardRecipe = field(default_factory=CardRecipe)
     push_to_hub: bool = False  # the best weights so far to the branch in-training, at the end everything to main
     hub: HubRecipe = field(default_factory=HubRecipe)
+    search: dict[str, Any] = field(default_factory=dict)  # ranges for `oct-hf tune`, by key; see training/search.py
 
     def to_dict(self) -> dict:
         """Plain types only, every field written out."""
@@ -188,6 +189,36 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _override(content, override)
     return make_recipe(content, str(path))
+
+
+def change_recipe(recipe: Recipe, values: dict[str, Any]) -> Recipe:
+    """A recipe with other values under dotted keys.
+
+    Raises:
+        RecipeError: an unknown key or an ill-typed value.
+    """
+    content = recipe.to_dict()
+    for key, value in values.items():
+        *sections, last = whole_key(key).split(".")
+        place = content
+        for section in sections:
+            place = place[section]
+        place[last] = value
+    return make_recipe(content)
+
+
+def whole_key(key: str) -> str:
+    """The dotted key that a bare one stands for.
+
+    Raises:
+        RecipeError: no such key, or more than one.
+    """
+    places = _keys().get(key)
+    if not places:
+        raise RecipeError(f'no recipe key "{key}"{did_you_mean(key, _keys())}')
+    if len(places) > 1 and key not in places:
+        raise RecipeError(f'"{key}" may mean {" or ".join(places)}; write the whole key')
+    return key if key in places else places[0]
 
 
 def make_recipe(content: dict, where: str = "recipe") -> Recipe:
@@ -256,13 +287,7 @@ def _override(content: dict, text: str) -> None:
     key = key.strip()
     if not equals:
         raise RecipeError(f'"{text}" is not key=value')
-    head = ".".join(key.split(".")[:2])
-    places = _keys().get(head if head.startswith("data.columns") else key)
-    if not places:
-        raise RecipeError(f'no recipe key "{key}"{did_you_mean(key, _keys())}')
-    if len(places) > 1 and key not in places:
-        raise RecipeError(f'"{key}" may mean {" or ".join(places)}; write the whole key')
-    parts = (key if key.startswith("data.columns.") else places[0] if key not in places else key).split(".")
+    parts = (key if key.startswith("data.columns.") else whole_key(key)).split(".")
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:

@@ -1,0 +1,78 @@
+"""`oct-hf tune`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from oct_hf.cli.options import Data, overrides_of
+from oct_hf.cli.printing import print_table, say, score
+
+
+def tune(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name or a .yaml file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    data: Data = None,
+    trials: Annotated[int, typer.Option(min=1, help="In all, those of an earlier call included.")] = 20,
+    folds: Annotated[
+        int, typer.Option(min=2, help="Of the patients off the test side; a trial is trained on each.")
+    ] = 3,
+    space: Annotated[Path | None, typer.Option(help="YAML of ranges; the recipe's search: where not given.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the proposals.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="The study's folder; runs/NAME-tune where not given.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without the files that can't be used.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Search a recipe's settings on patient-grouped folds; the test side stays unseen.
+
+    A space is YAML: a recipe key and its range or its choices, such as
+    train.learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true} or train.class_weights: [null, auto].
+    A study that was stopped or killed goes on with the same command.
+
+    Example: oct-hf tune octdl --data OCTDL/ --trials 30 && oct-hf finetune runs/octdl-tune/best.yaml
+    """
+    from oct_hf.training.recipe import load_recipe
+    from oct_hf.training.search import read_space
+
+    chosen = load_recipe(recipe, overrides_of(overrides, data, skip_bad))
+    ranges = read_space(space) if space else None
+    folder = out or Path("runs") / f"{chosen.name}-tune"
+
+    from oct_hf.runs.run import Stopped
+    from oct_hf.runs.tune import BEST, TABLE
+    from oct_hf.runs.tune import tune as search
+
+    try:
+        found = search(chosen, folder, trials, folds, ranges, seed)
+    except Stopped as stopped:
+        say(str(stopped))
+        raise typer.Exit(stopped.exit_code) from None
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    _print_study(found)
+    if found["best"] is not None:
+        print(f"{folder / BEST}  the best recipe: oct-hf finetune it; only its test side says how good it is")
+    print(f"{folder / TABLE}  all trials")
+
+
+def _print_study(found: dict, shown: int = 10) -> None:
+    best_first = sorted(found["trials"], key=lambda row: -(row["score"] or 0))[:shown]
+    keys = list(found["space"])
+    rows = [
+        (
+            str(row["number"] + 1),
+            score(row["score"]) if row["score"] is not None else row["state"],
+            *(_value(row["params"][key]) for key in keys),
+        )
+        for row in best_first
+    ]
+    data = found["data"]
+    title = f"{found['name']}: validation balanced accuracy, mean of {found['folds']} folds of {data['title']}"
+    title += f" ({data['images']} B-scans, {data['patients']} patients)"
+    print_table(title, ("trial", "score", *keys), rows)
+
+
+def _value(value) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
