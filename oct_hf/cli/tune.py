@@ -62,7 +62,7 @@ def _print_study(found: dict, shown: int = 10) -> None:
     keys = list(found["space"])
     rows = [
         (
-            str(row["number"] + 1),
+            str(row["number"]),
             score(row["score"]) if row["score"] is not None else row["state"],
             *(_value(row["params"][key]) for key in keys),
         )

@@ -148,7 +148,12 @@ class _Search:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.recipe, self.out, self.space, self.seed, self.data, self.parts = recipe, out, space, seed, data, parts
+        self.recipe, self.out, self.space, self.seed = recipe, out, space, seed
+        # The rows that are searched on alone: those of the test side aren't even decoded.
+        rows = np.sort(np.concatenate([scored for _, scored in parts]))
+        self.names, self.dataset = data.names, data.dataset.select(rows)
+        self.patients = len({data.patients[row] for row in rows})
+        self.parts = [tuple(np.searchsorted(rows, side) for side in part) for part in parts]
         self.study = optuna.create_study(
             storage=f"sqlite:///{out / 'study.db'}",
             study_name=recipe.name,
@@ -174,7 +179,7 @@ class _Search:
             trial = self.study.ask()
             values = suggest(trial, self.space, self.recipe)
             began = time.monotonic()
-            scores, state = self._trial(trial, done, values)
+            scores, state = self._trial(trial, self._folder(done + 1), values)
             trial.set_user_attr("scores", scores)
             trial.set_user_attr("state", state)
             trial.set_user_attr("seconds", round(time.monotonic() - began, 1))
@@ -182,6 +187,7 @@ class _Search:
                 self.study.tell(trial, float(np.mean([selection(score) for score in scores])))
             else:
                 self.study.tell(trial, state=TrialState.PRUNED)
+            shutil.rmtree(self._folder(done + 1), ignore_errors=True)
             found = self._write()
             _say(found, trials)
         return self._write()
@@ -191,10 +197,12 @@ class _Search:
 
         return self.study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED), deepcopy=False)
 
-    def _trial(self, trial, number: int, values: dict) -> tuple[list[dict], str]:
+    def _folder(self, number: int) -> Path:
+        return self.out / f"trial-{number:03}"
+
+    def _trial(self, trial, folder: Path, values: dict) -> tuple[list[dict], str]:
         """Scores of its folds, and "complete", "pruned" or "diverged"."""
-        folder, scores = self.out / f"trial-{number:03}", []
-        recipe = change_recipe(self.recipe, values)
+        recipe, scores = change_recipe(self.recipe, values), []
         try:
             known = json.loads((folder / "values.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -214,7 +222,6 @@ class _Search:
             if pruned:
                 state = "pruned"
                 break
-        shutil.rmtree(folder, ignore_errors=True)
         return scores, state
 
     def _fold(self, trial, recipe: Recipe, fold: int, folder: Path, before: list[dict]) -> tuple[dict, bool]:
@@ -229,13 +236,14 @@ class _Search:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         best = max(rows, key=selection)
         kept = {key: best[key] for key in ("epoch", "balanced_accuracy", "auroc", "log_loss")}
-        return kept | {"epoch": round(kept["epoch"])}, report.given_up
+        whole = fold == len(self.parts) - 1 and len(rows) == recipe.train.epochs  # there is nothing left to give up
+        return kept | {"epoch": round(kept["epoch"])}, report.given_up and not whole
 
     def _train(self, recipe: Recipe, fold: int, folder: Path, report: "_Report") -> list[dict]:
         folder.mkdir(exist_ok=True)
         transformers.set_seed(recipe.train.seed)
         torch.use_deterministic_algorithms(True, warn_only=True)
-        model = build_model(recipe, self.data.names)
+        model = build_model(recipe, self.names)
         preprocessing = Preprocessing.from_pretrained_cfg(model.config.pretrained_cfg)
         pixels, (train, scored) = self._pixels(preprocessing), self.parts[fold]
         stop, checkpoints = StopOnSignal(), folder / "checkpoints"
@@ -246,7 +254,7 @@ class _Search:
             pixels.rows(train, Augmentation(recipe.augment, recipe.train.seed)),
             pixels.rows(scored),
             checkpoints,
-            _finite(validation_score(self.data.names)),
+            _finite(validation_score(self.names)),
             [stop, report],
         )
         trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
@@ -255,10 +263,10 @@ class _Search:
         return epoch_rows(trainer.state.log_history)
 
     def _pixels(self, preprocessing: Preprocessing) -> Pixels:
-        """All rows of the set decoded once for each image size; those of the test side are read by nobody."""
+        """The rows that are searched on, decoded once for each image size."""
         size = (preprocessing.height, preprocessing.width)
         if size not in self._decoded:
-            self._decoded[size] = Pixels.from_dataset(self.data.dataset, preprocessing)
+            self._decoded[size] = Pixels.from_dataset(self.dataset, preprocessing)
         return self._decoded[size]
 
     def _write(self) -> dict:
@@ -272,15 +280,16 @@ class _Search:
                 "params": trial.params,
                 "seconds": trial.user_attrs["seconds"],
             }
-            for number, trial in enumerate(self._finished())
+            for number, trial in enumerate(self._finished(), 1)
         ]
-        complete = [number for number, trial in enumerate(self._finished()) if trial.value is not None]
-        best = max(complete, key=lambda number: self._finished()[number].value, default=None)
+        values = {
+            place: trial.value for place, trial in enumerate(self._finished()) if rows[place]["score"] is not None
+        }
+        best = max(values, key=values.get, default=None)
         if best is not None:
             recipe = change_recipe(self.recipe, rows[best]["params"])
             _replace(self.out / BEST, dataclasses.replace(recipe, name=f"{recipe.name}-tuned").to_yaml())
         _write_table(self.out / TABLE, rows, list(self.space))
-        patients = {self.data.patients[row] for part in self.parts for row in part[1]}
         return {
             "name": self.recipe.name,
             "folds": len(self.parts),
@@ -288,8 +297,8 @@ class _Search:
             "space": self.space,
             "data": {
                 "title": self.recipe.data.title or self.recipe.data.name,
-                "images": sum(len(scored) for _, scored in self.parts),
-                "patients": len(patients),
+                "images": len(self.dataset),
+                "patients": self.patients,
             },
             "trials": rows,
             "best": None if best is None else rows[best],
@@ -337,7 +346,7 @@ def _say(found: dict, trials: int) -> None:
     row = found["trials"][-1]
     score = f"{row['score']:.3f}" if row["score"] is not None else row["state"]
     params = ", ".join(f"{key}={_short(value)}" for key, value in row["params"].items())
-    print(f"trial {row['number'] + 1}/{trials}  {score}  {params}  ({row['seconds']:.0f} s)", file=sys.stderr)
+    print(f"trial {row['number']}/{trials}  {score}  {params}  ({row['seconds']:.0f} s)", file=sys.stderr)
 
 
 def _short(value) -> str:

@@ -98,12 +98,16 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.stopped is not None:
-            control.should_save = control.should_training_stop = True
+            control.should_training_stop = True
+            control.should_save = not self._whole_epoch(state)  # which is measured and saved as ever
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        if self.stopped is not None:
+        if self.stopped is not None and not self._whole_epoch(state):
             # The Trainer would measure half an epoch and save again, after random numbers that a whole run never drew.
             control.should_evaluate = control.should_save = control.should_log = False
+
+    def _whole_epoch(self, state: TrainerState) -> bool:
+        return state.global_step % round(state.max_steps / state.num_train_epochs) == 0
 
     def on_train_end(self, args, state, control, **kwargs):
         for number, before in self._before.items():
