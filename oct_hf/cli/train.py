@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from oct_hf.cli.options import Data, overrides_of, prepare_for_other_hubs
-from oct_hf.cli.printing import print_result, print_table, say, score
+from oct_hf.cli.printing import is_quiet, print_result, print_table, say, score
 from oct_hf.errors import OCTError
 
 
@@ -71,8 +71,11 @@ def finetune(
         else:
             run = runs.finetune(chosen, folder, overwrite=overwrite)
     except runs.Stopped as stopped:
-        say(str(stopped))
+        if not is_quiet():
+            say(str(stopped))
         raise typer.Exit(stopped.exit_code) from None
+    if is_quiet():
+        return
     if as_json and difference is None:
         print(json.dumps(run, indent=2))
         return
@@ -98,8 +101,11 @@ def _cross_validate(recipe, folder: Path, folds: int, seeds: str | None, overwri
     try:
         found = cross_validate(recipe, folder, folds, numbers, overwrite)
     except Stopped as stopped:
-        say(str(stopped))
+        if not is_quiet():
+            say(str(stopped))
         raise typer.Exit(stopped.exit_code) from None
+    if is_quiet():
+        return
     if as_json:
         print(json.dumps(found, indent=2))
         return

@@ -24,6 +24,7 @@ from oct_hf.runs.facts import public_recipe
 from oct_hf.runs.folder import plain_errors, read_run, write_json
 from oct_hf.runs.labelled import load_data
 from oct_hf.runs.run import finetune
+from oct_hf.training import processes
 from oct_hf.training.recipe import Recipe
 
 POOLED, FACTS = "predictions.parquet", "folds.json"
@@ -240,8 +241,10 @@ def _spread(values: list[float | None]) -> dict:
 
 
 def _write(out: Path, facts: dict, pooled: Predictions) -> None:
-    write_pooled(pooled, out / POOLED)
-    write_json(out / FACTS, facts)
+    if processes.is_main():
+        write_pooled(pooled, out / POOLED)
+        write_json(out / FACTS, facts)
+    processes.wait()
 
 
 def write_pooled(pooled: Predictions, path: Path) -> None:

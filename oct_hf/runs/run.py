@@ -33,6 +33,7 @@ from oct_hf.runs.facts import HOME_FACTS, public_recipe, run_facts
 from oct_hf.runs.folder import check_free, open_folder, plain_errors, read_run, write_json
 from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data, predict_sides
 from oct_hf.runs.report_page import write_report
+from oct_hf.training import processes
 from oct_hf.training.callbacks import EpochLines, OnBest, StopOnSignal, epoch_rows
 from oct_hf.training.recipe import Recipe
 from oct_hf.training.trainer import OCTTrainer, last_checkpoint
@@ -74,32 +75,37 @@ def finetune(
     folder = Path(out)
     quiet_libraries()
     with plain_errors(folder):
+        processes.join()
         check_free(folder, recipe, overwrite)
-        hub = _hub(recipe)
+        hub = _hub(recipe) if processes.is_main() else None
         # The global generators decide a random network's start.
         transformers.set_seed(recipe.train.seed)
         torch.use_deterministic_algorithms(True, warn_only=True)
         started = time.monotonic()
-        dataset, skipped = load_data(recipe.data, cache_dir)
-        data = assign_sides(dataset, recipe)
-        if check:
-            check(data)
-        augmentation = Augmentation(recipe.augment, recipe.train.seed)
-        model = build_model(recipe, data.names)
+        with processes.main_first():
+            dataset, skipped = load_data(recipe.data, cache_dir)
+            data = assign_sides(dataset, recipe)
+            if check:
+                check(data)
+            augmentation = Augmentation(recipe.augment, recipe.train.seed)
+            model = build_model(recipe, data.names)
         facts = run_facts(recipe, data, skipped, model)
-        if not open_folder(folder, facts, overwrite):
+        if not processes.from_main(lambda: open_folder(folder, facts, overwrite)):
             _publish(hub, folder)
             return json.loads((folder / "run.json").read_text())
-        write_json(folder / "log" / "augmentation.json", augmentation.to_dict())
+        if processes.is_main():
+            write_json(folder / "log" / "augmentation.json", augmentation.to_dict())
         preprocessing = Preprocessing.from_pretrained_cfg(model.config.pretrained_cfg)
         facts["seconds"] = {"data": round(time.monotonic() - started, 1)}
         trainer = _train(recipe, folder, data, model, preprocessing, augmentation, facts, hub)
-        _measure_and_write(recipe, folder, data, trainer, preprocessing, facts)
-        facts["seconds"]["total"] = round(time.monotonic() - started, 1)
-        facts["status"] = "done"
-        write_json(folder / "run.json", facts)
-        _publish(hub, folder)
-        return facts
+        if processes.is_main():
+            _measure_and_write(recipe, folder, data, trainer, preprocessing, facts)
+            facts["seconds"]["total"] = round(time.monotonic() - started, 1)
+            facts["status"] = "done"
+            write_json(folder / "run.json", facts)
+            _publish(hub, folder)
+        processes.wait()
+        return json.loads((folder / "run.json").read_text(encoding="utf-8"))
 
 
 def build_model(recipe: Recipe, labels: list[str]) -> OCTForImageClassification:
@@ -160,7 +166,7 @@ def _train(recipe, folder, data, model, preprocessing, augmentation, facts, hub)
     if hub:
         trainer.add_callback(OnBest(lambda state: _push_best(hub, recipe, trainer, preprocessing, state)))
     facts["seconds"]["decoding"] = round(time.monotonic() - began, 1)
-    known, checkpoint = read_run(folder), last_checkpoint(checkpoints)
+    known, checkpoint = processes.from_main(lambda: (read_run(folder), last_checkpoint(checkpoints)))
     if known["status"] == "trained" and checkpoint:
         trainer.restore_best(checkpoint)
         facts["training"] = known["training"]
@@ -179,9 +185,11 @@ def _train(recipe, folder, data, model, preprocessing, augmentation, facts, hub)
         "seconds": round(time.monotonic() - began, 1),
         "resumed": checkpoint is not None,
         "bf16": trainer.args.bf16,
+        "processes": processes.count(),
         "history": [{key: row[key] for key in HISTORY} for row in epoch_rows(state.log_history)],
     }
-    write_json(folder / "run.json", facts | {"status": "trained"})
+    if processes.is_main():
+        write_json(folder / "run.json", facts | {"status": "trained"})
     return trainer
 
 

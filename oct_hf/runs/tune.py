@@ -32,6 +32,7 @@ from oct_hf.runs.folder import differing, plain_errors, write_json
 from oct_hf.runs.folds import own_folds
 from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data
 from oct_hf.runs.run import Stopped, build_model, quiet_libraries, validation_score
+from oct_hf.training import processes
 from oct_hf.training.callbacks import StopOnSignal, epoch_rows, selection
 from oct_hf.training.recipe import Recipe, change_recipe
 from oct_hf.training.search import USUAL, check_space, suggest
@@ -81,6 +82,8 @@ def tune(
     recipe = dataclasses.replace(recipe, search={}, push_to_hub=False)
     settings = {"recipe": recipe.to_dict(), "space": space, "folds": folds, "seed": seed}
     quiet_libraries()
+    if processes.count() > 1:
+        raise RunError("a search runs on one process; start it without torchrun")
     with plain_errors(out):
         _check_study(out, settings)
         data = assign_sides(load_data(recipe.data, cache_dir)[0], recipe)

@@ -11,6 +11,8 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerState
 
+from oct_hf.training import processes
+
 
 class EpochLines(TrainerCallback):
     """A progress bar on a terminal, one line an epoch anywhere, and `epochs.csv` for whoever plots it.
@@ -94,9 +96,12 @@ class StopOnSignal(TrainerCallback):
     def _heard(self, number, frame):
         self.stopped = number
         signal.signal(number, self._before[number])
-        print("stopping after this step …", file=sys.stderr)
+        if processes.is_main():
+            print("stopping after this step …", file=sys.stderr)
 
     def on_step_end(self, args, state, control, **kwargs):
+        # The processes of torchrun stop after the same step, or those that go on would wait for ever.
+        self.stopped = processes.largest(self.stopped or 0) or None
         if self.stopped is not None:
             control.should_training_stop = True
             control.should_save = not self._whole_epoch(state)  # which is measured and saved as ever

@@ -94,7 +94,8 @@ class TrainRecipe:
     """The fine-tuning. The first `freeze_epochs` train the head alone; learning rates fall by `layer_decay` a layer."""
 
     epochs: Count = 12
-    batch_size: Count = 32
+    batch_size: Count = 32  # images a step, of all processes together
+    accumulate: Count = 1  # passes that a step is divided into where memory is short; processes of torchrun share them
     learning_rate: Positive = 1e-3
     weight_decay: NotNegative = 0.05
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.08  # share of the steps

@@ -31,6 +31,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from oct_hf.data.pixels import Pixels
 from oct_hf.errors import RecipeError, did_you_mean
 from oct_hf.images import Preprocessing
+from oct_hf.training import processes
 from oct_hf.training.callbacks import MovingAverage, selection
 from oct_hf.training.recipe import TrainRecipe
 
@@ -71,6 +72,7 @@ class OCTTrainer(Trainer):
         self.class_weights = class_weights(recipe.class_weights, train.labels, names)
         self._metrics = metrics
         self._frozen = False
+        self._passes = (-1, 0)  # the step that is being taken, and its passes so far
         stopping = [EarlyStoppingCallback(recipe.patience)] if recipe.patience else []
         super().__init__(
             model=model.to(memory_format=torch.channels_last),
@@ -114,8 +116,13 @@ class OCTTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         steps_an_epoch = self.state.max_steps / self.state.num_train_epochs
         self._freeze(self.state.global_step < self.recipe.freeze_epochs * steps_an_epoch)
-        # Dropout, too, depends on the step alone: not on how often workers or a resumed run drew before.
-        torch.manual_seed(hash((self.recipe.seed, self.state.global_step, self.args.process_index)) % 2**63)
+        # Dropout, too, depends on the step and the part of its batch alone: not on how often workers or a resumed run
+        # drew before, nor on which process takes the part.
+        step, done = self._passes
+        done = done + 1 if step == self.state.global_step else 0
+        self._passes = (self.state.global_step, done)
+        part = done * self.args.world_size + self.args.process_index
+        torch.manual_seed(hash((self.recipe.seed, self.state.global_step, part)) % 2**63)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -175,6 +182,7 @@ class OCTTrainer(Trainer):
 
     def evaluation_loop(self, *args, **kwargs):
         with self.averaged():
+            processes.take_buffers_of_main(self.model)
             return super().evaluation_loop(*args, **kwargs)
 
     def _compute_metrics(self, prediction) -> dict:
@@ -186,7 +194,7 @@ class OCTTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
-        if self.ema is not None and self.is_in_train and output_dir:
+        if self.ema is not None and self.is_in_train and output_dir and self.args.should_save:
             tensors = {key: value.contiguous() for key, value in self.ema.module.state_dict().items()}
             save_file(tensors, Path(output_dir) / EMA_FILE)
 
@@ -276,11 +284,13 @@ def training_arguments(recipe: TrainRecipe, output_dir: str | Path) -> TrainingA
     """The Trainer's own settings, out of the recipe."""
     on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     # Beside a network that has all cores, a worker process costs far more than the half millisecond an image takes.
+    images, passes = images_a_pass(recipe)
     workers = recipe.workers if recipe.workers != "auto" else 0 if on_cpu else min(8, os.cpu_count() or 1)
     return TrainingArguments(
         output_dir=str(output_dir),
         num_train_epochs=recipe.epochs,
-        per_device_train_batch_size=recipe.batch_size,
+        per_device_train_batch_size=images,
+        gradient_accumulation_steps=passes,
         per_device_eval_batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type=recipe.schedule,
@@ -289,6 +299,8 @@ def training_arguments(recipe: TrainRecipe, output_dir: str | Path) -> TrainingA
         max_grad_norm=recipe.max_grad_norm,
         bf16=bf16_is_faster() if recipe.bf16 == "auto" else recipe.bf16,
         use_cpu=on_cpu,
+        ddp_backend="gloo" if on_cpu and processes.count() > 1 else None,
+        ddp_find_unused_parameters=recipe.freeze_epochs > 0,
         seed=recipe.seed,
         eval_strategy="epoch",
         save_strategy="epoch",
@@ -306,6 +318,22 @@ def training_arguments(recipe: TrainRecipe, output_dir: str | Path) -> TrainingA
         disable_tqdm=True,
         report_to="none",
     )
+
+
+def images_a_pass(recipe: TrainRecipe) -> tuple[int, int]:
+    """How many images one pass through the network takes, and how many passes a process makes for a step.
+
+    Raises:
+        RecipeError: the images of a step can't be divided so.
+    """
+    together = processes.count()
+    passes = -(-max(recipe.accumulate, together) // together)
+    if recipe.batch_size % (passes * together):
+        raise RecipeError(
+            f"train.batch_size: the {recipe.batch_size} images of a step can't be divided into {passes * together} "
+            f"equal passes (train.accumulate={recipe.accumulate}, processes: {together})"
+        )
+    return recipe.batch_size // (passes * together), passes
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
