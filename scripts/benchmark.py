@@ -1,7 +1,9 @@
-"""Measures what the README claims of speed and memory, as ratios within one run.
+"""Measures what the README claims of speed and memory, as ratios within one run; and ways to train, on one split.
 
 python scripts/benchmark.py [data] [duplicates] [training] [serving] [startup] [push] [evaluation]
     [--data FOLDER] [--run FOLDER] [--out FILE]
+python scripts/benchmark.py systems --recipes MAIN [OTHER …] [--data FOLDER] [--folds K] [--set KEY=VALUE …]
+    [--folder runs/systems] [--out FILE]
 
 Pairs run in turn, each preparation in a process of its own; the median ratio counts. Timings depend on the machine and
 on what else it does, so none of them is a test.
@@ -10,6 +12,7 @@ on what else it does, so none of them is a test.
 import argparse
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -19,23 +22,39 @@ from benchmarks.evaluation import benchmark_evaluation
 from benchmarks.push import benchmark_push
 from benchmarks.serving import benchmark_serving
 from benchmarks.startup import benchmark_startup
+from benchmarks.systems import benchmark_systems
 from benchmarks.training import benchmark_training
+
+PARTS = ("data", "duplicates", "training", "serving", "startup", "push", "evaluation")  # without a name, all of them
+LONG = ("systems",)  # only by name: it trains for as long as its recipes do
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (these where none is named); systems"
+    )
+    parser.add_argument("--data", type=Path, help="folder with JPEG B-scans; phantoms where not given")
+    parser.add_argument("--run", type=Path, help="finished run to push; a small one is made where not given")
+    parser.add_argument("--out", type=Path, default=Path("benchmark.json"))
+    systems = parser.add_argument_group("systems")
+    systems.add_argument("--recipes", nargs="+", help="names or YAML files, the main one first; all that come along")
+    systems.add_argument("--folds", type=int, default=1, help="1 for the main recipe's split, more to cross-validate")
+    systems.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="for every recipe")
+    systems.add_argument("--folder", type=Path, default=Path("runs/systems"), help="for runs and leaderboard")
+    given = parser.parse_args()
+    if strange := set(given.parts) - {*PARTS, *LONG}:
+        parser.error(f"no benchmark {', '.join(strange)}; there are {', '.join((*PARTS, *LONG))}")
+    return given
 
 
 def main() -> None:
     """Runs the parts asked for and prints and writes what they measured."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help="all where none is named")
-    parser.add_argument("--data", type=Path, help="folder with JPEG B-scans; phantoms where not given")
-    parser.add_argument("--run", type=Path, help="finished run to push; a small one is made where not given")
-    parser.add_argument("--out", type=Path, default=Path("benchmark.json"))
-    given = parser.parse_args()
-    parts = ("data", "duplicates", "training", "serving", "startup", "push", "evaluation")
-    if strange := set(given.parts) - set(parts):
-        parser.error(f"no benchmark {', '.join(strange)}; there are {', '.join(parts)}")
+    given = arguments()
     results = {"cores": os.cpu_count(), "data_from": "a folder of B-scans" if given.data else "phantoms"}
     with tempfile.TemporaryDirectory() as scratch:
-        for part in given.parts or parts:
+        for part in given.parts or PARTS:
             run = {
                 "data": lambda: benchmark_data(given.data, Path(scratch)),
                 "duplicates": lambda: benchmark_duplicates(Path(scratch)),
@@ -44,12 +63,30 @@ def main() -> None:
                 "startup": benchmark_startup,
                 "push": lambda: benchmark_push(given.run, Path(scratch)),
                 "evaluation": lambda: benchmark_evaluation(Path(scratch)),
+                "systems": lambda: _systems(given),
             }[part]
             results[part] = run()
             print(part)
             for key, value in results[part].items():
                 print(f"  {key:<28} {value}")
     given.out.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def _systems(given: argparse.Namespace) -> dict:
+    from oct_hf.errors import OCTError
+    from oct_hf.runs.run import Stopped
+    from oct_hf.training.recipe import recipe_names
+
+    main_one = "folder" if given.data else "demo"
+    names = given.recipes or [main_one, *(name for name in recipe_names() if name != main_one)]
+    try:
+        return benchmark_systems(names, given.data, given.folder, given.folds, given.set)
+    except OCTError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.exit_code)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,206 @@
+"""Ways to train, on one split: a leaderboard with intervals, costs, and a paired test of each against the main one.
+
+Data and split are those of the first recipe; of the others their network, augmentation and training count. Each is a
+run of its own, so a benchmark that was stopped goes on and what is finished is not trained again.
+"""
+
+import csv
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+SPEED_IMAGES = 128  # predicted for the speed; the median of three turns counts
+COLUMNS = ("balanced_accuracy", "auroc", "ece")
+
+
+def benchmark_systems(
+    names: Sequence[str], data: Path | None, out: Path, folds: int = 1, overrides: Sequence[str] = ()
+) -> dict:
+    """Trains, measures and compares; writes `leaderboard.md`, `.csv`, `.json` and `.png` into `out`.
+
+    Args:
+        names: recipes or YAML files, the main one first; those that train alike are run once.
+        data: the images, where the main recipe needs any.
+        out: folder for the runs and the leaderboard.
+        folds: 1 for the recipe's own split, more for a cross-validation.
+        overrides: `key=value`, for every recipe.
+
+    Returns:
+        `data`, `hardware`, `folds`, `main`; `systems`, a row each, the best first; and `failed`, why by name.
+    """
+    from oct_hf.errors import OCTError
+    from oct_hf.evaluation.comparison import compare_all
+    from oct_hf.evaluation.predictions import Predictions
+    from oct_hf.runs.facts import hardware
+    from oct_hf.runs.folds import cross_validate
+    from oct_hf.runs.run import finetune
+
+    recipes, places, runs, failed = systems(names, data, overrides), {}, {}, {}
+    out.mkdir(parents=True, exist_ok=True)
+    for name, recipe in recipes.items():
+        print(f"{name}: {recipe.model.base} at {recipe.model.image_size} pixels", file=sys.stderr)
+        try:
+            run = finetune(recipe, out / name) if folds == 1 else cross_validate(recipe, out / name, folds)
+        except OCTError as error:
+            failed[name] = str(error)
+            print(f"{name}: {error}", file=sys.stderr)
+            if not runs:
+                raise  # without the main one there is nothing to compare with
+            continue
+        runs[name], places[name] = run, _folders(out / name, folds)
+    main, *others = runs
+    named = {name: Predictions.read((places[name][0] if folds == 1 else out / name) / FILE) for name in runs}
+    compared = compare_all(named)["runs"] if others else {}
+    speeds = _speeds(recipes[main], {name: folders[0] for name, folders in places.items()})
+    rows = [_row(name, recipes[name], run, places[name], folds, compared.get(name)) for name, run in runs.items()]
+    rows = [row | {"images_per_s": speeds[row["name"]]} for row in rows]
+    first = _tested(runs[main], folds)
+    result = {
+        "data": {"title": first["data"]["title"], "grouped_by": first["data"]["grouped_by"]}
+        | {key: first["results"][key] for key in ("n", "groups")},
+        "hardware": hardware(),
+        "folds": folds,
+        "main": main,
+        "systems": sorted(rows, key=lambda row: -row["balanced_accuracy"]["value"]),
+        "failed": failed,
+    }
+    _write(out, result)
+    return result
+
+
+FILE = "predictions.parquet"
+
+
+def systems(names: Sequence[str], data: Path | None, overrides: Sequence[str] = ()) -> dict:
+    """By name a recipe with the data, split and evaluation of the first; later ones that train alike are left out."""
+    from oct_hf.errors import RecipeError
+    from oct_hf.training.recipe import load_recipe
+
+    path = [f"data.path={json.dumps(str(data))}"] if data else []
+    main, found = load_recipe(names[0], [*overrides, *path]), {}
+    for given in names:
+        recipe = load_recipe(given, overrides)
+        parts = {key: getattr(recipe, key) for key in ("name", "model", "augment", "train")}
+        alike = [(one.model, one.augment, one.train) for one in found.values()]
+        if (parts["model"], parts["augment"], parts["train"]) not in alike:
+            if recipe.name in found:
+                raise RecipeError(f"{given}: another recipe is named {recipe.name} and trains otherwise; name it anew")
+            found[recipe.name] = dataclasses.replace(main, description=recipe.description, search={}, **parts)
+    return found
+
+
+def _folders(place: Path, folds: int) -> list[Path]:
+    return [place / "model"] if folds == 1 else [place / f"fold-{number}" / "model" for number in range(folds)]
+
+
+def _tested(run: dict, folds: int) -> dict:
+    """Results and intervals of the test side, of one run or of all folds of the first seed."""
+    if folds > 1:
+        return next(iter(run["by_seed"].values()))
+    return {"results": run["results"]["test"], "intervals": run["intervals"], "data": run["data"]}
+
+
+def _row(name: str, recipe, run: dict, folders: list[Path], folds: int, compared: dict | None) -> dict:
+    tested = _tested(run, folds)
+    trained = [json.loads((folder / "run.json").read_text(encoding="utf-8"))["training"] for folder in folders]
+    row = {"name": name, "base": recipe.model.base, "image_size": recipe.model.image_size}
+    for key in COLUMNS:
+        span = tested["intervals"]["metrics"][key]
+        row[key] = {"value": tested["results"][key], "low": span.get("low"), "high": span.get("high")}
+    return row | {
+        # What a stopped training took before it was stopped isn't recorded.
+        "train_s": None if any(one["resumed"] for one in trained) else round(sum(one["seconds"] for one in trained), 1),
+        "mb": round((folders[0] / "model.safetensors").stat().st_size / 1e6, 1),
+        "against_main": None if compared is None else compared["metrics"]["balanced_accuracy"],
+    }
+
+
+def _speeds(recipe, models: dict[str, Path]) -> dict[str, float]:
+    """Images a second from files' bytes to probabilities, all systems in turn on the same images."""
+    from oct_hf.data.encoded import Encoded
+    from oct_hf.inference.predictor import Predictor
+    from oct_hf.runs.labelled import load_data
+
+    dataset, _ = load_data(recipe.data)
+    encoded = Encoded(dataset)
+    images = [encoded[row] for row in range(min(SPEED_IMAGES, len(dataset)))]
+    predictors, seconds = {name: Predictor(folder) for name, folder in models.items()}, {name: [] for name in models}
+    for turn in range(4):  # the first warms up
+        for name, predictor in predictors.items():
+            began = time.perf_counter()
+            for _ in predictor.predict(images):
+                pass
+            if turn:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: round(len(images) / statistics.median(found), 1) for name, found in seconds.items()}
+
+
+# --- what a reader gets ----------------------------------------------------------------------------------------------
+
+
+def _write(out: Path, result: dict) -> None:
+    from oct_hf.evaluation.report import can_draw, forest_figure
+    from oct_hf.runs.folder import write_json
+
+    write_json(out / "leaderboard.json", result)
+    with open(out / "leaderboard.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(_flat(result["systems"][0])), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(_flat(row) for row in result["systems"])
+    if can_draw():
+        rows = [{"name": row["name"], "unsure": False, **row["balanced_accuracy"]} for row in result["systems"]]
+        forest_figure(rows, out / "leaderboard.png")
+    (out / "leaderboard.md").write_text(markdown(result), encoding="utf-8")
+
+
+def markdown(result: dict) -> str:
+    """The leaderboard as a table with what one has to know to read it."""
+    data, machine = result["data"], result["hardware"]
+    split = "one split" if result["folds"] == 1 else f"{result['folds']} folds, pooled"
+    lines = [
+        f"# Systems on {data['title']}",
+        "",
+        f"{data['n']:,} test B-scans of {data['groups']:,} {data['grouped_by']}s ({split}); 95 % intervals over "
+        f"{data['grouped_by']}s. Difference: balanced accuracy minus that of {result['main']} on the same B-scans, "
+        "with its interval and the p value of a paired permutation test, corrected for the number of systems (Holm).",
+        f"{machine['gpu'] or machine['cpu']}, {machine['cores']} cores. Images/s: from a file's bytes to "
+        "probabilities.",
+        "",
+        "| system | network | balanced accuracy | AUROC | ECE | difference | p | training, s | images/s | MB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result["systems"]:
+        cells = [row["name"], f"{row['base']}, {row['image_size']} px", *(_span(row[key]) for key in COLUMNS)]
+        cells += _difference(row["against_main"])
+        cells += ["n/a" if row["train_s"] is None else f"{row['train_s']:,.0f}"]
+        lines.append("| " + " | ".join([*cells, f"{row['images_per_s']:,.0f}", f"{row['mb']:.1f}"]) + " |")
+    lines += ["", *(f"{name} could not be run: {why}" for name, why in result["failed"].items())]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _span(found: dict) -> str:
+    if found["value"] is None:
+        return "n/a"
+    return f"{found['value']:.3f}" + ("" if found["low"] is None else f" ({found['low']:.3f}–{found['high']:.3f})")
+
+
+def _difference(row: dict | None) -> list[str]:
+    if row is None:
+        return ["main", ""]
+    if "why" in row:
+        return [f"n/a: {row['why']}", ""]
+    span = "" if row["low"] is None else f" ({row['low']:+.3f} to {row['high']:+.3f})"
+    return [f"{row['difference']:+.3f}{span}", f"{row['p_holm']:.4f}"]
+
+
+def _flat(row: dict) -> dict:
+    """A row with one number a column."""
+    flat = {key: value for key, value in row.items() if not isinstance(value, dict) and key != "against_main"}
+    for key in COLUMNS:
+        flat |= {key: row[key]["value"], f"{key}_low": row[key]["low"], f"{key}_high": row[key]["high"]}
+    against = row["against_main"] or {}
+    return flat | {key: against.get(key) for key in ("difference", "low", "high", "p", "p_holm")}
