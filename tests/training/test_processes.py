@@ -90,7 +90,7 @@ def test_a_run_of_two_processes_goes_on_on_one_and_ends_with_the_same_weights(wh
     for file in ("model.safetensors", "ema.safetensors"):
         one, other = (load_file(place / "checkpoint-9" / file) for place in (whole[1], folder / "checkpoints"))
         for name in one:
-            if "running" not in name:  # statistics of batch norm are those of the first process's passes
+            if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):  # of the first process
                 assert torch.allclose(one[name], other[name], atol=1e-4), name
 
 
