@@ -89,6 +89,12 @@ class OCTDataConfig(datasets.BuilderConfig):
             self._source = open_source(self.data_dir)
         return self._source
 
+    def forget_listing(self) -> None:
+        """Frees what only listing needs: 50 bytes a file."""
+        if source := self.__dict__.get("_source"):
+            source.forget()
+        give_memory_back()
+
     def shards(self) -> Shards:
         """The shards in `data_dir`, of `parquet`."""
         if "_shards" not in self.__dict__:
@@ -171,12 +177,12 @@ class OCT(datasets.GeneratorBasedBuilder):
             source = self.config.source()
             read, size = partial(read_rows, source), partial(size_of, source)
             sides = list_entries(self.config, labels, self.skipped).by_side()
-            give_memory_back()  # what listing needed is a tenth of what generating needs
             work = {side: Work(read, partial(rows.blocks, BLOCK), size) for side, rows in sides.items()}
         return work
 
     def _generate_examples(self, work: Work):
         """On processes or on threads; the rows are the same."""
+        self.config.forget_listing()
         bad, key, blocks = [], 0, work.blocks()
         workers = self.workers or os.cpu_count() or 1
         # Processes take a second to start: where nobody asked for them, small sets do without.
@@ -222,10 +228,10 @@ def prepare(
     Raises:
         DataError: nothing to read, no such set, or files that can't be read while `skip_bad` is off.
     """
-    builder = builder_of(name, data_dir, cache_dir, **options)
-    builder.workers = workers
     try:
         with lean_arrow():
+            builder = builder_of(name, data_dir, cache_dir, **options)
+            builder.workers = workers
             builder.download_and_prepare()
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, DataError | OSError):
