@@ -74,6 +74,7 @@ def compare(
     """
     prepare_for_other_hubs()
     from oct_hf.evaluation.comparison import compare_all
+    from oct_hf.evaluation.oct_metrics import short_name
     from oct_hf.evaluation.predictions import Predictions
     from oct_hf.hub.download import download
 
@@ -96,11 +97,11 @@ def compare(
         rows = []
         for metric, row in one["metrics"].items():
             if "why" in row:
-                rows.append((metric.replace("_", " "), *[f"n/a: {row['why']}", *[""] * 5]))
+                rows.append((short_name(metric), *[f"n/a: {row['why']}", *[""] * 5]))
                 continue
             span = "" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
             values = (score(row["first"]), score(row["second"]), f"{row['difference']:+.3f}", span)
-            rows.append((metric.replace("_", " "), *values, f"{row['p']:.4f}", f"{row['p_holm']:.4f}"))
+            rows.append((short_name(metric), *values, f"{row['p']:.4f}", f"{row['p_holm']:.4f}"))
         columns = ("test side", "first", "second", "second - first", "95 % interval", "p", "p, Holm")
         title = f"first: {found['first']}, second: {name}; {one['rows']} B-scans of {one['patients']} patients"
         print_table(title, columns, rows)

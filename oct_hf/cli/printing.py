@@ -36,6 +36,8 @@ def score(value: float | None) -> str:
 
 
 def print_result(result: dict, title: str, unit: str = "patient", spans: dict | None = None) -> None:
+    from oct_hf.evaluation.oct_metrics import short_name
+
     names = list(result["per_class"])
     rows = []
     for name, counts in zip(names, result["confusion_matrix"], strict=True):
@@ -46,4 +48,4 @@ def print_result(result: dict, title: str, unit: str = "patient", spans: dict | 
     for key in ("balanced_accuracy", "accuracy", "auroc", "f1", "mcc", "log_loss", "ece"):
         found = (spans or {"metrics": {}})["metrics"].get(key, {})
         interval = f"  95 % interval {found['low']:.3f} to {found['high']:.3f}" if "low" in found else ""
-        print(f"{key.replace('_', ' '):<18} {score(result[key])}{interval}")
+        print(f"{short_name(key):<18} {score(result[key])}{interval}")

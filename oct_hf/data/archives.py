@@ -19,8 +19,37 @@ from oct_hf.data.sources import MAX_FILE, MAX_TABLE, TAIL, Source, is_picture, t
 from oct_hf.errors import BadImageError, DataError
 
 
-class Zip(Source):
+class _Archive(Source):
+    """One file with entries by path, `infos`; `faults` are what reading a damaged one raises."""
+
+    kind: str
+    faults: tuple[type[Exception], ...]
+    infos: dict
+
+    def _unpack(self, path: str, most: int) -> bytes:
+        raise NotImplementedError
+
+    def read(self, path: str) -> bytes:
+        try:
+            return self._unpack(path, MAX_FILE)
+        except self.faults as error:
+            raise BadImageError(path, f"can't be read from the {self.kind} ({error})") from None
+
+    def read_table(self, name: str) -> bytes:
+        found = [path for path in self.infos if path == name or path.endswith("/" + name)]
+        if not found:
+            raise DataError(f"{self.root}: no CSV {name} in it")
+        try:
+            return self._unpack(found[0], MAX_TABLE)
+        except self.faults as error:
+            raise DataError(f"{self.root}: {found[0]} can't be read ({error})") from None
+
+
+class Zip(_Archive):
     """A zip; its own checksums tell equal pictures apart."""
+
+    kind = "zip"
+    faults = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, RuntimeError, EOFError, ValueError)
 
     def __init__(self, root: Path):
         self.root = root
@@ -42,12 +71,6 @@ class Zip(Source):
     def glance(self, path: str) -> int:
         return self.infos[path].CRC
 
-    def read(self, path: str) -> bytes:
-        try:
-            return self._unpack(path, MAX_FILE)
-        except _UNREADABLE as error:
-            raise BadImageError(path, f"can't be read from the zip ({error})") from None
-
     def _unpack(self, path: str, most: int) -> bytes:
         data = b""
         if self.infos[path].file_size <= most:
@@ -57,21 +80,12 @@ class Zip(Source):
             raise OSError(f"it unpacks to more than {most >> 20} MB")
         return data
 
-    def read_table(self, name: str) -> bytes:
-        found = [path for path in self.infos if path == name or path.endswith("/" + name)]
-        if not found:
-            raise DataError(f"{self.root}: no CSV {name} in it")
-        try:
-            return self._unpack(found[0], MAX_TABLE)
-        except _UNREADABLE as error:
-            raise DataError(f"{self.root}: {found[0]} can't be read ({error})") from None
 
-
-_UNREADABLE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, RuntimeError, EOFError, ValueError)
-
-
-class Tar(Source):
+class Tar(_Archive):
     """A tar that isn't compressed, so that any picture can be reached; its header has no checksum of the content."""
+
+    kind = "tar"
+    faults = (tarfile.TarError, OSError, EOFError)
 
     def __init__(self, root: Path):
         self.root, self.lock = root, threading.Lock()
@@ -94,14 +108,8 @@ class Tar(Source):
     def glance(self, path: str) -> bytes:
         try:
             return hashlib.blake2b(self._unpack(path, MAX_FILE)[-TAIL:], digest_size=16).digest()
-        except (tarfile.TarError, OSError, EOFError):
+        except self.faults:
             return path.encode()  # unreadable: told when it is decoded
-
-    def read(self, path: str) -> bytes:
-        try:
-            return self._unpack(path, MAX_FILE)
-        except (tarfile.TarError, OSError, EOFError) as error:
-            raise BadImageError(path, f"can't be read from the tar ({error})") from None
 
     def _unpack(self, path: str, most: int) -> bytes:
         if self.size(path) > most:
@@ -111,15 +119,6 @@ class Tar(Source):
         if len(data) != self.size(path):
             raise OSError("the tar ends before it")
         return data
-
-    def read_table(self, name: str) -> bytes:
-        found = [path for path in self.infos if path == name or path.endswith("/" + name)]
-        if not found:
-            raise DataError(f"{self.root}: no CSV {name} in it")
-        try:
-            return self._unpack(found[0], MAX_TABLE)
-        except (tarfile.TarError, OSError, EOFError) as error:
-            raise DataError(f"{self.root}: {found[0]} can't be read ({error})") from None
 
 
 class Several(Source):

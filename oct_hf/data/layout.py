@@ -84,7 +84,7 @@ def list_entries(config, labels: list[str], skipped: list[dict]) -> Entries:
     if config.label_by != "image":
         entries = _by_eye(entries, config.label_by)
     entries = _without_copies(source, entries, skipped, config.skip_bad)
-    present = set(entries.table["label"].unique().to_pylist())
+    present = entries.present("label")
     empty = [label for label in labels if label not in present]
     if empty:
         others = f"; other folders there: {', '.join(sorted(foreign - {''}))}" if foreign - {""} else ""
@@ -347,15 +347,23 @@ def _copies(source: Source, entries: Entries) -> list[np.ndarray]:
     def digest(value: object) -> int:
         return int.from_bytes(hashlib.blake2b(repr(value).encode(), digest_size=8).digest(), "little")
 
-    keys, rows = np.zeros(len(entries), np.uint64), np.arange(len(entries))
-    for test in (source.size, source.glance, lambda path: hashlib.sha256(source.read(path)).digest()):
+    keys = np.fromiter((source.size(entry.source) for entry in entries), np.uint64, len(entries))
+    rows = _repeated(keys, np.arange(len(entries)))
+    for test in (source.glance, lambda path: hashlib.sha256(source.read(path)).digest()):
         for row, entry in zip(rows, entries.at(rows), strict=True):
             keys[row] = digest((int(keys[row]), test(entry.source)))
-        _, group, count = np.unique(keys[rows], return_inverse=True, return_counts=True)
-        rows = rows[count[group] > 1]
+        rows = _repeated(keys, rows)
     order = rows[np.argsort(keys[rows], kind="stable")]
     alike = np.split(order, np.flatnonzero(np.diff(keys[order])) + 1) if len(order) else []
     return sorted(alike, key=lambda rows: rows[0])
+
+
+def _repeated(keys: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Those of the rows whose key another one of them has."""
+    order = rows[np.argsort(keys[rows], kind="stable")]
+    ordered = keys[order]
+    as_next = np.append(ordered[1:] == ordered[:-1], False)[: len(order)]  # the last has none after it
+    return np.sort(order[as_next | np.roll(as_next, 1)])
 
 
 def refuse_or_note(bad: list[dict], skipped: list[dict], skip_bad: bool) -> None:

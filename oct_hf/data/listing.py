@@ -1,4 +1,4 @@
-"""Listings of very many pictures, kept as Arrow columns: about 0.1 KB a picture, where Python's objects take 1 KB.
+"""Listings of very many pictures, kept as arrays: about 0.1 KB a picture, where Python's objects take 1 KB.
 
 They behave like the lists that they stand for.
 """
@@ -6,8 +6,7 @@ They behave like the lists that they stand for.
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
-from itertools import islice
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pyarrow as pa
@@ -39,11 +38,7 @@ class Names(Sequence):
     """
 
     def __init__(self, names: Iterable[str], **beside: Sequence[int]):
-        written, ends = bytearray(), array("q", [0])
-        for name in names:
-            written += name.encode()
-            ends.append(len(written))
-        unsorted = pa.LargeStringArray.from_buffers(len(ends) - 1, pa.py_buffer(ends), pa.py_buffer(written))
+        unsorted = _packed(names)
         order = pc.sort_indices(unsorted)  # by bytes of UTF-8, which is Python's order too
         self._names = unsorted.take(order)
         self.beside = {key: np.asarray(values, np.int64)[order.to_numpy()] for key, values in beside.items()}
@@ -76,38 +71,54 @@ class Names(Sequence):
 
 
 class Entries(Sequence):
-    """A list of `Entry`, as a table with their fields as columns."""
+    """A list of `Entry`: the paths as one text, and of each other field what it may be and which of that each row is.
 
-    def __init__(self, entries: Iterable[Entry] | pa.Table):
-        if not isinstance(entries, pa.Table):
-            schema = pa.schema([(field.name, pa.string()) for field in fields(Entry)])
-            blocks = (zip(*map(astuple, block), strict=True) for block in _blocks(entries))
-            batches = [pa.record_batch([pa.array(c, pa.string()) for c in block], schema=schema) for block in blocks]
-            entries = pa.Table.from_batches(batches, schema)
-        self.table = entries
+    Args:
+        entries: read once, one at a time.
+    """
+
+    def __init__(self, entries: Iterable[Entry]):
+        columns = {field.name: _Column() for field in fields(Entry)[1:]}
+
+        def sources() -> Iterator[str]:
+            for entry in entries:
+                for name, column in columns.items():
+                    column.append(getattr(entry, name))
+                yield entry.source
+
+        self._sources = _packed(sources())
+        self._columns = {name: column.whole() for name, column in columns.items()}
 
     def __reduce__(self):
-        # As a stream, which holds these rows alone; pickled as it is, a slice takes the whole table along.
-        written = pa.BufferOutputStream()
-        with pa.ipc.new_stream(written, self.table.schema) as stream:
-            stream.write_table(self.table)
-        return _received, (written.getvalue().to_pybytes(),)
+        return Entries, (list(self),)
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self._sources)
 
     def __getitem__(self, row: int) -> Entry:
         return next(iter(self.take([row])))
 
     def __iter__(self) -> Iterator[Entry]:
-        for block in self.table.to_batches(_BLOCK):
-            for row in block.to_pylist():
-                yield Entry(**row)
+        for at in range(0, len(self), _BLOCK):
+            here = slice(at, at + _BLOCK)
+            columns = [values.take(pa.array(codes[here])).to_pylist() for codes, values in self._columns.values()]
+            yield from map(Entry, self._sources[here].to_pylist(), *columns)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the listing takes."""
+        return self._sources.nbytes + sum(codes.nbytes + values.nbytes for codes, values in self._columns.values())
+
+    def present(self, name: str) -> set[str]:
+        """What occurs in a field."""
+        codes, values = self._columns[name]
+        return set(values.take(pa.array(np.unique(codes))).to_pylist())
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "Entries":
         """The entries with these numbers, or where a mask is true."""
         rows = np.asarray(rows)
-        return Entries(self.table.filter(rows) if rows.dtype == bool else self.table.take(rows.astype(np.int64)))
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
+        return self._made(self._sources.take(pa.array(rows)), rows)
 
     def at(self, rows: np.ndarray) -> Iterator[Entry]:
         """The entries with these numbers, one after the other."""
@@ -120,27 +131,50 @@ class Entries(Sequence):
 
     def by_side(self) -> dict[str, "Entries"]:
         """The entries of each published side. Where there are several, the side is the fold that a CSV left open."""
-        sides = self.table["side"]
-        present = [side for side in ("train", "validation", "test") if pc.any(pc.equal(sides, side)).as_py()]
-        table = self.table
+        present = [side for side in ("train", "validation", "test") if side in self.present("side")]
         if len(present) == 1:
             return {present[0]: self}
-        if present:
-            folds = pc.if_else(pc.equal(table["fold"], ""), sides, table["fold"])
-            table = table.set_column(table.schema.get_field_index("fold"), "fold", folds)
-        return {side: Entries(table.filter(pc.equal(sides, side))) for side in present}
+        (sides, names), (folds, known) = self._columns["side"], self._columns["fold"]
+        whole = self._made(self._sources, slice(None))
+        open_ = np.isin(folds, np.flatnonzero(pc.equal(known, "").to_numpy(zero_copy_only=False)))
+        filled = np.where(open_, len(known) + sides.astype(np.int64), folds)
+        whole._columns["fold"] = filled, pa.concat_arrays([known, names])
+        numbers = names.to_pylist()
+        return {side: whole.take(sides == numbers.index(side)) for side in present}
 
     def blocks(self, rows: int) -> Iterator["Entries"]:
         """The entries in parts of at most so many rows."""
         for at in range(0, len(self), rows):
-            yield Entries(self.table.slice(at, rows))
+            yield self._made(self._sources[at : at + rows], slice(at, at + rows))
+
+    def _made(self, sources: pa.LargeStringArray, rows: np.ndarray | slice) -> "Entries":
+        made = object.__new__(Entries)
+        made._sources = sources
+        made._columns = {name: (codes[rows], values) for name, (codes, values) in self._columns.items()}
+        return made
 
 
-def _received(stream: bytes) -> Entries:
-    return Entries(pa.ipc.open_stream(stream).read_all())
+class _Column:
+    """Texts that repeat, as numbers of one byte while there are few of them."""
+
+    def __init__(self):
+        self.codes, self.known = array("B"), {}
+
+    def append(self, text: str) -> None:
+        code = self.known.setdefault(text, len(self.known))
+        if code == 256 and self.codes.typecode == "B":
+            self.codes = array("I", self.codes)
+        self.codes.append(code)
+
+    def whole(self) -> tuple[np.ndarray, pa.LargeStringArray]:
+        """The number of each row, and the texts by number; what was needed to find them is dropped."""
+        known, self.known = self.known, {}
+        return np.asarray(self.codes), _packed(known)
 
 
-def _blocks(items: Iterable) -> Iterator[list]:
-    items = iter(items)
-    while block := list(islice(items, _BLOCK)):
-        yield block
+def _packed(texts: Iterable[str]) -> pa.LargeStringArray:
+    written, ends = bytearray(), array("q", [0])
+    for text in texts:
+        written += text.encode()
+        ends.append(len(written))
+    return pa.LargeStringArray.from_buffers(len(ends) - 1, pa.py_buffer(ends), pa.py_buffer(written))

@@ -43,7 +43,6 @@ from oct_hf.errors import DataError, did_you_mean
 from oct_hf.parallel import give_memory_back, in_order, in_processes, lean_arrow
 
 SKIPPED_FILE = "skipped.json"
-_TIDIED = 500  # rows after which memory is given back
 _ON_THREADS = 2_000  # images up to which threads do alone
 
 
@@ -89,6 +88,12 @@ class OCTDataConfig(datasets.BuilderConfig):
             self._source = open_source(self.data_dir)
         return self._source
 
+    def forget_listing(self) -> None:
+        """Frees what only listing needs: 50 bytes a file."""
+        if source := self.__dict__.get("_source"):
+            source.forget()
+        give_memory_back()
+
     def shards(self) -> Shards:
         """The shards in `data_dir`, of `parquet`."""
         if "_shards" not in self.__dict__:
@@ -125,7 +130,7 @@ class OCT(datasets.GeneratorBasedBuilder):
         ),
         OCTDataConfig(name="parquet", version="1.0.0", description="shards, prepared or published before"),
     ]
-    DEFAULT_WRITER_BATCH_SIZE = 16  # about 1 MB of JPEGs: memory stays flat
+    DEFAULT_WRITER_BATCH_SIZE = 64  # 4 MB of JPEGs; of smaller ones there are so many that opening them takes memory
     workers: int | None = None  # processes; with 1, threads in this one; with None, both as it pays
 
     def _info(self) -> datasets.DatasetInfo:
@@ -171,12 +176,12 @@ class OCT(datasets.GeneratorBasedBuilder):
             source = self.config.source()
             read, size = partial(read_rows, source), partial(size_of, source)
             sides = list_entries(self.config, labels, self.skipped).by_side()
-            give_memory_back()  # what listing needed is a tenth of what generating needs
             work = {side: Work(read, partial(rows.blocks, BLOCK), size) for side, rows in sides.items()}
         return work
 
     def _generate_examples(self, work: Work):
         """On processes or on threads; the rows are the same."""
+        self.config.forget_listing()
         bad, key, blocks = [], 0, work.blocks()
         workers = self.workers or os.cpu_count() or 1
         # Processes take a second to start: where nobody asked for them, small sets do without.
@@ -193,7 +198,7 @@ class OCT(datasets.GeneratorBasedBuilder):
                 continue
             yield key, row
             key += 1
-            if key % _TIDIED == 0:
+            if key % self.DEFAULT_WRITER_BATCH_SIZE == 0:
                 give_memory_back()
         refuse_or_note(bad, self.skipped, self.config.skip_bad)
 
@@ -222,10 +227,10 @@ def prepare(
     Raises:
         DataError: nothing to read, no such set, or files that can't be read while `skip_bad` is off.
     """
-    builder = builder_of(name, data_dir, cache_dir, **options)
-    builder.workers = workers
     try:
         with lean_arrow():
+            builder = builder_of(name, data_dir, cache_dir, **options)
+            builder.workers = workers
             builder.download_and_prepare()
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, DataError | OSError):

@@ -55,6 +55,9 @@ class Source:
         """Files that can't even be listed, each with `file` and `reason`."""
         return []
 
+    def forget(self) -> None:
+        """Drops the listing where it can be made again; pictures are still read."""
+
     def size(self, path: str) -> int:
         """Bytes of the picture."""
         raise NotImplementedError
@@ -117,6 +120,9 @@ class Folder(Source):
                         yield picture
 
         return Names(found(), size=sizes, time=times)
+
+    def forget(self) -> None:
+        self.__dict__.pop("files", None)
 
     @property
     def devices(self) -> "DevicePictures":

@@ -8,7 +8,7 @@ import numpy as np
 
 from oct_hf.data import quality
 from oct_hf.evaluation.abstention import describe_abstention, fit_conformal, fit_likeness, measure_sets
-from oct_hf.evaluation.calibration import describe_calibration, fit_temperature, rescale
+from oct_hf.evaluation.calibration import describe_calibration, fit_temperature, logits, rescale
 from oct_hf.evaluation.intervals import intervals, promise
 from oct_hf.evaluation.operating_points import operating_points
 from oct_hf.evaluation.per_eye import measure_eyes, measure_patients
@@ -27,7 +27,7 @@ def calibrate(predictions: Predictions) -> tuple[Predictions, dict]:
         the calibrated answers; and `temperature`, `why` (it isn't the minimum of the log loss), `n`, `patients`.
     """
     fitted = predictions.of("validation")
-    found = fit_temperature(_logits(fitted.probabilities), fitted.indices(), fitted.groups)
+    found = fit_temperature(logits(fitted.probabilities), fitted.indices(), fitted.groups)
     note = {"temperature": found.value, "why": found.why, "n": found.n, "patients": found.patients}
     return predictions.with_probabilities(rescale(predictions.probabilities, found.value)), note
 
@@ -38,7 +38,8 @@ def assess(predictions: Predictions, settings: dict, calibration: dict | None = 
     Args:
         predictions: of the validation and test sides, as they are published.
         settings: the recipe's `evaluation`: `level`, `sensitivity`, `specificity`.
-        calibration: what `calibrate` gave when they were calibrated; None where they weren't.
+        calibration: what `calibrate` gave when they were calibrated; None, or a `temperature` of None and `why`, where
+            they weren't.
 
     Raises:
         DataError: a side without rows, values that are no probabilities, or a label that the model doesn't know.
@@ -104,8 +105,8 @@ def assess_external(home: Predictions | None, other: Predictions, settings: dict
 
 def _calibration(predictions: Predictions, calibration: dict | None) -> dict:
     described = {"after": _described(predictions)}
-    if calibration is None:
-        return described | {"temperature": None}
+    if calibration is None or calibration["temperature"] is None:
+        return described | (calibration or {"temperature": None})
     before = predictions.with_probabilities(rescale(predictions.probabilities, 1 / calibration["temperature"]))
     return calibration | {"before": _described(before)} | described
 
@@ -113,8 +114,3 @@ def _calibration(predictions: Predictions, calibration: dict | None) -> dict:
 def _described(predictions: Predictions) -> dict:
     sides = {side: predictions.of(side) for side in SIDES}
     return {side: describe_calibration(rows.probabilities, rows.indices()) for side, rows in sides.items()}
-
-
-def _logits(probabilities: np.ndarray) -> np.ndarray:
-    """Logarithms of probabilities: logits up to a number that the softmax takes away again."""
-    return np.log(np.maximum(probabilities.astype(np.float64), np.finfo(np.float32).tiny))

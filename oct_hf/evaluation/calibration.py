@@ -130,8 +130,12 @@ def rescale(probabilities, temperature: float) -> np.ndarray:
         probabilities: `(n, k)`.
         temperature: above 0.
     """
-    p = np.asarray(probabilities, np.float64)
-    return softmax(np.log(np.maximum(p, np.finfo(np.float32).tiny)) / temperature, axis=1)
+    return softmax(logits(probabilities) / temperature, axis=1)
+
+
+def logits(probabilities) -> np.ndarray:
+    """Logarithms of probabilities, float64 `(n, k)`: logits up to a number that the softmax takes away again."""
+    return np.log(np.maximum(np.asarray(probabilities, np.float64), np.finfo(np.float32).tiny))
 
 
 def describe_calibration(
@@ -185,22 +189,6 @@ def describe_calibration(
             }
             for rows in _equal_mass(confidence, bins)
         ],
-    }
-
-
-def before_and_after(probabilities, labels, temperature: float, **options) -> dict[str, object]:
-    """`describe_calibration` of a model's own probabilities and of the same divided by a temperature.
-
-    Args:
-        probabilities: `(n, k)`, before.
-        labels: int `(n,)`, of a side on which the temperature wasn't fitted.
-        temperature: above 0.
-        options: of `describe_calibration`.
-    """
-    return {
-        "temperature": float(temperature),
-        "before": describe_calibration(probabilities, labels, **options),
-        "after": describe_calibration(rescale(probabilities, temperature), labels, **options),
     }
 
 

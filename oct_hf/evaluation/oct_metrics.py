@@ -12,6 +12,7 @@ from sklearn import metrics
 from oct_hf.errors import DataError
 
 ECE_BINS = 15
+LESS_IS_BETTER = ("log_loss", "ece", "brier")
 
 _DESCRIPTION = """Accuracy, balanced accuracy, per-class precision, recall (sensitivity), specificity, F1, one-vs-rest
 AUROC and AUPRC, Cohen's kappa, Matthews correlation, log loss, expected calibration error and the confusion matrix."""
@@ -153,3 +154,8 @@ def _ratio(part: int, whole: int) -> float | None:
 
 def _mean(values: list) -> float | None:
     return None if any(v is None for v in values) else float(np.mean(values))
+
+
+def short_name(key: str) -> str:
+    """A metric's name where there is little room: `balanced accuracy`, `AUROC`."""
+    return key.upper() if key in ("auroc", "auprc", "f1", "mcc", "ece") else key.replace("_", " ")

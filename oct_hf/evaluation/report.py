@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from oct_hf.evaluation.curves import GRID
+from oct_hf.evaluation.oct_metrics import LESS_IS_BETTER, short_name
 
 
 def can_draw() -> bool:
@@ -164,7 +165,10 @@ def comparison_figure(found: dict, path: Path) -> None:
                     axes.plot([row["low"], row["high"]], [place, place], color=_colour(0), linewidth=1.6)
         axes.set_yticks(range(len(names)), names if axes is panels[0] else [""] * len(names), fontsize=8)
         axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set_title(metric.replace("_", " "), fontsize=9)
+        better = " (less is better)" if metric in LESS_IS_BETTER else ""
+        axes.set_title(short_name(metric) + better, fontsize=9)
+        axes.locator_params(axis="x", nbins=4)
+        axes.tick_params(axis="x", labelsize=8)
     figure.supxlabel(f"difference from {found['first']}", fontsize=9)
     figure.savefig(path)
 

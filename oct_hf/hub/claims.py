@@ -116,12 +116,20 @@ class Claims:
         """What fitting a temperature gives where the published one is undone, if the weights hold it."""
         said = self.said["calibration"]["temperature"]
         if said is None:
-            return None
+            return {"temperature": None, "why": self._not_foldable()} if "why" in self.said["calibration"] else None
         found = refit(self.answers, said)
         folded = getattr(self.predictor.model.config, "calibration_temperature", 1.0)
         # Published probabilities are rounded to 32 bits, so the fit ends beside the published number.
         same = math.isclose(found["temperature"], said, rel_tol=REFIT)
         return found | {"temperature": folded} if same else found
+
+    def _not_foldable(self) -> str | None:
+        """Why no temperature can lie in these weights."""
+        try:
+            copy.deepcopy(self.predictor.model).fold_temperature(2.0)
+        except ValueError as error:
+            return str(error)
+        return None
 
     def _external(self, said: dict, settings: dict) -> dict:
         """What the predictions on another set give."""

@@ -1,9 +1,9 @@
 """What of each B-scan goes out in a published data set: the picture, and its row.
 
 Of a public set, everything as it was published. Of any other: pictures without metadata, patients as pseudonyms, folds
-by number, and no name of a file, because each of them may name a patient. `content_hash` stays that of the original
-file, also where metadata was removed: a model's split.csv and a later run know the B-scan by it. (Who can guess all
-that was removed, to the byte, can therefore check the guess.)
+and volumes by number, and no name of a file, because each of them may name a patient. `content_hash` stays that of the
+original file, also where metadata was removed: a model's split.csv and a later run know the B-scan by it. (Who can
+guess all that was removed, to the byte, can therefore check the guess.)
 """
 
 import hashlib
@@ -68,6 +68,9 @@ def published_columns(data: LabelledSet, recipe: DataRecipe) -> dict[str, list]:
         "eye": data.dataset["eye"][:],
         "content_hash": data.hashes,
     }
+    for name in ("volume", "device"):
+        if any(values := data.dataset[name][:]):
+            columns[name] = values if name == "device" or is_public(recipe) else _numbered(values, data.hashes)
     folds = data.dataset["fold"][:]
     if any(folds):
         names = fold_names(folds, data.hashes, recipe)
@@ -76,6 +79,14 @@ def published_columns(data: LabelledSet, recipe: DataRecipe) -> dict[str, list]:
         pairs = zip(data.dataset["source"][:], data.labels, strict=True)
         columns["source"] = [_published_name(source, label) for source, label in pairs]
     return columns
+
+
+def _numbered(names: list[str], hashes: list[str]) -> list[str]:
+    """Numbers in place of names, in the order of the content hashes, which says nothing of them."""
+    numbers = {"": ""}
+    for _, name in sorted(zip(hashes, names, strict=True)):
+        numbers.setdefault(name, str(len(numbers) - 1))
+    return [numbers[name] for name in names]
 
 
 def fold_names(folds: list[str], hashes: list[str], recipe: DataRecipe) -> dict[str, str]:

@@ -47,4 +47,10 @@ def test_a_slice_is_sent_without_the_rest():
 
 
 def test_a_listing_takes_a_tenth_of_what_objects_take():
-    assert entries(4_096).table.nbytes / 4_096 < 100
+    assert entries(4_096).nbytes / 4_096 < 40
+
+
+def test_as_many_patients_as_one_likes_are_told_apart():
+    many = Entries(Entry(f"{n}.png", "A", f"P{n % 300}", "", "", "train") for n in range(1_000))
+    assert [entry.patient_id for entry in many] == [f"P{n % 300}" for n in range(1_000)]
+    assert many.present("patient_id") == {f"P{n}" for n in range(300)}

@@ -12,7 +12,6 @@ from sklearn.frozen import FrozenEstimator
 from oct_hf.errors import DataError
 from oct_hf.evaluation.calibration import (
     _equal_mass,
-    before_and_after,
     brier_decomposition,
     describe_calibration,
     fit_temperature,
@@ -243,13 +242,13 @@ def test_simulation_in_parts_equals_simulation_at_once(monkeypatch):
 def test_calibration_mends_what_was_too_sure_and_keeps_the_answers():
     logits, labels, _ = drawn(4000, too_sure=3)
     fitted = fit_temperature(logits[:2000], labels[:2000])
-    found = before_and_after(softmax(logits[2000:], 1), labels[2000:], fitted.value)
-    assert found["temperature"] == fitted.value
-    assert found["before"]["ece"] > 0.1 > 0.05 > found["after"]["ece"]
-    assert found["after"]["ece"] < found["after"]["ece_if_perfect"]["q95"] * 1.5
-    assert found["before"]["accuracy"] == found["after"]["accuracy"]
-    assert found["after"]["log_loss"] < found["before"]["log_loss"]
-    assert found["after"]["brier_parts"]["reliability"] < found["before"]["brier_parts"]["reliability"]
+    given = softmax(logits[2000:], 1)
+    before, after = (describe_calibration(p, labels[2000:]) for p in (given, rescale(given, fitted.value)))
+    assert before["ece"] > 0.1 > 0.05 > after["ece"]
+    assert after["ece"] < after["ece_if_perfect"]["q95"] * 1.5
+    assert before["accuracy"] == after["accuracy"]
+    assert after["log_loss"] < before["log_loss"]
+    assert after["brier_parts"]["reliability"] < before["brier_parts"]["reliability"]
 
 
 @pytest.mark.parametrize(

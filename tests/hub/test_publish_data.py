@@ -169,7 +169,7 @@ def named_clinic(folder: Path) -> Path:
     """Phantoms as a clinic may have them: the patient's name in file names, folds and the files' metadata."""
     from oct_hf.data.phantom import draw
 
-    rows = ["file,who,side,fold"]
+    rows = ["file,who,side,fold,volume,device"]
     for label in ("DME", "NORMAL"):
         for patient in range(6):
             who = f"{NAME}{patient}{label}"
@@ -180,7 +180,7 @@ def named_clinic(folder: Path) -> Path:
                 exif = Image.Exif()
                 exif[0x010E] = who
                 picture.save(folder / name, exif=exif, comment=who)
-                rows.append(f"{name},{who},{'OD' if patient % 2 else 'OS'},{who}")
+                rows.append(f"{name},{who},{'OD' if patient % 2 else 'OS'},{who},{who} macula,Spectralis")
     (folder / "patients.csv").write_text("\n".join(rows))
     return folder
 
@@ -328,8 +328,10 @@ def test_nothing_of_a_clinics_patient_names_goes_up(loaded, clinic_recipe):
         assert NAME.encode() in original and row["image"]["path"] is None
         assert np.array_equal(read_image(row["image"]["bytes"]), read_image(original))
         assert re.fullmatch("[0-9a-f]{16}", row["patient_id"]) and row["eye"] in ("OD", "OS")
-        assert row["fold"].isdigit() and "source" not in row
+        assert row["fold"].isdigit() and row["volume"].isdigit() and "source" not in row
+        assert row["device"] == "Spectralis"
     assert len({row["patient_id"] for row in rows}) == 12
+    assert len({(row["patient_id"], row["volume"]) for row in rows}) == len({row["volume"] for row in rows}) == 12
     kinds = {Image.open(io.BytesIO(row["image"]["bytes"])).format for row in rows}
     assert kinds == {"JPEG", "PNG"}
 

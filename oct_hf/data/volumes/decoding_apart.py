@@ -1,16 +1,19 @@
 """Pictures that only gdcm decodes (JPEG without loss, JPEG of 12 bits), in a process of their own.
 
 gdcm ends its process at some damaged pictures, and prints what it thinks of others; here that is the end of a child
-alone. The child is started once for a file and takes one picture after the other.
+alone, and one that takes too long is ended. The child is started once for a file and takes one picture after the other.
 """
 
 import json
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import numpy as np
+
+MOST_SECONDS = 60  # for one frame; whole ones take milliseconds
 
 
 class Decoder:
@@ -26,9 +29,11 @@ class Decoder:
         """One frame, `(rows, columns)`.
 
         Raises:
-            ValueError: it can't be decoded.
+            ValueError: it can't be decoded, or not in a minute.
         """
         told = json.dumps(options).encode()
+        too_long = threading.Timer(MOST_SECONDS, self.child.kill)
+        too_long.start()
         try:
             self.child.stdin.write(struct.pack("<2I", len(told), len(encapsulated)) + told + encapsulated)
             self.child.stdin.flush()
@@ -39,6 +44,8 @@ class Decoder:
             return values.reshape(rows, columns)
         except (OSError, struct.error, TypeError):
             raise ValueError("a picture that gdcm can't decode") from None
+        finally:
+            too_long.cancel()
 
     def __exit__(self, *_) -> None:
         self.child.kill()

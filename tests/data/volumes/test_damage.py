@@ -1,7 +1,9 @@
 """Damaged and hostile files of every kind: an error of one line or a volume, in little memory and time."""
 
+import os
 import re
 import resource
+import signal
 import struct
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from oct_hf.data.volumes import read_volumes
+from oct_hf.data.volumes import decoding_apart, read_volumes
 from oct_hf.errors import DataError
 from tests.data.volumes.kinds import BESIDE, KINDS
 
@@ -106,3 +108,12 @@ def test_whatever_a_header_claims_memory_stays_small(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) / 1024 < 600  # megabytes, 2,000 are allowed; Python with numpy and pydicom has 330
+
+
+def test_a_decoder_that_hangs_is_ended(monkeypatch):
+    monkeypatch.setattr(decoding_apart, "MOST_SECONDS", 0.2)
+    with decoding_apart.Decoder() as decoder:
+        os.kill(decoder.child.pid, signal.SIGSTOP)
+        with pytest.raises(ValueError, match="gdcm can't decode"):
+            decoder.decode(b"no picture", {"transfer_syntax_uid": "1.2.840.10008.1.2.4.70"})
+        assert decoder.child.wait(5) == -signal.SIGKILL
