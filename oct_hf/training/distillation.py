@@ -1,0 +1,311 @@
+"""Knowledge distillation: a student learns from a teacher's features and logits, on pictures that need no label.
+
+Teacher and student see the very same augmented picture (Beyer et al., "Knowledge distillation: a good teacher is
+patient and consistent", CVPR 2022), so phantoms and unlabelled B-scans teach as well as labelled ones. The layer that
+maps features to features belongs to the Trainer: no checkpoint that is loaded as a model holds it.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import Dataset, Sampler
+
+from oct_hf.data import phantom
+from oct_hf.data.pixels import PixelFile, Pixels
+from oct_hf.data.rows import sha256
+from oct_hf.data.sources import open_source
+from oct_hf.errors import DataError, RecipeError
+from oct_hf.images import Preprocessing, read_image, to_gray
+from oct_hf.labels import COARSER
+from oct_hf.parallel import in_order
+from oct_hf.training.recipe import TeacherRecipe
+from oct_hf.training.trainer import OCTTrainer
+
+PROJECTION_FILE = "projection.safetensors"
+NO_LABEL = -100  # what cross-entropy leaves out
+_DRAWN = 248, 256  # height and width of a phantom before it is resized as a B-scan is
+
+
+# --- the loss --------------------------------------------------------------------------------------------------------
+
+
+def logit_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Kullback-Leibler divergence of softened answers, times T², which keeps its gradients' size over temperatures.
+
+    Hinton et al., "Distilling the knowledge in a neural network" (2015).
+
+    Args:
+        student, teacher: logits `(N, classes)`.
+        temperature: T, above 0.
+
+    Returns:
+        mean over the batch, in nats.
+    """
+    answer = functional.log_softmax(student / temperature, -1)
+    told = functional.log_softmax(teacher / temperature, -1)
+    return functional.kl_div(answer, told, reduction="batchmean", log_target=True) * temperature**2
+
+
+def feature_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """1 - cosine between a student's features, already projected, and a teacher's: `(N, features)`, mean over N.
+
+    The cosine leaves out how long features are, which means nothing across networks; projecting first follows Romero
+    et al., "FitNets" (ICLR 2015).
+    """
+    return 1 - functional.cosine_similarity(student, teacher, dim=-1).mean()
+
+
+@contextmanager
+def entering_classifier(network: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Collects what a timm network's classifier is given inside the block: pooled features, `(N, features)`."""
+    seen: list[torch.Tensor] = []
+    handle = network.get_classifier().register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(1)))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+class Teacher:
+    """A trained network that is only asked.
+
+    Args:
+        model: an `OCTForImageClassification` with the student's labels in the student's order.
+        preprocessing: of its input.
+        student: preprocessing of the student's input, in which batches arrive.
+    """
+
+    def __init__(self, model, preprocessing: Preprocessing, student: Preprocessing):
+        self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.features = model.timm_model.get_classifier().weight.shape[1]
+        self.size = (preprocessing.height, preprocessing.width)
+        mean, std, own_mean, own_std = (
+            torch.tensor(values)[:, None, None]
+            for values in (student.mean, student.std, preprocessing.mean, preprocessing.std)
+        )
+        self.scale, self.shift = std / own_std, (mean - own_mean) / own_std
+
+    def __call__(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features `(N, features)` and logits `(N, classes)`, float32, of a batch as the student gets it."""
+        with torch.no_grad(), entering_classifier(self.model.timm_model) as seen:
+            pixels = pixel_values * self.scale.to(pixel_values.device) + self.shift.to(pixel_values.device)
+            if pixels.shape[2:] != self.size:
+                pixels = functional.interpolate(pixels, self.size, mode="bilinear", antialias=True)
+            logits = self.model(pixel_values=pixels).logits
+        return seen[0].float(), logits.float()
+
+
+# --- what it learns from ---------------------------------------------------------------------------------------------
+
+
+def draw_phantoms(
+    count: int, preprocessing: Preprocessing, names: list[str] | None = None, seed: int = 0, augmentation=None
+) -> Pixels:
+    """Phantoms of so many patients, one each, all four classes in turn, as the student's pixels.
+
+    Args:
+        count: how many.
+        preprocessing: of the student's input.
+        names: the student's labels; a phantom of CNV or DRUSEN is AMD where that is one. Without them, or where
+            a phantom's label has no counterpart, it has none (`NO_LABEL`).
+        seed, augmentation: of the drawing, and for training.
+    """
+    labels = [phantom.LABELS[i % len(phantom.LABELS)] for i in range(count)]
+
+    def small(number: int) -> np.ndarray:
+        return preprocessing.resize(phantom.draw(labels[number], seed, number, 0, *_DRAWN).image)
+
+    images = PixelFile(count, preprocessing.height, preprocessing.width)
+    images.write(image for _, image in in_order(small, range(count)))
+    numbers = {label: _number_of(label, names or []) for label in phantom.LABELS}
+    return Pixels(
+        images, [numbers[label] for label in labels], [f"phantom {seed} {i}" for i in range(count)], augmentation
+    )
+
+
+def _number_of(label: str, names: list[str]) -> int:
+    known = [name for name in (label, *COARSER.get(label, ())) if name in names]
+    return names.index(known[0]) if known else NO_LABEL
+
+
+def read_unlabelled(path: str | Path, preprocessing: Preprocessing, held_out: set[str], augmentation=None) -> Pixels:
+    """The pictures below a folder or in an archive, whatever its folders are called, as the student's pixels.
+
+    Args:
+        path: folder or archive.
+        preprocessing: of the student's input.
+        held_out: content hashes of validation and test; files that are one of these are left out.
+        augmentation: for training.
+
+    Raises:
+        DataError: no folder or archive there, no picture in it, or one that can't be read.
+    """
+    source = open_source(path)
+    kept, seen = [], set(held_out)
+    for name in sorted(str(name) for name in source.files):
+        digest = sha256(source.read(name))
+        if digest not in seen:
+            seen.add(digest)
+            kept.append((name, digest))
+    if not kept:
+        raise DataError(f"teacher.unlabelled: no picture in {path} that isn't held out")
+
+    def small(entry: tuple[str, str]) -> np.ndarray:
+        return preprocessing.resize(to_gray(read_image(source.read(entry[0]), entry[0])))
+
+    images = PixelFile(len(kept), preprocessing.height, preprocessing.width)
+    images.write(image for _, image in in_order(small, kept))
+    return Pixels(images, [NO_LABEL] * len(kept), [digest for _, digest in kept], augmentation)
+
+
+class Together(Dataset):
+    """Several `Pixels` one after the other; `(epoch, index)` counts through them."""
+
+    def __init__(self, *parts: Pixels):
+        self.parts = [part for part in parts if len(part)]
+        self.starts = np.cumsum([0, *(len(part) for part in self.parts)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict:
+        epoch, index = key if isinstance(key, tuple) else (None, key)
+        part = int(np.searchsorted(self.starts, index, side="right")) - 1
+        inside = index - int(self.starts[part])
+        return self.parts[part][inside if epoch is None else (epoch, inside)]
+
+
+class MixedSampler(Sampler):
+    """`(round, index)` pairs, every batch with the same shares of labelled and other pictures, labelled ones first.
+
+    An epoch ends when each picture came at least once; the smaller part comes round again meanwhile, in another order
+    and, since the round goes into it, with another augmentation. All follows from seed and epoch alone.
+
+    Args:
+        labelled, others: how many pictures there are of each; labelled ones have the lower indices.
+        batch_size: of which `others_a_batch` are not labelled.
+        seed: of the run.
+    """
+
+    def __init__(self, labelled: int, others: int, batch_size: int, others_a_batch: int, seed: int):
+        self.parts = ((0, labelled, batch_size - others_a_batch), (labelled, others, others_a_batch))
+        self.steps = max(math.ceil(count / a_batch) for _, count, a_batch in self.parts)
+        self.batch_size, self.seed, self.epoch = batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer before each epoch, a resumed one too."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        streams = [(a_batch, self._endless(first, count, a_batch)) for first, count, a_batch in self.parts]
+        return (next(stream) for _ in range(self.steps) for a_batch, stream in streams for _ in range(a_batch))
+
+    def __len__(self) -> int:
+        return self.steps * self.batch_size
+
+    def _endless(self, first: int, count: int, a_batch: int) -> Iterator[tuple[int, int]]:
+        rounds = math.ceil(self.steps * a_batch / count)
+        for number in range(rounds):
+            order = np.random.default_rng([self.seed, self.epoch, first, number]).permutation(count)
+            yield from ((self.epoch * rounds + number, first + int(index)) for index in order)
+
+
+# --- the training ----------------------------------------------------------------------------------------------------
+
+
+class DistillingTrainer(OCTTrainer):
+    """`OCTTrainer` whose loss also holds a teacher's features and logits.
+
+    Args:
+        teacher: what to learn from.
+        settings: the recipe's section `teacher`.
+        others: pictures without labels (or with, where `settings.phantom_labels`), if any.
+        args, kwargs: of `OCTTrainer`.
+
+    Raises:
+        RecipeError: a batch has no room for both kinds of pictures.
+    """
+
+    def __init__(self, *args, teacher: Teacher, settings: TeacherRecipe, others: Sequence[Pixels] = (), **kwargs):
+        super().__init__(*args, **kwargs)
+        self.teacher, self.settings = teacher, settings
+        teacher.model.to(self.args.device)
+        self.projection = _projection(self.model.timm_model, teacher.features, self.recipe.seed).to(self.args.device)
+        self.labelled = self.train_dataset
+        if not others:
+            return
+        self.others_a_batch = round(settings.share * self.recipe.batch_size)
+        if not 0 < self.others_a_batch < self.recipe.batch_size:
+            raise RecipeError(
+                f"teacher.share: {settings.share} of a batch of {self.recipe.batch_size} leaves no picture of one kind"
+            )
+        self.train_dataset = Together(self.labelled, *others)
+
+    def train(self, resume_from_checkpoint: str | Path | None = None, **kwargs):
+        """As `OCTTrainer`'s; the projection goes on too."""
+        if resume_from_checkpoint:
+            self.projection.load_state_dict(load_file(Path(resume_from_checkpoint) / PROJECTION_FILE))
+        return super().train(resume_from_checkpoint, **kwargs)
+
+    def _get_train_sampler(self, train_dataset=None) -> Sampler:
+        if self.train_dataset is self.labelled:
+            return super()._get_train_sampler(train_dataset)
+        labelled = len(self.labelled)
+        others = len(self.train_dataset) - labelled
+        return MixedSampler(labelled, others, self.recipe.batch_size, self.others_a_batch, self.recipe.seed)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """labels * OCTTrainer's loss + logits * `logit_loss` + features * `feature_loss`; plain while evaluating."""
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with entering_classifier(self.model.timm_model) as seen:
+            labelled, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        features, logits = self.teacher(inputs["pixel_values"])
+        weights = self.settings
+        loss = (
+            weights.labels * labelled
+            + weights.logits * logit_loss(outputs.logits.float(), logits, weights.temperature)
+            + weights.features * feature_loss(self.projection(seen[0].float()).float(), features)
+        )
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        # The Trainer looks after the model's gradients alone: those of the projection are cleared, averaged over
+        # processes and clipped here.
+        self.projection.zero_grad()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        for parameter in self.projection.parameters():
+            parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+        nn.utils.clip_grad_norm_(self.projection.parameters(), self.args.max_grad_norm)
+        return loss
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """`OCTTrainer`'s, with the projection as one group more."""
+        if self.optimizer is None:
+            super().create_optimizer(model)
+            rate, decay = self.args.learning_rate, self.recipe.weight_decay
+            self.optimizer.add_param_group(
+                {"params": list(self.projection.parameters()), "lr": rate, "weight_decay": decay}
+            )
+        return self.optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.is_in_train and output_dir:
+            tensors = {key: value.contiguous() for key, value in self.projection.state_dict().items()}
+            save_file(tensors, Path(output_dir) / PROJECTION_FILE)
+
+
+def _projection(network: nn.Module, features: int, seed: int) -> nn.Linear:
+    """From the student's features to the teacher's, the same start for the same seed whatever was drawn before."""
+    given = network.get_classifier().weight.shape[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Linear(given, features)
