@@ -5,12 +5,16 @@ was and took is in `teacher/teacher.json`.
 """
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
+from oct_hf.data.leakage import Thumbnails
 from oct_hf.data.pixels import Pixels
 from oct_hf.data.splits import read_split_table
 from oct_hf.data.transforms import Augmentation
@@ -162,7 +166,10 @@ def other_pictures(recipe: Recipe, data: LabelledSet, preprocessing: Preprocessi
         names = data.names if wanted.phantom_labels else None
         parts.append(draw_phantoms(wanted.phantoms, preprocessing, names, recipe.train.seed, augmentation))
     if wanted.unlabelled:
-        held_out = {h for h, side in zip(data.hashes, data.sides, strict=True) if side in _HELD_OUT}
-        parts.append(read_unlabelled(wanted.unlabelled, preprocessing, held_out, augmentation))
-        facts["unlabelled"] = len(parts[-1])
+        rows = np.flatnonzero(np.isin(data.sides, _HELD_OUT))
+        held_out = {data.hashes[row] for row in rows}, Thumbnails(data.dataset, rows)[:]
+        pictures, left_out = read_unlabelled(wanted.unlabelled, preprocessing, *held_out, augmentation)
+        parts.append(pictures)
+        facts |= {"unlabelled": len(pictures), "unlabelled_left_out": left_out}
+        facts["unlabelled_fingerprint"] = hashlib.sha256("\n".join(sorted(pictures.hashes)).encode()).hexdigest()
     return parts, facts | {"seconds": round(time.monotonic() - began, 1)}

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import Dataset, Sampler
 
-from oct_hf.data import phantom
+from oct_hf.data import duplicates, phantom
 from oct_hf.data.pixels import PixelFile, Pixels
 from oct_hf.data.rows import sha256
 from oct_hf.data.sources import open_source
@@ -135,34 +135,48 @@ def _number_of(label: str, names: list[str]) -> int:
     return names.index(known[0]) if known else NO_LABEL
 
 
-def read_unlabelled(path: str | Path, preprocessing: Preprocessing, held_out: set[str], augmentation=None) -> Pixels:
+def read_unlabelled(
+    path: str | Path, preprocessing: Preprocessing, hashes: set[str], thumbnails: np.ndarray, augmentation=None
+) -> tuple[Pixels, int]:
     """The pictures below a folder or in an archive, whatever its folders are called, as the student's pixels.
 
     Args:
         path: folder or archive.
         preprocessing: of the student's input.
-        held_out: content hashes of validation and test; files that are one of these are left out.
+        hashes: content hashes of what is held out; files that are one of these are left out.
+        thumbnails: uint8 `(n, SIDE, SIDE)` of the same; near-duplicates and neighbours of them are left out too.
         augmentation: for training.
 
+    Returns:
+        the pictures, and how many were left out: held out, or there before.
+
     Raises:
-        DataError: no folder or archive there, no picture in it, or one that can't be read.
+        DataError: no folder or archive there, nothing in it that may be taken, or a picture that can't be read.
     """
     source = open_source(path)
-    kept, seen = [], set(held_out)
-    for name in sorted(str(name) for name in source.files):
-        digest = sha256(source.read(name))
-        if digest not in seen:
-            seen.add(digest)
-            kept.append((name, digest))
-    if not kept:
-        raise DataError(f"teacher.unlabelled: no picture in {path} that isn't held out")
+    names = sorted(str(name) for name in source.files)
 
-    def small(entry: tuple[str, str]) -> np.ndarray:
-        return preprocessing.resize(to_gray(read_image(source.read(entry[0]), entry[0])))
+    def glance(name: str) -> tuple[str, bytes]:
+        content = source.read(name)
+        return sha256(content), duplicates.thumbnail(to_gray(read_image(content, name)))
 
-    images = PixelFile(len(kept), preprocessing.height, preprocessing.width)
-    images.write(image for _, image in in_order(small, kept))
-    return Pixels(images, [NO_LABEL] * len(kept), [digest for _, digest in kept], augmentation)
+    looks = dict(in_order(glance, names))
+    own = np.frombuffer(b"".join(look for _, look in looks.values()), np.uint8).reshape(-1, *thumbnails.shape[1:])
+    near = duplicates.find(np.concatenate([thumbnails, own]))
+    held_out = near.second[(near.first < len(thumbnails)) & (near.second >= len(thumbnails))] - len(thumbnails)
+    taken, left_out = {}, set(held_out.tolist())
+    for row, (name, (digest, _)) in enumerate(looks.items()):
+        if row not in left_out and digest not in hashes:
+            taken.setdefault(digest, name)
+    if not taken:
+        raise DataError(f"teacher.unlabelled: every picture of {path} is one of the B-scans held out, or near one")
+
+    def small(name: str) -> np.ndarray:
+        return preprocessing.resize(to_gray(read_image(source.read(name), name)))
+
+    images = PixelFile(len(taken), preprocessing.height, preprocessing.width)
+    images.write(image for _, image in in_order(small, taken.values()))
+    return Pixels(images, [NO_LABEL] * len(taken), list(taken), augmentation), len(names) - len(taken)
 
 
 class Together(Dataset):
