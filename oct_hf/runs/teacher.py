@@ -85,17 +85,16 @@ def _fine_tuned(recipe, data, folder, student, build, score, callbacks):
     """The teacher after its fine-tuning, and what that took; a stop in the middle gives None."""
     began, wanted = time.monotonic(), recipe.teacher
     size = wanted.image_size or recipe.model.image_size
-    own = ModelRecipe(wanted.base, wanted.weights, size, recipe.model.dropout)
-    model = build(dataclasses.replace(recipe, model=own), data.names, "teacher")
+    network = ModelRecipe(wanted.base, wanted.weights, size, recipe.model.dropout)
+    model = build(dataclasses.replace(recipe, model=network), data.names, "teacher")
     preprocessing = Preprocessing.from_pretrained_cfg(model.config.pretrained_cfg)
     augmentation = Augmentation(recipe.augment, recipe.train.seed)
     train, validation = (
         Pixels.from_dataset(data.dataset.select((data.sides == side).nonzero()[0]), preprocessing, augmented)
         for side, augmented in (("train", augmentation), ("validation", None))
     )
-    settings = dataclasses.replace(
-        recipe.train, epochs=wanted.epochs, batch_size=wanted.batch_size, learning_rate=wanted.learning_rate
-    )
+    own = {key: getattr(wanted, key) for key in ("epochs", "batch_size", "learning_rate", "bf16")}
+    settings = dataclasses.replace(recipe.train, **own)
     checkpoints = folder / "checkpoints"
     trainer = OCTTrainer(model, settings, preprocessing, train, validation, checkpoints, score, callbacks)
     checkpoint = last_checkpoint(checkpoints)

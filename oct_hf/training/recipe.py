@@ -125,6 +125,7 @@ class TeacherRecipe:
     epochs: Annotated[int, Field(ge=0)] = 12
     batch_size: Count = 32
     learning_rate: Positive = 1e-3
+    bf16: Literal["auto"] | bool = "auto"  # of its fine-tuning; on a CPU depthwise convolutions learn faster without
     temperature: Positive = 2.0  # by which both networks' logits are divided
     logits: NotNegative = 0.5  # weights of the parts of the loss: the teacher's answers,
     features: NotNegative = 3.0  # what its classifier sees,
