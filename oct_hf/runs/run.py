@@ -78,6 +78,8 @@ def finetune(
     quiet_libraries()
     with plain_errors(folder):
         check_free(folder, recipe, overwrite)
+        if recipe.teacher and recipe.data.stream:
+            raise RecipeError("teacher: distillation takes no streamed data; data.stream=false")
         hub = _hub(recipe)
         # The global generators decide a random network's start.
         transformers.set_seed(recipe.train.seed)
@@ -89,8 +91,6 @@ def finetune(
             check(data)
         augmentation = Augmentation(recipe.augment, recipe.train.seed)
         model = build_model(recipe, data.names)
-        if recipe.teacher and recipe.data.stream:
-            raise RecipeError("teacher: distillation takes no streamed data; data.stream=false")
         facts = run_facts(recipe, data, skipped, model)
         if not open_folder(folder, facts, overwrite):
             _publish(hub, folder)
@@ -180,6 +180,7 @@ def _train(recipe, folder, data, model, preprocessing, augmentation, facts, hub)
     kind, more = OCTTrainer, {}
     if recipe.teacher and known["status"] == "trained":
         facts["teacher"] = known["teacher"]
+        facts["seconds"] |= {part: known["seconds"][part] for part in ("teacher", "phantoms")}
     elif recipe.teacher:
         watching = [EpochLines(folder / "log" / "teacher_epochs.csv"), stop]
         more = _teacher(recipe, folder, data, preprocessing, score, watching, facts)

@@ -8,9 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from oct_hf import Preprocessing, finetune
-from oct_hf.data.oct import builder_of
 from oct_hf.data.phantom import draw
-from oct_hf.data.prepared import write_prepared
 from oct_hf.errors import DataError, ModelError, RecipeError, RunError
 from oct_hf.hub.card import model_licence, render_card
 from oct_hf.runs import run as running
@@ -135,7 +133,6 @@ def test_a_teacher_that_is_not_there_is_named_under_its_own_key(tmp_path):
 
 
 def test_streamed_data_and_a_teacher_are_refused(tmp_path):
-    write_prepared(builder_of("phantom", patients=8, scans=1, height=64, width=64), str(tmp_path / "shards"), 1)
     data = {"name": "parquet", "path": str(tmp_path / "shards"), "stream": True}
     streamed = make_recipe(QUICK | {"data": data, "split": {}, "teacher": TEACHER})
     with pytest.raises(RecipeError, match=r"data\.stream=false"):
