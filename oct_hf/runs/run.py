@@ -34,7 +34,7 @@ from oct_hf.runs.facts import HOME_FACTS, public_recipe, run_facts
 from oct_hf.runs.folder import check_free, open_folder, plain_errors, read_run, write_json
 from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data, predict_sides
 from oct_hf.runs.report_page import write_report
-from oct_hf.runs.teacher import other_pictures, prepare_teacher
+from oct_hf.runs.teacher import check_student, other_pictures, prepare_teacher
 from oct_hf.training.callbacks import EpochLines, OnBest, StopOnSignal, epoch_rows
 from oct_hf.training.distillation import DistillingTrainer
 from oct_hf.training.recipe import Recipe
@@ -78,8 +78,6 @@ def finetune(
     quiet_libraries()
     with plain_errors(folder):
         check_free(folder, recipe, overwrite)
-        if recipe.teacher and recipe.data.stream:
-            raise RecipeError("teacher: distillation takes no streamed data; data.stream=false")
         hub = _hub(recipe)
         # The global generators decide a random network's start.
         transformers.set_seed(recipe.train.seed)
@@ -91,6 +89,8 @@ def finetune(
             check(data)
         augmentation = Augmentation(recipe.augment, recipe.train.seed)
         model = build_model(recipe, data.names)
+        if recipe.teacher:
+            check_student(recipe, model)
         facts = run_facts(recipe, data, skipped, model)
         if not open_folder(folder, facts, overwrite):
             _publish(hub, folder)
@@ -217,12 +217,12 @@ def _train(recipe, folder, data, model, preprocessing, augmentation, facts, hub)
 
 def _teacher(recipe, folder, data, preprocessing, score, callbacks, facts) -> dict:
     """What `DistillingTrainer` is given beside `OCTTrainer`'s; a stop while the teacher learns gives nothing."""
+    others, seen = other_pictures(recipe, data, preprocessing)
     print(f"the teacher, {recipe.teacher.base}, for {recipe.model.base}", file=sys.stderr)
     prepared = prepare_teacher(recipe, data, folder / "teacher", preprocessing, build_model, score, callbacks)
     if prepared is None:
         return {}
     teacher, about = prepared
-    others, seen = other_pictures(recipe, data, preprocessing)
     facts["teacher"] = about | {"others": seen}
     facts["seconds"] |= {"teacher": about["training"]["seconds"], "phantoms": seen["seconds"]}
     print(f"{recipe.model.base} learns from it", file=sys.stderr)

@@ -18,18 +18,32 @@ from oct_hf.data.leakage import Thumbnails
 from oct_hf.data.pixels import Pixels
 from oct_hf.data.splits import read_split_table
 from oct_hf.data.transforms import Augmentation
-from oct_hf.errors import DataError, ModelError
+from oct_hf.errors import DataError, ModelError, RecipeError
 from oct_hf.images import Preprocessing
 from oct_hf.model.folder import model_folder
 from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.runs.facts import base_facts
 from oct_hf.runs.folder import write_json
 from oct_hf.runs.labelled import LabelledSet
-from oct_hf.training.distillation import Teacher, draw_phantoms, read_unlabelled
+from oct_hf.training.distillation import Teacher, draw_phantoms, others_a_batch, read_unlabelled, width
 from oct_hf.training.recipe import ModelRecipe, Recipe, TeacherRecipe
 from oct_hf.training.trainer import OCTTrainer, last_checkpoint
 
 FACTS = "teacher.json"
+
+
+def check_student(recipe: Recipe, model: OCTForImageClassification) -> None:
+    """Refuses what a recipe's teacher can't teach before anything slow.
+
+    Raises:
+        ModelError: the student's classifier isn't a linear layer.
+        RecipeError: streamed data, or a share of other pictures that no batch can have.
+    """
+    width(model.timm_model)
+    if recipe.data.stream:
+        raise RecipeError("teacher: distillation takes no streamed data; data.stream=false")
+    if recipe.teacher.phantoms or recipe.teacher.unlabelled:
+        others_a_batch(recipe.teacher, recipe.train.batch_size)
 
 
 def prepare_teacher(

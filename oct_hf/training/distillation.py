@@ -21,7 +21,7 @@ from oct_hf.data import duplicates, phantom
 from oct_hf.data.pixels import PixelFile, Pixels
 from oct_hf.data.rows import sha256
 from oct_hf.data.sources import open_source
-from oct_hf.errors import DataError, RecipeError
+from oct_hf.errors import DataError, ModelError, RecipeError
 from oct_hf.images import Preprocessing, read_image, to_gray
 from oct_hf.labels import COARSER
 from oct_hf.parallel import in_order
@@ -73,6 +73,19 @@ def entering_classifier(network: nn.Module) -> Iterator[list[torch.Tensor]]:
         handle.remove()
 
 
+def width(network: nn.Module) -> int:
+    """How many features a timm network's classifier is given.
+
+    Raises:
+        ModelError: the classifier isn't one linear layer (or a convolution of one pixel).
+    """
+    classifier = network.get_classifier()
+    if not isinstance(classifier, nn.Linear | nn.Conv2d):
+        kind = type(classifier).__name__
+        raise ModelError(f"teacher: features are compared before one linear classifier, and this network's is a {kind}")
+    return classifier.weight.shape[1]
+
+
 class Teacher:
     """A trained network that is only asked.
 
@@ -84,7 +97,7 @@ class Teacher:
 
     def __init__(self, model, preprocessing: Preprocessing, student: Preprocessing):
         self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        self.features = model.timm_model.get_classifier().weight.shape[1]
+        self.features = width(model.timm_model)
         self.size = (preprocessing.height, preprocessing.width)
         mean, std, own_mean, own_std = (
             torch.tensor(values)[:, None, None]
@@ -234,6 +247,18 @@ class MixedSampler(Sampler):
 # --- the training ----------------------------------------------------------------------------------------------------
 
 
+def others_a_batch(settings: TeacherRecipe, batch_size: int) -> int:
+    """How many pictures of a batch aren't labelled B-scans.
+
+    Raises:
+        RecipeError: a batch has no room for both kinds of pictures.
+    """
+    others = round(settings.share * batch_size)
+    if not 0 < others < batch_size:
+        raise RecipeError(f"teacher.share: {settings.share} of a batch of {batch_size} leaves no picture of one kind")
+    return others
+
+
 class DistillingTrainer(OCTTrainer):
     """`OCTTrainer` whose loss also holds a teacher's features and logits.
 
@@ -244,7 +269,8 @@ class DistillingTrainer(OCTTrainer):
         args, kwargs: of `OCTTrainer`.
 
     Raises:
-        RecipeError: a batch has no room for both kinds of pictures.
+        ModelError: as `width`.
+        RecipeError: as `others_a_batch`.
     """
 
     def __init__(self, *args, teacher: Teacher, settings: TeacherRecipe, others: Sequence[Pixels] = (), **kwargs):
@@ -255,11 +281,7 @@ class DistillingTrainer(OCTTrainer):
         self.labelled = self.train_dataset
         if not others:
             return
-        self.others_a_batch = round(settings.share * self.recipe.batch_size)
-        if not 0 < self.others_a_batch < self.recipe.batch_size:
-            raise RecipeError(
-                f"teacher.share: {settings.share} of a batch of {self.recipe.batch_size} leaves no picture of one kind"
-            )
+        self.others_a_batch = others_a_batch(settings, self.recipe.batch_size)
         self.train_dataset = Together(self.labelled, *others)
 
     def train(self, resume_from_checkpoint: str | Path | None = None, **kwargs):
@@ -281,7 +303,8 @@ class DistillingTrainer(OCTTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         with entering_classifier(self.model.timm_model) as seen:
             labelled, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        features, logits = self.teacher(inputs["pixel_values"])
+        with self.accelerator.autocast():  # the Trainer sees to that for its own model alone
+            features, logits = self.teacher(inputs["pixel_values"])
         weights = self.settings
         loss = (
             weights.labels * labelled
@@ -319,7 +342,7 @@ class DistillingTrainer(OCTTrainer):
 
 def _projection(network: nn.Module, features: int, seed: int) -> nn.Linear:
     """From the student's features to the teacher's, the same start for the same seed whatever was drawn before."""
-    given = network.get_classifier().weight.shape[1]
+    given = width(network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Linear(given, features)

@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY
 from PIL import Image
 from safetensors.torch import load_file
@@ -15,7 +16,7 @@ from oct_hf.runs import run as running
 from oct_hf.runs.facts import public_recipe
 from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data
 from oct_hf.runs.run import Stopped
-from oct_hf.runs.teacher import other_pictures, prepare_teacher
+from oct_hf.runs.teacher import check_student, other_pictures, prepare_teacher
 from oct_hf.training.callbacks import StopOnSignal
 from oct_hf.training.recipe import load_recipe, make_recipe
 
@@ -132,11 +133,18 @@ def test_a_teacher_that_is_not_there_is_named_under_its_own_key(tmp_path):
         ask(recipe(base="test_efficientnett"), tmp_path)
 
 
-def test_streamed_data_and_a_teacher_are_refused(tmp_path):
-    data = {"name": "parquet", "path": str(tmp_path / "shards"), "stream": True}
-    streamed = make_recipe(QUICK | {"data": data, "split": {}, "teacher": TEACHER})
-    with pytest.raises(RecipeError, match=r"data\.stream=false"):
-        finetune(streamed, tmp_path / "run")
+def test_what_can_not_be_taught_is_refused_before_anything_slow():
+    model = running.build_model(recipe(), ["A", "B"])
+    check_student(recipe(), model)
+    streamed = dataclasses.replace(recipe(), data=dataclasses.replace(recipe().data, stream=True))
+    small = recipe(share=0.01)
+    for wanted, text in ((streamed, r"data\.stream=false"), (small, r"teacher\.share: 0\.01 of a batch of 8")):
+        with pytest.raises(RecipeError, match=text):
+            check_student(wanted, model)
+    check_student(recipe(share=0.01, phantoms=0), model)
+    model.timm_model.classifier = torch.nn.Sequential(model.timm_model.classifier)
+    with pytest.raises(ModelError, match="linear classifier, and this network's is a Sequential"):
+        check_student(recipe(), model)
 
 
 def test_another_teacher_is_another_run(taught):
