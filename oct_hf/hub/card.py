@@ -38,7 +38,8 @@ _SCORES = {
 
 
 def model_licence(run: dict) -> str | None:
-    """The weights' licence: the recipe's own word, else the most demanding of base and data; None where one is unknown.
+    """The weights' licence: the recipe's own word, else the most demanding of base, teacher and data;
+    None where one is unknown.
 
     Training from random weights adds no base licence, and this package's own (Apache-2.0) is the least there is.
     """
@@ -47,6 +48,8 @@ def model_licence(run: dict) -> str | None:
     parts = ["apache-2.0", run["data"]["license"]]
     if run["model"]["weights"] != "random":
         parts.append(run["model"]["license"])
+    if run.get("teacher") and run["teacher"]["weights"] != "random":
+        parts.append(run["teacher"]["license"])
     if any(part not in _LICENCES for part in parts):
         return None
     return max(parts, key=_LICENCES.index)

@@ -34,7 +34,7 @@ class OCTForImageClassification(TimmWrapperForImageClassification):
         labels: Sequence[str],
         *,
         pretrained: bool = False,
-        weights: str | None = None,
+        weights: str | dict[str, torch.Tensor] | None = None,
         image_size: int | tuple[int, int] | None = None,
         descriptions: dict[str, str] | None = None,
         **model_args,
@@ -47,7 +47,7 @@ class OCTForImageClassification(TimmWrapperForImageClassification):
                 its weights is undone.
             labels: the classes, in the order of the outputs.
             pretrained: start from the weights that timm names for this architecture (downloads from the Hub).
-            weights: start from a local safetensors file with timm's keys instead.
+            weights: start from a local safetensors file with timm's keys instead, or from tensors under these keys.
             image_size: input height and width in pixels; that of the base weights where not given.
             descriptions: what each label means, for timm's widget.
             model_args: further arguments of the network, such as `drop_path_rate`.
@@ -98,9 +98,10 @@ class OCTForImageClassification(TimmWrapperForImageClassification):
         del self.config.calibration_temperature
 
 
-def _timm_network(architecture: str, labels: int, pretrained: bool, weights: str | None, model_args: dict):
-    """The timm network with a new head for `labels` classes, on random, local or downloaded weights."""
-    if weights and not Path(weights).is_file():
+def _timm_network(architecture: str, labels: int, pretrained: bool, weights: str | dict | None, model_args: dict):
+    """The timm network with a new head for `labels` classes, on random, given, local or downloaded weights."""
+    overlay = {"state_dict": weights} if isinstance(weights, dict) else {"file": str(weights)} if weights else None
+    if overlay and "file" in overlay and not Path(weights).is_file():
         raise OSError(f"no weights file {weights}")
     if "/" in architecture or Path(architecture).is_dir():
         name = f"local-dir:{architecture}" if Path(architecture).is_dir() else f"hf-hub:{architecture}"
@@ -114,7 +115,7 @@ def _timm_network(architecture: str, labels: int, pretrained: bool, weights: str
         network = timm.create_model(
             name,
             pretrained=pretrained or weights is not None,
-            pretrained_cfg_overlay={"file": str(weights)} if weights else None,
+            pretrained_cfg_overlay=overlay,
             num_classes=labels,
             **model_args,
         )
@@ -125,7 +126,8 @@ def _timm_network(architecture: str, labels: int, pretrained: bool, weights: str
     except KeyError as error:
         raise ValueError(f"{architecture} holds no timm model: its config.json has no {error}") from error
     except (RuntimeError, TypeError, SafetensorError) as error:
-        given = f"the weights {weights} don't fit it" if weights else "timm can't build it"
+        name = "given" if isinstance(weights, dict) else weights
+        given = f"the weights {name} don't fit it" if weights else "timm can't build it"
         raise ValueError(f"{architecture}: {given} ({str(error).strip().splitlines()[0]})") from error
     if not is_classifier:
         raise ValueError(f"{architecture} is not a classifier: it has no classification head")

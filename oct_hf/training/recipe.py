@@ -82,8 +82,8 @@ class SplitRecipe:
 class ModelRecipe:
     """The network and what it starts from."""
 
-    base: str = "tf_efficientnetv2_b0"  # a timm name, a Hub repository, or a model folder
-    weights: str = "hub"  # "hub" (what timm names for the base), "random", or a local safetensors file
+    base: str = "tf_efficientnetv2_b0"  # a timm name, a Hub repository, a model folder, or pip:efficientnet_lite0
+    weights: str = "hub"  # "hub" (the base's own), "random", or a local safetensors file
     image_size: Annotated[int, Field(ge=32)] = 224  # pixels, height and width
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # stochastic depth
@@ -110,6 +110,31 @@ class TrainRecipe:
     bf16: Literal["auto"] | bool = "auto"
     workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"  # processes that augment; none where a CPU trains
     seed: int = 0
+
+
+@checked(frozen=True, config=_STRICT)
+class TeacherRecipe:
+    """A trained network that the model learns from beside the labels (`training/distillation.py` has the loss).
+
+    It is fine-tuned first, on the training side alone, with the settings of `train` but for those given here; with
+    `epochs: 0` it must be a model that knows the same labels already.
+    """
+
+    base: str  # as model.base: a timm name, pip:efficientnet_lite0, a Hub repository or a model folder
+    weights: str = "hub"  # as model.weights
+    image_size: Annotated[int, Field(ge=32)] | None = None  # pixels; the model's where not given
+    epochs: Annotated[int, Field(ge=0)] = 12
+    batch_size: Count = 32
+    learning_rate: Positive = 1e-3
+    bf16: Literal["auto"] | bool = "auto"  # of its fine-tuning; on a CPU depthwise convolutions learn faster without
+    temperature: Positive = 2.0  # by which both networks' logits are divided
+    logits: NotNegative = 0.5  # weights of the parts of the loss: the teacher's answers,
+    features: NotNegative = 3.0  # what its classifier sees,
+    labels: NotNegative = 0.5  # and the labels of labelled B-scans
+    share: Share = 0.5  # of each batch without labels, where there are such pictures
+    phantoms: Annotated[int, Field(ge=0)] = 0  # drawn, to be looked at beside the B-scans
+    phantom_labels: bool = False  # take the labels that phantoms carry for labels, where the data has them
+    unlabelled: str | None = None  # folder or archive of B-scans without labels, of nobody who is held out
 
 
 @checked(frozen=True, config=_STRICT)
@@ -152,6 +177,7 @@ class Recipe:
     model: ModelRecipe = field(default_factory=ModelRecipe)
     augment: str | tuple[str | dict[str, Any], ...] = "standard"
     train: TrainRecipe = field(default_factory=TrainRecipe)
+    teacher: TeacherRecipe | None = None
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
     card: CardRecipe = field(default_factory=CardRecipe)
     push_to_hub: bool = False  # the best weights so far to the branch in-training, at the end everything to main
@@ -268,17 +294,22 @@ def _find(source: str) -> Path:
     return built_in
 
 
+_OPTIONAL = {"teacher": TeacherRecipe}  # sections that may be missing; their keys are always written whole
+
+
 @cache
 def _keys() -> dict[str, tuple[str, ...]]:
     """Every dotted key, and where each bare one may stand."""
     keys: dict[str, tuple[str, ...]] = {}
     for top in dataclasses.fields(Recipe):
-        section = top.default_factory if dataclasses.is_dataclass(top.default_factory) else None
+        section = top.default_factory if dataclasses.is_dataclass(top.default_factory) else _OPTIONAL.get(top.name)
         inner = [f"{top.name}.{f.name}" for f in dataclasses.fields(section)] if section else [top.name]
+        if top.name in _OPTIONAL:
+            keys[top.name] = (top.name,)  # teacher=null
         for dotted in inner:
             keys[dotted] = (dotted,)
             bare = dotted.split(".")[-1]
-            if bare != dotted:
+            if bare != dotted and top.name not in _OPTIONAL:
                 keys[bare] = (*keys.get(bare, ()), dotted)
     return keys
 

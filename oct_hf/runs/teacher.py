@@ -1,0 +1,188 @@
+"""The teacher of a run: had from its base, fine-tuned once on the run's training side, and kept in the run's folder.
+
+It is trained by the same Trainer as its student, so a stopped run goes on in the middle of it; what a finished one
+was and took is in `teacher/teacher.json`.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from oct_hf.data.leakage import Thumbnails
+from oct_hf.data.pixels import Pixels
+from oct_hf.data.splits import read_split_table
+from oct_hf.data.transforms import Augmentation
+from oct_hf.errors import DataError, ModelError, RecipeError
+from oct_hf.images import Preprocessing
+from oct_hf.model.folder import model_folder
+from oct_hf.model.modeling_oct import OCTForImageClassification
+from oct_hf.runs.facts import base_facts
+from oct_hf.runs.folder import write_json
+from oct_hf.runs.labelled import LabelledSet
+from oct_hf.training.distillation import Teacher, draw_phantoms, others_a_batch, read_unlabelled, width
+from oct_hf.training.recipe import ModelRecipe, Recipe, TeacherRecipe
+from oct_hf.training.trainer import OCTTrainer, last_checkpoint
+
+FACTS = "teacher.json"
+
+
+def check_student(recipe: Recipe, model: OCTForImageClassification) -> None:
+    """Refuses what a recipe's teacher can't teach before anything slow.
+
+    Raises:
+        ModelError: the student's classifier isn't a linear layer.
+        RecipeError: streamed data, or a share of other pictures that no batch can have.
+    """
+    width(model.timm_model)
+    if recipe.data.stream:
+        raise RecipeError("teacher: distillation takes no streamed data; data.stream=false")
+    if recipe.teacher.phantoms or recipe.teacher.unlabelled:
+        others_a_batch(recipe.teacher, recipe.train.batch_size)
+
+
+def prepare_teacher(
+    recipe: Recipe,
+    data: LabelledSet,
+    folder: Path,
+    student: Preprocessing,
+    build: Callable[[Recipe, list[str], str], OCTForImageClassification],
+    score: Callable,
+    callbacks: Sequence = (),
+) -> tuple[Teacher, dict] | None:
+    """The recipe's teacher, ready to be asked, and its facts; None where the training was stopped.
+
+    Args:
+        recipe: with a section `teacher`.
+        data: the run's B-scans.
+        folder: of the teacher, in the run's.
+        student: preprocessing of the student's input.
+        build: `build_model` of the run.
+        score: metrics of the Trainer.
+        callbacks: of the Trainer; one with an attribute `stopped` tells of a stop.
+
+    Raises:
+        ModelError: no such network, weights that can't be had, or a ready teacher with other labels.
+        DataError: a ready teacher was trained on what this run holds out.
+    """
+    wanted = recipe.teacher
+    if wanted.epochs == 0:
+        model, facts = _ready(wanted, data), {"seconds": 0.0, "epochs": 0}
+    elif (folder / FACTS).exists():
+        model = OCTForImageClassification.from_pretrained(folder / "model")
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))["training"]
+    else:
+        trained = _fine_tuned(recipe, data, folder, student, build, score, callbacks)
+        if trained is None:
+            return None
+        model, facts = trained
+    cfg = model.config.pretrained_cfg
+    preprocessing = Preprocessing.from_pretrained_cfg(cfg)
+    about = {
+        "architecture": model.config.architecture,
+        **base_facts(wanted.base, wanted.weights, cfg),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "image_size": preprocessing.height,
+        "training": facts,
+    }
+    if wanted.epochs and not (folder / FACTS).exists():
+        write_json(folder / FACTS, about)
+    return Teacher(model, preprocessing, student), about
+
+
+def _fine_tuned(recipe, data, folder, student, build, score, callbacks):
+    """The teacher after its fine-tuning, and what that took; a stop in the middle gives None."""
+    began, wanted = time.monotonic(), recipe.teacher
+    size = wanted.image_size or recipe.model.image_size
+    network = ModelRecipe(wanted.base, wanted.weights, size, recipe.model.dropout)
+    model = build(dataclasses.replace(recipe, model=network), data.names, "teacher")
+    preprocessing = Preprocessing.from_pretrained_cfg(model.config.pretrained_cfg)
+    augmentation = Augmentation(recipe.augment, recipe.train.seed)
+    train, validation = (
+        Pixels.from_dataset(data.dataset.select((data.sides == side).nonzero()[0]), preprocessing, augmented)
+        for side, augmented in (("train", augmentation), ("validation", None))
+    )
+    own = {key: getattr(wanted, key) for key in ("epochs", "batch_size", "learning_rate", "bf16")}
+    settings = dataclasses.replace(recipe.train, **own)
+    checkpoints = folder / "checkpoints"
+    trainer = OCTTrainer(model, settings, preprocessing, train, validation, checkpoints, score, callbacks)
+    checkpoint = last_checkpoint(checkpoints)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if any(getattr(callback, "stopped", None) for callback in callbacks):
+        return None
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).save_pretrained(folder / "model")
+    shutil.rmtree(checkpoints)
+    state = trainer.state
+    steps_an_epoch = state.max_steps / state.num_train_epochs
+    facts = {
+        "epochs": round(state.global_step / steps_an_epoch),
+        "best_epoch": round(state.best_global_step / steps_an_epoch),
+        "steps": state.global_step,
+        "validation_balanced_accuracy": _best(state)["eval_balanced_accuracy"],
+        "seconds": round(time.monotonic() - began, 1),
+        "resumed": checkpoint is not None,
+    }
+    # As it lies in the folder, so that a run that goes on later asks the very same network.
+    return OCTForImageClassification.from_pretrained(folder / "model"), facts
+
+
+def _best(state) -> dict:
+    return next(row for row in state.log_history if row["step"] == state.best_global_step and "eval_loss" in row)
+
+
+def _ready(wanted: TeacherRecipe, data: LabelledSet) -> OCTForImageClassification:
+    """A teacher that was trained before, if it may be one of these B-scans."""
+    folder = model_folder(wanted.base)
+    if not folder.is_dir() and "/" not in wanted.base:
+        raise ModelError(
+            f"teacher.base: {wanted.base} has not learned {', '.join(data.names)}; give it teacher.epochs, or a model "
+            "folder or repository that knows these labels"
+        )
+    try:
+        model = OCTForImageClassification.from_pretrained(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"teacher.base: {wanted.base} can't be loaded ({str(error).splitlines()[0]})") from None
+    known = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    if known != data.names:
+        raise ModelError(
+            f"teacher.base: {wanted.base} knows {', '.join(known)}, and the data has {', '.join(data.names)}; take "
+            "another teacher, or fine-tune this one on the data (teacher.epochs=12)"
+        )
+    split = folder / "split.csv"
+    if split.is_file():
+        learned = read_split_table(split)
+        theirs = {h for h, side in zip(learned["content_hash"], learned["side"], strict=True) if side == "train"}
+        shared = sum(h in theirs for h, side in zip(data.hashes, data.sides, strict=True) if side in _HELD_OUT)
+        if shared:
+            raise DataError(
+                f"teacher.base: {wanted.base} was trained on {shared} of the B-scans that this split holds out; take "
+                f"its split (split.by=file split.path={split}), or fine-tune a teacher here (teacher.epochs=12)"
+            )
+    model.unfold_temperature()
+    return model
+
+
+_HELD_OUT = ("validation", "test")
+
+
+def other_pictures(recipe: Recipe, data: LabelledSet, preprocessing: Preprocessing) -> tuple[list[Pixels], dict]:
+    """What the student looks at beside the labelled B-scans: phantoms and unlabelled B-scans; and their facts."""
+    began, wanted = time.monotonic(), recipe.teacher
+    augmentation = Augmentation(recipe.augment, recipe.train.seed)
+    parts, facts = [], {"phantoms": wanted.phantoms, "unlabelled": 0}
+    if wanted.phantoms:
+        names = data.names if wanted.phantom_labels else None
+        parts.append(draw_phantoms(wanted.phantoms, preprocessing, names, recipe.train.seed, augmentation))
+    if wanted.unlabelled:
+        rows = np.flatnonzero(np.isin(data.sides, _HELD_OUT))
+        held_out = {data.hashes[row] for row in rows}, Thumbnails(data.dataset, rows)[:]
+        pictures, left_out = read_unlabelled(wanted.unlabelled, preprocessing, *held_out, augmentation)
+        parts.append(pictures)
+        facts |= {"unlabelled": len(pictures), "unlabelled_left_out": left_out}
+        facts["unlabelled_fingerprint"] = hashlib.sha256("\n".join(sorted(pictures.hashes)).encode()).hexdigest()
+    return parts, facts | {"seconds": round(time.monotonic() - began, 1)}

@@ -1,0 +1,293 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from scipy.special import softmax
+from scipy.stats import entropy
+
+from oct_hf import OCTForImageClassification, Preprocessing
+from oct_hf.data import duplicates
+from oct_hf.data.phantom import draw
+from oct_hf.data.pixels import Pixels
+from oct_hf.data.sources import file_sha256
+from oct_hf.data.transforms import Augmentation
+from oct_hf.errors import DataError, RecipeError
+from oct_hf.evaluation.oct_metrics import measure
+from oct_hf.training.callbacks import StopOnSignal
+from oct_hf.training.distillation import (
+    NO_LABEL,
+    DistillingTrainer,
+    MixedSampler,
+    Teacher,
+    Together,
+    draw_phantoms,
+    entering_classifier,
+    feature_loss,
+    logit_loss,
+    read_unlabelled,
+)
+from oct_hf.training.recipe import TeacherRecipe, TrainRecipe
+from oct_hf.training.trainer import last_checkpoint
+
+NAMES = ["DME", "NORMAL"]
+SMALL = Preprocessing(64, 64)
+
+
+def pixels(count: int = 24, seed: int = 0) -> Pixels:
+    """Noise whose mean tells the label: learnable in a few steps."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 2
+    images = np.clip(rng.normal(90 + 60 * labels[:, None, None], 40, (count, 64, 64)), 0, 255).astype(np.uint8)
+    return Pixels(images, labels, [f"{seed} {i}" for i in range(count)], Augmentation("light", 1))
+
+
+def network(seed: int = 0):
+    torch.manual_seed(seed)
+    return OCTForImageClassification.from_timm("test_efficientnet", NAMES, image_size=64, drop_rate=0.2)
+
+
+def trainer(folder, callbacks=(), others=(), teacher=None, recipe=None, **settings) -> DistillingTrainer:
+    settings = {"epochs": 3, "batch_size": 8, "workers": 0, "bf16": False, "learning_rate": 3e-3, **settings}
+    return DistillingTrainer(
+        network(),
+        TrainRecipe(**settings),
+        SMALL,
+        pixels(),
+        pixels(16, seed=9),
+        folder,
+        lambda probabilities, labels: measure(probabilities, labels, NAMES),
+        callbacks,
+        teacher=teacher or Teacher(network(5), SMALL, SMALL),
+        settings=recipe or TeacherRecipe("test_efficientnet"),
+        others=others,
+    )
+
+
+# --- the loss --------------------------------------------------------------------------------------------------------
+
+
+def test_the_logit_loss_is_the_divergence_of_softened_answers_by_hand_and_by_scipy():
+    # At T=2: the teacher says softmax([ln 3, 0]) = (3/4, 1/4), the student (1/2, 1/2).
+    teacher, student = torch.tensor([[2 * math.log(3), 0.0]]), torch.tensor([[1.0, 1.0]])
+    by_hand = 4 * (0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5))
+    assert logit_loss(student, teacher, 2.0).item() == pytest.approx(by_hand, rel=1e-6)
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(5, 4)), rng.normal(size=(5, 4))
+    expected = 9 * entropy(softmax(other / 3, axis=1), softmax(one / 3, axis=1), axis=1).mean()
+    assert logit_loss(torch.from_numpy(one), torch.from_numpy(other), 3.0).item() == pytest.approx(expected)
+
+
+def test_the_feature_loss_is_one_minus_the_cosine_by_hand():
+    student = torch.tensor([[3.0, 4.0], [1.0, 0.0], [2.0, 0.0]])
+    teacher = torch.tensor([[4.0, 3.0], [0.0, 5.0], [0.1, 0.0]])
+    assert feature_loss(student, teacher).item() == pytest.approx(1 - (24 / 25 + 0 + 1) / 3)
+
+
+def test_the_loss_of_a_batch_is_the_three_parts_by_their_weights(tmp_path):
+    recipe = TeacherRecipe("test_efficientnet", logits=0.5, features=3.0, labels=0.25, temperature=2.0)
+    run = trainer(tmp_path, recipe=recipe, label_smoothing=0.1)
+    labels = torch.tensor([0, 1, NO_LABEL, NO_LABEL])
+    batch = run._prepare_inputs({"pixel_values": torch.from_numpy(pixels().images[:4]), "labels": labels})
+    model, teacher = run.model.train(), run.teacher.model
+    model.timm_model.drop_rate = 0.0
+    loss = run.compute_loss(model, batch).item()
+    with torch.no_grad():
+        logits, told = (m(pixel_values=batch["pixel_values"]).logits for m in (model, teacher))
+        features, seen = (
+            m.timm_model.forward_head(m.timm_model.forward_features(batch["pixel_values"]), pre_logits=True)
+            for m in (model, teacher)
+        )
+        crossed = torch.nn.functional.cross_entropy(logits[:2], labels[:2], label_smoothing=0.1)
+        parts = crossed, logit_loss(logits, told, 2.0), feature_loss(run.projection(features), seen)
+    assert loss == pytest.approx(0.25 * parts[0].item() + 0.5 * parts[1].item() + 3 * parts[2].item(), rel=1e-5)
+
+
+def test_while_evaluating_the_loss_is_plain_cross_entropy(tmp_path):
+    run = trainer(tmp_path, label_smoothing=0.3)
+    batch = {"pixel_values": torch.from_numpy(pixels().images[:8]), "labels": torch.from_numpy(pixels().labels[:8])}
+    batch = run._prepare_inputs(batch)
+    loss, outputs = run.compute_loss(run.model.eval(), batch, return_outputs=True)
+    assert loss.item() == pytest.approx(torch.nn.functional.cross_entropy(outputs.logits, batch["labels"]).item())
+
+
+def test_a_teacher_sees_the_same_picture_in_its_own_normalisation_and_size():
+    own = Preprocessing(96, 96, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    model, image = network(3).eval(), pixels().images[:2]
+    student = torch.from_numpy(np.stack([SMALL.normalise(picture) for picture in image]))
+    features, logits = Teacher(model, Preprocessing(64, 64, mean=own.mean, std=own.std), SMALL)(student)
+    expected = torch.from_numpy(np.stack([own.normalise(picture) for picture in image]))
+    with torch.no_grad():
+        assert torch.allclose(logits, model(pixel_values=expected).logits, atol=1e-5)
+    assert features.shape == (2, model.config.num_features)
+    seen = []
+    model.timm_model.conv_stem.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[2:]))
+    Teacher(model, own, SMALL)(student)
+    assert seen == [(96, 96)]
+
+
+def test_the_look_at_features_leaves_nothing_on_the_network():
+    model = network().timm_model
+    with entering_classifier(model) as seen:
+        model(torch.zeros(2, 3, 64, 64))
+    model(torch.zeros(2, 3, 64, 64))
+    assert [tuple(one.shape) for one in seen] == [(2, model.num_features)]
+
+
+# --- the training ----------------------------------------------------------------------------------------------------
+
+
+class ByBrightness:
+    """A teacher that knows what the noise's labels are by."""
+
+    features, model = 2, torch.nn.Identity()
+
+    def __call__(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        excess = 20 * (pixel_values.mean((1, 2, 3)) + 0.05)
+        logits = torch.stack([-excess, excess], 1)
+        return logits, logits
+
+
+def test_a_student_learns_from_a_teacher_without_one_label(tmp_path):
+    recipe = TeacherRecipe("test_efficientnet", labels=0.0, logits=1.0, features=1.0)
+    run = trainer(tmp_path, teacher=ByBrightness(), recipe=recipe, epochs=6, learning_rate=1e-2)
+    run.train_dataset.labels = 1 - run.train_dataset.labels  # none that could help
+    run.args.load_best_model_at_end = False
+    run.train()
+    seen = pixels(40, seed=9)
+    batch = run._prepare_inputs({"pixel_values": torch.from_numpy(seen.images), "labels": torch.zeros(40)})
+    with torch.no_grad():
+        answers = run.model.eval()(pixel_values=batch["pixel_values"]).logits.argmax(-1).numpy()
+    assert (answers == seen.labels).mean() > 0.8
+
+
+def test_the_teacher_stays_as_it_was_and_the_projection_learns_apart_from_the_model(tmp_path):
+    teacher = Teacher(network(5), SMALL, SMALL)
+    before = {key: value.clone() for key, value in teacher.model.state_dict().items()}
+    run = trainer(tmp_path, teacher=teacher, epochs=1)
+    start = run.projection.weight.detach().clone()
+    run.train()
+    assert all(torch.equal(value, before[key]) for key, value in teacher.model.state_dict().items())
+    assert not torch.equal(run.projection.weight, start)
+    saved = load_file(last_checkpoint(tmp_path) / "model.safetensors")
+    assert saved.keys() == network().timm_model.state_dict().keys()  # what any loader expects, and no more
+
+
+def test_gradients_of_the_projection_are_those_of_the_last_batch_alone(tmp_path):
+    run = trainer(tmp_path, max_grad_norm=1e9)
+    run.train()
+    items = [run.train_dataset[i] for i in range(8)]
+    batch = {key: torch.from_numpy(np.stack([item[key] for item in items])) for key in ("pixel_values", "labels")}
+    gradients = []
+    for _ in range(2):
+        run.training_step(run.model, dict(batch))
+        gradients.append(run.projection.weight.grad.clone())
+    assert torch.allclose(*gradients, atol=1e-6)
+
+
+@pytest.mark.parametrize("phantoms", [0, 20])
+def test_a_resumed_distillation_ends_with_the_same_weights(tmp_path, phantoms):
+    class StopAtStep(StopOnSignal):
+        def on_step_end(self, args, state, control, **kwargs):
+            self.stopped = 2 if state.global_step == 7 else None  # in the middle of an epoch
+            super().on_step_end(args, state, control, **kwargs)
+
+    others = [draw_phantoms(phantoms, SMALL, augmentation=Augmentation("light", 1))] if phantoms else []
+    settings = {"ema": 0.9, "others": others}
+    whole = trainer(tmp_path / "whole", **settings)
+    whole.train()
+    trainer(tmp_path / "cut", [StopAtStep()], **settings).train()
+    checkpoint = last_checkpoint(tmp_path / "cut")
+    assert checkpoint.name == "checkpoint-7"
+    torch.manual_seed(77)  # whatever was drawn before
+    again = trainer(tmp_path / "cut", **settings)
+    again.train(resume_from_checkpoint=checkpoint)
+    for (name, one), other in zip(whole.model.state_dict().items(), again.model.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+    assert torch.equal(whole.projection.weight, again.projection.weight)
+
+
+def test_a_share_that_leaves_no_room_for_one_kind_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match=r"teacher.share: 0.01 of a batch of 8"):
+        recipe = TeacherRecipe("test_efficientnet", share=0.01)
+        trainer(tmp_path, recipe=recipe, others=[draw_phantoms(4, SMALL)])
+
+
+# --- what it learns from ---------------------------------------------------------------------------------------------
+
+
+def test_every_batch_has_its_share_of_each_kind_and_an_epoch_shows_every_picture():
+    sampler = MixedSampler(labelled=10, others=30, batch_size=8, others_a_batch=5, seed=3)
+    assert len(sampler) == 6 * 8
+    seen = set()
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        pairs = list(sampler)
+        assert len(pairs) == len(sampler)
+        for start in range(0, len(pairs), 8):
+            kinds = [index >= 10 for _, index in pairs[start : start + 8]]
+            assert kinds == [False] * 3 + [True] * 5
+        assert {index for _, index in pairs} == set(range(40))
+        assert sorted(index for _, index in pairs if index >= 10) == list(range(10, 40))
+        assert not seen & set(pairs)  # no picture comes with the same augmentation twice
+        seen |= set(pairs)
+        assert len(set(pairs)) == len(pairs)
+    again = MixedSampler(10, 30, 8, 5, 3)
+    again.set_epoch(2)
+    assert list(again) == pairs
+
+
+def test_pictures_of_several_sets_stand_one_after_the_other():
+    one, other = pixels(4), draw_phantoms(3, SMALL)
+    both = Together(one, other)
+    assert len(both) == 7 and np.array_equal(both[3]["pixel_values"], one.images[3])
+    assert np.array_equal(both[4]["pixel_values"], other.images[0]) and both[4]["labels"] == NO_LABEL
+    assert np.array_equal(both[2, 1]["pixel_values"], one[2, 1]["pixel_values"])  # augmented as in its own set
+
+
+@pytest.mark.parametrize(
+    "names, expected",
+    [
+        (None, [NO_LABEL] * 4),
+        (["NORMAL", "DME", "AMD"], [2, 1, 2, 0]),  # CNV, DME, DRUSEN, NORMAL
+        (["CNV", "NORMAL"], [0, NO_LABEL, NO_LABEL, 1]),
+        (["ABNORMAL", "NORMAL"], [0, 0, 0, 1]),
+    ],
+)
+def test_phantoms_carry_the_labels_that_the_student_knows(names, expected):
+    drawn = draw_phantoms(4, SMALL, names)
+    assert drawn.labels.tolist() == expected
+    assert np.array_equal(drawn.images[2], SMALL.resize(draw("DRUSEN", 0, 2, 0, 248, 256).image))
+
+
+def write(folder, name: str, image: np.ndarray) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(folder / name)
+    return duplicates.thumbnail(image)
+
+
+def test_unlabelled_pictures_that_are_held_out_or_near_one_are_left_out(tmp_path):
+    held_out = draw("CNV", 0, 1, 0, 248, 256).image
+    shifted = np.roll(held_out, 9, axis=1)
+    shifted[:, :9] = shifted[:, 9:10]
+    thumbnails = [write(tmp_path / "any", f"{i}.png", draw("DME", 0, 10 + i, 0, 248, 256).image) for i in range(5)]
+    write(tmp_path / "any" / "deeper", "copy.png", draw("DME", 0, 10, 0, 248, 256).image)
+    write(tmp_path, "shifted.png", shifted)
+    same = tmp_path / "any" / "4.png"
+    looks = np.frombuffer(duplicates.thumbnail(held_out), np.uint8).reshape(1, 64, 64)
+    found, left_out = read_unlabelled(tmp_path, SMALL, {file_sha256(same)}, looks)
+    assert len(found) == 4 and left_out == 3 and set(found.labels.tolist()) == {NO_LABEL}
+    assert len(thumbnails) == 5 and found.images[0].shape == (64, 64)
+    with pytest.raises(DataError, match="one of the B-scans held out"):
+        read_unlabelled(tmp_path, SMALL, {file_sha256(p) for p in tmp_path.rglob("*.png")}, looks)
+    with pytest.raises(DataError, match="no such folder"):
+        read_unlabelled(tmp_path / "gone", SMALL, set(), looks)
+
+
+def test_an_unlabelled_picture_that_can_not_be_read_is_named(tmp_path):
+    write(tmp_path, "good.png", draw("DME", 0, 1, 0, 96, 96).image)
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"bad.png: is not an image"):
+        read_unlabelled(tmp_path, SMALL, set(), np.empty((0, 64, 64), np.uint8))
