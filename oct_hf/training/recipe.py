@@ -112,6 +112,21 @@ class TrainRecipe:
 
 
 @checked(frozen=True, config=_STRICT)
+class PretrainRecipe:
+    """Training on phantoms before the fine-tuning (`training/pretrain.py`): their labels and lesion masks are free."""
+
+    phantoms: Annotated[int, Field(ge=8)] = 9600  # drawn once, of as many patients, all four classes in turn
+    image_size: Annotated[int, Field(ge=64)] | None = None  # pixels; the model's where not given
+    epochs: Count = 4
+    batch_size: Count = 32
+    learning_rate: Positive = 2e-3
+    mask_weight: NotNegative = 0.5  # of the loss of the lesion masks beside that of the labels; 0 has no mask head
+    wide: bool = True  # phantoms of layers, devices and fields of view beyond any that exist
+    augment: str | tuple[str | dict[str, Any], ...] = "robust"
+    seed: int = 0
+
+
+@checked(frozen=True, config=_STRICT)
 class EvaluationRecipe:
     """How the trained model is measured, and what it may decline."""
 
@@ -150,6 +165,7 @@ class Recipe:
     split: SplitRecipe = field(default_factory=SplitRecipe)
     model: ModelRecipe = field(default_factory=ModelRecipe)
     augment: str | tuple[str | dict[str, Any], ...] = "standard"
+    pretrain: PretrainRecipe | None = None
     train: TrainRecipe = field(default_factory=TrainRecipe)
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
     card: CardRecipe = field(default_factory=CardRecipe)
@@ -236,17 +252,22 @@ def _find(source: str) -> Path:
     return built_in
 
 
+_OPTIONAL = {"pretrain": PretrainRecipe}  # sections that may be missing; their keys are always written whole
+
+
 @cache
 def _keys() -> dict[str, tuple[str, ...]]:
     """Every dotted key, and where each bare one may stand."""
     keys: dict[str, tuple[str, ...]] = {}
     for top in dataclasses.fields(Recipe):
-        section = top.default_factory if dataclasses.is_dataclass(top.default_factory) else None
+        section = top.default_factory if dataclasses.is_dataclass(top.default_factory) else _OPTIONAL.get(top.name)
         inner = [f"{top.name}.{f.name}" for f in dataclasses.fields(section)] if section else [top.name]
+        if top.name in _OPTIONAL:
+            keys[top.name] = (top.name,)  # pretrain=null
         for dotted in inner:
             keys[dotted] = (dotted,)
             bare = dotted.split(".")[-1]
-            if bare != dotted:
+            if bare != dotted and top.name not in _OPTIONAL:
                 keys[bare] = (*keys.get(bare, ()), dotted)
     return keys
 
