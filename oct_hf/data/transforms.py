@@ -96,6 +96,7 @@ class Bend(A.DualTransform):
     Args:
         flatten: bounds of the share of the retina's own course that is taken away; below 0 it is exaggerated.
         tilt, curve: bounds, shares of the height between the image's sides, and from its middle to its sides.
+        wave: standard deviation of the slow wave, share of the height.
         scale: bounds of the factor by which height and width each grow.
         shift: bounds, share of the side.
     """
@@ -105,13 +106,14 @@ class Bend(A.DualTransform):
         flatten: tuple[float, float] = (-0.3, 1.0),
         tilt: float = 0.2,
         curve: float = 0.1,
+        wave: float = 0.01,
         scale: tuple[float, float] = (0.75, 1.45),
         shift: float = 0.08,
         p: float = 0.8,
     ):
         super().__init__(p=p)
         self.flatten, self.scale = tuple(flatten), tuple(scale)
-        self.tilt, self.curve, self.shift = tilt, curve, shift
+        self.tilt, self.curve, self.wave, self.shift = tilt, curve, wave, shift
 
     def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
         image, u = data["image"], self.py_random.uniform
@@ -121,7 +123,7 @@ class Bend(A.DualTransform):
         from_x = x / np.float32(np.exp(u(low, high))) + np.float32(2 * u(-self.shift, self.shift))
         course = np.float32(u(*self.flatten)) * retina_course(image)(from_x)
         course += np.float32(u(-self.tilt, self.tilt) / 2) * x + np.float32(u(-self.curve, self.curve)) * x**2
-        course += np.float32(0.01) * smooth_noise(self.random_generator, 1, width, 6)[0]
+        course += np.float32(self.wave) * smooth_noise(self.random_generator, 1, width, 6)[0]
         course += np.float32(u(-self.shift, self.shift))
         y = np.linspace(-0.5, 0.5, height, dtype=np.float32)[:, None] / np.float32(np.exp(u(low, high)))
         rows = (0.5 + y + course) * (height - 1)
@@ -284,8 +286,8 @@ TRANSFORMS: dict[str, Callable[..., A.BasicTransform]] = {
     "speckle": lambda p=0.4, looks=(8, 31): Speckle(looks=looks, p=p),
     "shadow": lambda p=0.3, count=3, depth=(0.2, 0.6): VesselShadow(count=count, depth=depth, p=p),
     "wedge": lambda p=0.3, threshold=245: RemoveWedge(threshold=threshold, p=p),
-    "bend": lambda p=0.8, flatten=(-0.3, 1.0), tilt=0.2, curve=0.1, scale=(0.75, 1.45), shift=0.08: Bend(
-        flatten=flatten, tilt=tilt, curve=curve, scale=scale, shift=shift, p=p
+    "bend": lambda p=0.8, flatten=(-0.3, 1.0), tilt=0.2, curve=0.1, wave=0.01, scale=(0.75, 1.45), shift=0.08: Bend(
+        flatten=flatten, tilt=tilt, curve=curve, wave=wave, scale=scale, shift=shift, p=p
     ),
     "corners": lambda p=0.3, size=0.2: Corners(size=size, p=p),
     "tone": lambda p=0.8, gamma=0.5, wave=0.35, black=(-0.1, 0.12), white=(0.75, 1.25): Tone(

@@ -73,9 +73,9 @@ def test_a_pretraining_that_was_stopped_ends_with_the_same_weights(pretrained, t
             super().on_step_end(args, state, control, **kwargs)
 
     stop = StopAtStep()
-    model, facts = run(tmp_path, callbacks=[stop], stopped=lambda: stop.stopped is not None)
+    _, facts = run(tmp_path, callbacks=[stop], stopped=lambda: stop.stopped is not None)
     assert facts is None and not (tmp_path / "weights.safetensors").exists()
-    again, facts = run(tmp_path)
+    _, facts = run(tmp_path)
     assert facts["resumed"]
     whole = load_file(pretrained[0] / "weights.safetensors")
     for key, value in load_file(tmp_path / "weights.safetensors").items():
