@@ -16,6 +16,7 @@ import albumentations as A
 import cv2
 import numpy as np
 
+from oct_hf.data.course import retina_course
 from oct_hf.data.speckle import smooth_noise, speckle
 from oct_hf.errors import RecipeError, did_you_mean
 
@@ -138,28 +139,6 @@ class Bend(A.DualTransform):
     def apply_to_mask(self, mask: np.ndarray, rows, columns, outside, **params) -> np.ndarray:
         mode = cv2.BORDER_REFLECT_101 if outside is None else cv2.BORDER_CONSTANT
         return cv2.remap(mask, columns, rows, cv2.INTER_NEAREST, borderMode=mode, borderValue=0)
-
-
-def retina_course(image: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """The retina's course: a parabola through what is brightest in each column.
-
-    Args:
-        image: uint8 `(height, width)`; what is nearly white counts as a wedge and not as retina.
-
-    Returns:
-        a function from places in the width, -1 to 1, to shares of the height, about a mean of 0; flat beyond the sides.
-    """
-    dark = np.where(image > 250, np.uint8(0), image)
-    small = cv2.resize(dark, (32, 48), interpolation=cv2.INTER_AREA).astype(np.float32)
-    weight = np.maximum(small - small.mean(), 0) ** 2
-    mass = weight.sum(0)
-    if not mass.any():
-        return np.zeros_like
-    rows = (weight * np.linspace(0, 1, 48, dtype=np.float32)[:, None]).sum(0) / np.maximum(mass, 1e-6)
-    x = np.linspace(-1, 1, 32)
-    fit = np.polynomial.polynomial.polyfit(x, rows, 2, w=np.sqrt(np.minimum(mass, np.median(mass) + 1e-6)))
-    mean = np.polynomial.polynomial.polyval(x, fit).mean()
-    return lambda at: np.polynomial.polynomial.polyval(np.clip(at, -1, 1), fit).astype(np.float32) - np.float32(mean)
 
 
 class Corners(A.DualTransform):

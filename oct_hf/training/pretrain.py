@@ -70,19 +70,10 @@ def pretrain(
     began = time.monotonic()
     student, preprocessing = _student(model, settings)
     train, held_out = draw_sides(settings, preprocessing)
-    drawn = time.monotonic() - began
+    drawing = time.monotonic() - began
     trainer = PretrainTrainer(
         student,
-        TrainRecipe(
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            weight_decay=fine_tuning.weight_decay,
-            ema=0.99,
-            bf16=fine_tuning.bf16,
-            workers=fine_tuning.workers,
-            seed=settings.seed,
-        ),
+        _as_training(settings, fine_tuning),
         preprocessing,
         train,
         held_out,
@@ -95,26 +86,37 @@ def pretrain(
     trainer.train(resume_from_checkpoint=checkpoint)
     if stopped():
         return None
-    measured = next(row for row in trainer.state.log_history if _is_best(row, trainer.state.best_global_step))
     facts = {
         "phantoms": len(train),
         "held_out": len(held_out),
         "image_size": preprocessing.height,
         "epochs": settings.epochs,
         "seconds": round(time.monotonic() - began, 1),
-        "seconds_drawing": round(drawn, 1),
+        "seconds_drawing": round(drawing, 1),
         "resumed": checkpoint is not None,
-        "accuracy": measured["eval_accuracy"],
-        "balanced_accuracy": measured["eval_balanced_accuracy"],
-        "iou": trainer.mask_iou() if settings.mask_weight else None,
+        **_measured(trainer),
     }
     _keep(trainer, settings, facts, folder)
     _take_over(model, load_file(folder / WEIGHTS))
     return facts
 
 
-def _is_best(row: dict, step: int) -> bool:
-    return row.get("step") == step and "eval_accuracy" in row
+def _as_training(settings: PretrainRecipe, fine_tuning: TrainRecipe) -> TrainRecipe:
+    taken = {key: getattr(settings, key) for key in ("epochs", "batch_size", "learning_rate", "seed")}
+    return TrainRecipe(
+        **taken, ema=0.99, weight_decay=fine_tuning.weight_decay, bf16=fine_tuning.bf16, workers=fine_tuning.workers
+    )
+
+
+def _measured(trainer: "PretrainTrainer") -> dict:
+    """What the best weights show on the held-out phantoms."""
+    best = trainer.state.best_global_step
+    row = next(row for row in trainer.state.log_history if row["step"] == best and "eval_accuracy" in row)
+    return {
+        "accuracy": row["eval_accuracy"],
+        "balanced_accuracy": row["eval_balanced_accuracy"],
+        "iou": trainer.mask_iou() if trainer.mask_weight else None,
+    }
 
 
 # --- phantoms --------------------------------------------------------------------------------------------------------
