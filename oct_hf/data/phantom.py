@@ -130,9 +130,9 @@ class _Eye:
         for row in rng.permutation(np.arange(1, _ROW["EZ"]))[: rng.integers(0, 4)]:
             self.level[row] = self.level[row - 1]  # two layers that look like one
         self.choroid, self.choroid_level, self.choroid_fading = u(80, 450), self.choroid_level + u(-0.1, 0.1), u(0.2, 3)
-        self.looks, self.subtracted = int(np.exp(u(0, np.log(31)))), u(0, 1)
-        self.noise = u(0.02, 0.2) + 0.13 * self.subtracted
-        self.gain, self.rolloff, self.smoothing = u(0.75, 1.5), u(0, 0.25), u(-0.8, 2)
+        self.looks, self.subtracted = int(np.exp(u(np.log(2), np.log(31)))), u(0, 1)
+        self.noise = u(0.03, 0.16) + 0.13 * self.subtracted
+        self.gain, self.rolloff, self.smoothing = u(0.8, 1.5), u(0, 0.15), u(-0.8, 2)
 
 
 class _BScan:

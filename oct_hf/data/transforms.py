@@ -309,6 +309,16 @@ PIPELINES: dict[str, list[str | dict]] = {
         {"name": "shadow", "p": 0.4, "count": 6},
         "corners",
     ],
+    # For phantoms, whose noise, layers and devices vary as it is.
+    "drawn": [
+        "flip",
+        {"name": "bend", "p": 0.7},
+        {"name": "tone", "p": 0.7},
+        {"name": "denoise", "p": 0.2, "sigma": 1.5},
+        {"name": "shading", "p": 0.3},
+        {"name": "shadow", "p": 0.3, "count": 6},
+        {"name": "corners", "p": 0.2},
+    ],
 }
 
 

@@ -122,7 +122,7 @@ class PretrainRecipe:
     learning_rate: Positive = 2e-3
     mask_weight: NotNegative = 0.5  # of the loss of the lesion masks beside that of the labels; 0 has no mask head
     wide: bool = True  # phantoms of layers, devices and fields of view beyond any that exist
-    augment: str | tuple[str | dict[str, Any], ...] = "robust"
+    augment: str | tuple[str | dict[str, Any], ...] = "drawn"
     seed: int = 0
 
 
