@@ -65,7 +65,9 @@ class Phantom:
         return np.any([np.zeros(self.image.shape, bool), *self.lesions.values()], axis=0)
 
 
-def draw(label: str, seed: int = 0, patient: int = 0, scan: int = 0, height: int = 496, width: int = 512) -> Phantom:
+def draw(
+    label: str, seed: int = 0, patient: int = 0, scan: int = 0, height: int = 496, width: int = 512, wide: bool = False
+) -> Phantom:
     """Draw one B-scan; the same arguments give the same phantom in any process.
 
     Anatomy, acquisition and the disease's style follow from (seed, patient), the rest from (seed, patient, scan). The
@@ -75,6 +77,8 @@ def draw(label: str, seed: int = 0, patient: int = 0, scan: int = 0, height: int
         label: one of LABELS.
         seed, patient, scan: which population, which of its patients, which B-scan of the volume; each 0 or more.
         height, width: size in pixels, SMALLEST_SIDE or more; the field of view doesn't depend on it.
+        wide: a patient beyond any that exist, in anatomy and acquisition: to pretrain on, since a network that knows
+            many worlds takes the real one for another of them (Tobin et al., "Domain randomization", IROS 2017).
 
     Raises:
         DataError: the label is unknown or the size too small.
@@ -85,7 +89,10 @@ def draw(label: str, seed: int = 0, patient: int = 0, scan: int = 0, height: int
         raise DataError(f"a phantom of {height}x{width} pixels is too small: each side must be {SMALLEST_SIDE} or more")
     # Two streams, so that what a lesion draws doesn't move the noise of a diseased B-scan against its healthy twin's.
     healthy, diseased = np.random.default_rng([seed, patient, 1 + scan]).spawn(2)
-    bscan = _BScan(_Eye(np.random.default_rng([seed, patient])), healthy, height, width)
+    eye = _Eye(np.random.default_rng([seed, patient]))
+    if wide:
+        eye.widen(np.random.default_rng([seed, patient, 0]))
+    bscan = _BScan(eye, healthy, height, width)
     if label != "NORMAL":
         {"CNV": _cnv, "DME": _dme, "DRUSEN": _drusen}[label](bscan, diseased)
     return bscan.render(label)
@@ -110,6 +117,22 @@ class _Eye:
         self.noise = u(0.06, 0.12) + 0.13 * self.subtracted
         self.gain, self.rolloff, self.smoothing = u(0.9, 1.25), u(0.0, 0.08), u(-0.8, 0.8)  # pixels; below 0.25 none
         self.severity, self.style = u(), u()
+
+    def widen(self, rng: np.random.Generator) -> None:
+        """Makes all but the disease vary more: scan width and depth, course, layers' contrast and number, device."""
+        u = rng.uniform
+        self.field = u(3500, 9500), u(950, 2400)
+        self.curvature = u(-0.2, 0.3) * self.field[1] / (self.field[0] / 2000) ** 2  # of the depth, to the sides
+        self.tilt, self.bruch = u(-0.25, 0.25) * self.field[1] / self.field[0], u(0.4, 0.8)
+        self.thickness *= u(0.8, 1.25, len(_TABLE)).astype(np.float32)
+        middle, contrast = self.level.mean(), np.float32(np.exp(u(-0.5, 0.2)))
+        self.level = middle + contrast * (self.level - middle) + rng.normal(0, 0.03, len(_TABLE)).astype(np.float32)
+        for row in rng.permutation(np.arange(1, _ROW["EZ"]))[: rng.integers(0, 4)]:
+            self.level[row] = self.level[row - 1]  # two layers that look like one
+        self.choroid, self.choroid_level, self.choroid_fading = u(80, 450), self.choroid_level + u(-0.1, 0.1), u(0.2, 3)
+        self.looks, self.subtracted = int(np.exp(u(np.log(2), np.log(31)))), u(0, 1)
+        self.noise = u(0.03, 0.16) + 0.13 * self.subtracted
+        self.gain, self.rolloff, self.smoothing = u(0.8, 1.5), u(0, 0.15), u(-0.8, 2)
 
 
 class _BScan:

@@ -5,6 +5,7 @@ appears only when data, split and network are known to be good; a run that was s
 """
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 import transformers
 
+from oct_hf.data import phantom
 from oct_hf.data.corrections import read_corrections
 from oct_hf.data.pixels import Pixels
 from oct_hf.data.stream import StreamedPixels
@@ -38,6 +40,7 @@ from oct_hf.runs.teacher import check_student, other_pictures, prepare_teacher
 from oct_hf.training import processes
 from oct_hf.training.callbacks import EpochLines, OnBest, StopOnSignal, epoch_rows
 from oct_hf.training.distillation import DistillingTrainer
+from oct_hf.training.pretrain import pretrain
 from oct_hf.training.recipe import Recipe
 from oct_hf.training.trainer import OCTTrainer, last_checkpoint
 
@@ -79,6 +82,8 @@ def finetune(
     quiet_libraries()
     with plain_errors(folder):
         processes.join()
+        if processes.count() > 1 and (recipe.pretrain or recipe.teacher):
+            raise RecipeError("pretrain and teacher learn on one process: start it without torchrun")
         check_free(folder, recipe, overwrite)
         hub = _hub(recipe) if processes.is_main() else None
         # The global generators decide a random network's start.
@@ -102,6 +107,8 @@ def finetune(
             write_json(folder / "log" / "augmentation.json", augmentation.to_dict())
         preprocessing = Preprocessing.from_pretrained_cfg(model.config.pretrained_cfg)
         facts["seconds"] = {"data": round(time.monotonic() - started, 1)}
+        if recipe.pretrain:
+            facts["pretraining"] = _pretrain(recipe, folder, model)
         trainer = _train(recipe, folder, data, model, preprocessing, augmentation, facts, hub)
         if processes.is_main():
             _measure_and_write(recipe, folder, data, trainer, preprocessing, facts)
@@ -163,6 +170,25 @@ def quiet_libraries() -> None:
 
 
 # --- training --------------------------------------------------------------------------------------------------------
+
+
+def _pretrain(recipe: Recipe, folder: Path, model: OCTForImageClassification) -> dict:
+    """Phantoms before the fine-tuning; its facts."""
+    print(f"pretraining on {recipe.pretrain.phantoms} phantoms", file=sys.stderr)
+    stop = StopOnSignal()
+    callbacks = [EpochLines(folder / "log" / "pretraining_epochs.csv"), stop]
+
+    def score(probabilities: np.ndarray, labels: np.ndarray) -> dict:
+        return measure(probabilities, labels, phantom.LABELS)
+
+    place = folder / "pretraining"
+    facts = pretrain(model, recipe.pretrain, recipe.train, place, score, callbacks, lambda: stop.stopped is not None)
+    if facts is None:
+        raise Stopped(stop.stopped, folder)
+    shutil.rmtree(place / "checkpoints", ignore_errors=True)
+    # Whatever it drew, the fine-tuning starts as it would have without.
+    transformers.set_seed(recipe.train.seed)
+    return facts
 
 
 def _train(recipe, folder, data, model, preprocessing, augmentation, facts, hub) -> OCTTrainer:

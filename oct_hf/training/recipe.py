@@ -113,6 +113,21 @@ class TrainRecipe:
 
 
 @checked(frozen=True, config=_STRICT)
+class PretrainRecipe:
+    """Training on phantoms before the fine-tuning (`training/pretrain.py`): their labels and lesion masks are free."""
+
+    phantoms: Annotated[int, Field(ge=8)] = 9600  # drawn once, of as many patients, all four classes in turn
+    image_size: Annotated[int, Field(ge=64)] | None = None  # pixels; the model's where not given
+    epochs: Count = 4
+    batch_size: Count = 32
+    learning_rate: Positive = 2e-3
+    mask_weight: NotNegative = 0.5  # of the loss of the lesion masks beside that of the labels; 0 has no mask head
+    wide: bool = True  # phantoms of layers, devices and fields of view beyond any that exist
+    augment: str | tuple[str | dict[str, Any], ...] = "drawn"
+    seed: int = 0
+
+
+@checked(frozen=True, config=_STRICT)
 class TeacherRecipe:
     """A trained network that the model learns from beside the labels (`training/distillation.py` has the loss).
 
@@ -176,6 +191,7 @@ class Recipe:
     split: SplitRecipe = field(default_factory=SplitRecipe)
     model: ModelRecipe = field(default_factory=ModelRecipe)
     augment: str | tuple[str | dict[str, Any], ...] = "standard"
+    pretrain: PretrainRecipe | None = None
     train: TrainRecipe = field(default_factory=TrainRecipe)
     teacher: TeacherRecipe | None = None
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
@@ -294,7 +310,8 @@ def _find(source: str) -> Path:
     return built_in
 
 
-_OPTIONAL = {"teacher": TeacherRecipe}  # sections that may be missing; their keys are always written whole
+# sections that may be missing; their keys are always written whole
+_OPTIONAL = {"pretrain": PretrainRecipe, "teacher": TeacherRecipe}
 
 
 @cache

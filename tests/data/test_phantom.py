@@ -165,3 +165,19 @@ def test_gray_levels_are_those_of_real_b_scans():
     real = levels([cv2.imread(str(file), cv2.IMREAD_GRAYSCALE) for file in files])
     low, high = np.percentile(levels([draw("NORMAL", 14, patient).image for patient in range(60)]), (5, 95), axis=0)
     assert (low < np.median(real, axis=0)).all() and (np.median(real, axis=0) < high).all()
+
+
+def test_wide_phantoms_vary_more_than_the_usual_ones():
+    usual, wide = ([draw("NORMAL", 4, patient, 0, 96, 96, wide=w) for patient in range(40)] for w in (False, True))
+    assert not np.array_equal(usual[0].image, wide[0].image) and usual[0].eye == wide[0].eye
+    noise = [[np.diff(p.image.astype(float), axis=1).std() for p in some] for some in (usual, wide)]
+    place = [[np.median(p.boundaries["BM"]) for p in some] for some in (usual, wide)]
+    assert np.std(noise[1]) > 1.3 * np.std(noise[0]) and np.std(place[1]) > 1.3 * np.std(place[0])
+
+
+def test_a_wide_phantom_keeps_its_lesions_inside_the_image():
+    for patient in range(40):
+        drawn = draw(LABELS[patient % 4], 6, patient, 0, 128, 128, wide=True)
+        assert drawn.mask.any() == (drawn.label != "NORMAL")
+        twin = draw(drawn.label, 6, patient, 0, 128, 128, wide=True)
+        assert np.array_equal(drawn.image, twin.image)
