@@ -53,16 +53,6 @@ class EpochLines(TrainerCallback):
             self.bar.close()
 
 
-class MovingAverage(TrainerCallback):
-    """Takes the weights of each step into an exponential moving average (timm's ModelEmaV3)."""
-
-    def __init__(self, ema):
-        self.ema = ema
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        self.ema.update(model, step=state.global_step)
-
-
 class OnBest(TrainerCallback):
     """Hands the Trainer's state to a function after each checkpoint that is the best so far."""
 

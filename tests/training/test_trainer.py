@@ -16,7 +16,8 @@ from oct_hf.errors import RecipeError
 from oct_hf.evaluation.oct_metrics import measure
 from oct_hf.training.callbacks import StopOnSignal
 from oct_hf.training.recipe import TrainRecipe
-from oct_hf.training.trainer import EpochSampler, OCTTrainer, class_weights, last_checkpoint, normalise
+from oct_hf.training.losses import class_weights
+from oct_hf.training.trainer import EpochSampler, OCTTrainer, last_checkpoint, normalise
 
 NAMES = ["A", "B"]
 NAMES_OF_PHANTOMS = ("DME", "NORMAL")
