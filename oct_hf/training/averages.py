@@ -11,6 +11,7 @@ from timm.utils import ModelEmaV3
 from torch.optim.swa_utils import AveragedModel, update_bn
 from transformers import TrainerCallback, TrainerState
 
+from oct_hf.training.callbacks import steps_an_epoch
 from oct_hf.training.recipe import TrainRecipe
 
 
@@ -77,8 +78,3 @@ def measure_statistics(model: torch.nn.Module, batches: Iterable[torch.Tensor]) 
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(0)
         update_bn(batches, model)
-
-
-def steps_an_epoch(state: TrainerState) -> int:
-    """Optimiser's steps of one epoch."""
-    return round(state.max_steps / state.num_train_epochs)

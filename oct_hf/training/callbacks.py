@@ -88,16 +88,22 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.stopped is not None:
-            control.should_save = control.should_training_stop = True
+            control.should_training_stop = True
+            control.should_save = state.global_step % steps_an_epoch(state) != 0  # else the epoch's end saves
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        if self.stopped is not None:
+        if self.stopped is not None and state.global_step % steps_an_epoch(state):
             # The Trainer would measure half an epoch and save again, after random numbers that a whole run never drew.
             control.should_evaluate = control.should_save = control.should_log = False
 
     def on_train_end(self, args, state, control, **kwargs):
         for number, before in self._before.items():
             signal.signal(number, before)
+
+
+def steps_an_epoch(state: TrainerState) -> int:
+    """Optimiser's steps of one epoch."""
+    return round(state.max_steps / state.num_train_epochs)
 
 
 def epoch_rows(history: list[dict]) -> list[dict]:

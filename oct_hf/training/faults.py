@@ -37,8 +37,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory of the CPU or of the accelerator is too small."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    said = isinstance(error, RuntimeError) and any(text in str(error) for text in _ON_CPU)
-    return said or isinstance(error, Exception) and should_reduce_batch_size(error)
+    if isinstance(error, RuntimeError) and any(text in str(error) for text in _ON_CPU):
+        return True
+    return isinstance(error, Exception) and should_reduce_batch_size(error)
 
 
 def out_of_memory(trainer) -> TrainingError:

@@ -61,7 +61,7 @@ class TrainingLoss(nn.Module):
 
 class Focal(TrainingLoss):
     """(1 - p)^gamma * -log p: what is already sure counts little. Lin et al., "Focal loss for dense object detection"
-    (2017), eq. 4, over softmax probabilities; with `class_weights: effective` class-balanced as in Cui et al. (2019)."""
+    (2017), eq. 4, over softmax probabilities; with `class_weights: effective` it is Cui's class-balanced focal loss."""
 
     def forward(self, logits, labels, index=None, progress=0.0):
         log_p = functional.log_softmax(logits, -1)
@@ -77,7 +77,7 @@ class LDAM(TrainingLoss):
     a linear classifier has logits of its own scale, so `scale` is 1.
     """
 
-    def __init__(self, options, counts, weights, smoothing, images):
+    def __init__(self, options, counts, weights, smoothing=0.0, images=0):
         super().__init__(options, counts, weights, smoothing, images)
         margins = counts.clamp(min=1) ** -0.25
         self.register_buffer("margins", margins * options["margin"] / margins.max(), persistent=False)
@@ -117,11 +117,13 @@ class ELR(TrainingLoss):
     believed before it began to learn wrong labels by heart. Liu et al., "Early-learning regularization prevents
     memorization of noisy labels" (2020)."""
 
-    def __init__(self, options, counts, weights, smoothing, images):
+    def __init__(self, options, counts, weights, smoothing=0.0, images=0):
         super().__init__(options, counts, weights, smoothing, images)
         self.register_buffer("targets", torch.zeros(images, len(counts)))
 
     def forward(self, logits, labels, index=None, progress=0.0):
+        if index is None:
+            return super().forward(logits, labels)  # of unknown images nothing is remembered
         p = logits.softmax(-1).clamp(1e-4, 1 - 1e-4)
         now = p.detach() / p.detach().sum(-1, keepdim=True)
         target = self.options["beta"] * self.targets[index] + (1 - self.options["beta"]) * now
@@ -131,13 +133,14 @@ class ELR(TrainingLoss):
 
 class Asymmetric(TrainingLoss):
     """Negatives that are already low count little, and those below `clip` nothing. Ben-Baruch et al., "Asymmetric loss
-    for multi-label classification" (2021); timm's, for one label without the clip, as in its authors' code."""
+    for multi-label classification" (2021), as timm has it. Of one label the negatives count by label smoothing alone,
+    0.1 in its authors' code; without it this is the focal loss of `gamma_pos`."""
 
-    def __init__(self, options, counts, weights, smoothing, images):
+    def __init__(self, options, counts, weights, smoothing=0.0, images=0):
         super().__init__(options, counts, weights, smoothing, images)
         focus = {key: options[key] for key in ("gamma_pos", "gamma_neg")}
-        self.one = AsymmetricLossSingleLabel(**focus, eps=0.0, reduction="none")
-        self.many = AsymmetricLossMultiLabel(**focus, clip=options["clip"])
+        self.one = AsymmetricLossSingleLabel(**focus, eps=smoothing, reduction="none")
+        self.many = AsymmetricLossMultiLabel(**focus, clip=options["clip"], weight=weights, smoothing=smoothing)
 
     def forward(self, logits, labels, index=None, progress=0.0):
         if labels.ndim == 2:
@@ -195,7 +198,7 @@ def make_loss(recipe: TrainRecipe, labels: np.ndarray, names: Sequence[str], sev
 
 
 def plain_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """What validation reports whatever trains: cross-entropy, or binary cross-entropy of several labels `(N, classes)`."""
+    """What validation reports whatever trains: cross-entropy, or a binary one of several labels `(N, classes)`."""
     if labels.ndim == 2:
         return functional.binary_cross_entropy_with_logits(logits, labels.float())
     return functional.cross_entropy(logits, labels)

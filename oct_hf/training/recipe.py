@@ -162,8 +162,6 @@ def contradictions(train: TrainRecipe) -> list[str]:
         faults.append(f"train.thaw_epochs: with freeze_epochs they leave none of {train.epochs} to the whole network")
     if train.loss in ("elr", "asymmetric") and (train.mixup or train.cutmix):
         faults.append(f"train.loss: {train.loss} needs each image's own label, so neither mixup nor cutmix")
-    if train.loss == "asymmetric" and train.label_smoothing:
-        faults.append("train.loss: asymmetric takes no label_smoothing")
     if train.optimizer == "schedule_free" and (train.ema or train.swa_epochs):
         faults.append("train.optimizer: schedule_free averages weights itself, so neither ema nor swa_epochs")
     return faults

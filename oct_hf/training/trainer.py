@@ -31,9 +31,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from oct_hf.data.pixels import Pixels
 from oct_hf.errors import RecipeError
 from oct_hf.images import Preprocessing
-from oct_hf.training.averages import make_average, measure_statistics, steps_an_epoch
+from oct_hf.training.averages import make_average, measure_statistics
 from oct_hf.training.batches import EpochSampler, collate, make_mixing, normalise, shrink, training_size
-from oct_hf.training.callbacks import selection
+from oct_hf.training.callbacks import selection, steps_an_epoch
 from oct_hf.training.faults import is_out_of_memory, no_number, out_of_memory
 from oct_hf.training.losses import make_loss, plain_loss
 from oct_hf.training.optimisers import make_optimizer, make_schedule, parameter_groups
@@ -240,7 +240,8 @@ class OCTTrainer(Trainer):
         files = [self.train_dataset.file_of(index) for index in indices]
         folder = Path(self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        return no_number(self.state.global_step, files, last_checkpoint(folder), folder)
+        step = self.state.global_step - (inputs is None)  # the validation's step is over
+        return no_number(step, files, last_checkpoint(folder), folder)
 
     # --- freezing ---
 
@@ -314,13 +315,10 @@ class OCTTrainer(Trainer):
     def evaluation_loop(self, *args, **kwargs):
         self._measure_statistics()
         with self.averaged():
-            output = super().evaluation_loop(*args, **kwargs)
-        if self.is_in_train and not np.isfinite(output.metrics.get("eval_loss", 0.0)):
-            raise self._no_number(None)  # before it becomes a checkpoint
-        return output
+            return super().evaluation_loop(*args, **kwargs)
 
     def _measure_statistics(self) -> None:
-        """Batch norm's statistics of weights that no batch has passed: an average's, or those that schedulefree gives."""
+        """Batch norm's statistics of weights that no batch has passed: an average's, or schedulefree's."""
         if not self.is_in_train or not (self.recipe.swa_epochs or self.recipe.optimizer == "schedule_free"):
             return
         if self.recipe.optimizer == "schedule_free":
@@ -335,6 +333,8 @@ class OCTTrainer(Trainer):
         measure_statistics(model, pixels)
 
     def _compute_metrics(self, prediction) -> dict:
+        if not np.isfinite(prediction.predictions).all():
+            raise self._no_number(None)  # before it becomes a checkpoint
         probabilities = softmax(prediction.predictions)
         measured = self._metrics(probabilities, prediction.label_ids)
         return {**measured, SELECTION: selection(measured)}
