@@ -19,7 +19,7 @@ from oct_hf.data.corrections import read_corrections
 from oct_hf.data.pixels import Pixels
 from oct_hf.data.stream import StreamedPixels
 from oct_hf.data.transforms import Augmentation
-from oct_hf.errors import ModelError, RecipeError
+from oct_hf.errors import DataError, ModelError, RecipeError
 from oct_hf.evaluation.assessment import assess, calibrate
 from oct_hf.evaluation.oct_metrics import measure
 from oct_hf.evaluation.predictions import Predictions
@@ -81,6 +81,8 @@ def finetune(
         torch.use_deterministic_algorithms(True, warn_only=True)
         started = time.monotonic()
         dataset, skipped = load_data(recipe.data, cache_dir)
+        if len(names := dataset.features["label"].names) < 2:
+            raise DataError(f"data.labels: a classifier needs two classes or more, found {', '.join(names)} alone")
         data = assign_sides(dataset, recipe)
         if check:
             check(data)
@@ -184,6 +186,7 @@ def _train(recipe, folder, data, model, preprocessing, augmentation, facts, hub)
         "seconds": round(time.monotonic() - began, 1),
         "resumed": checkpoint is not None,
         "bf16": trainer.args.bf16,
+        **({"range_test": trainer.range_test} if trainer.range_test else {}),
         "history": [{key: row[key] for key in HISTORY} for row in epoch_rows(state.log_history)],
     }
     write_json(folder / "run.json", facts | {"status": "trained"})

@@ -22,7 +22,7 @@ def no_number(step: int, files: list[str], checkpoint: Path | None, folder: Path
         checkpoint: the last good one.
         folder: of the checkpoints; the whole list of files is written there.
     """
-    text = f"step {step + 1}: the loss is no number"
+    text = f"step {step + 1}: the {'' if files else 'validation '}loss is no number"
     if files:
         (folder / BATCH_FILE).write_text("\n".join(files) + "\n", encoding="utf-8")
         more = f" and {len(files) - _SHOWN} more, all in {folder / BATCH_FILE}" if len(files) > _SHOWN else ""

@@ -257,7 +257,11 @@ def make_recipe(content: dict, where: str = "recipe") -> Recipe:
     except ValidationError as error:
         faults = dict.fromkeys(_fault(item) for item in error.errors())
         raise RecipeError(f"{where}: " + "; ".join(faults)) from None
-    if faults := contradictions(recipe.train):
+    faults = contradictions(recipe.train)
+    labels = recipe.data.labels or ()
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        faults.append(f"data.labels: {', '.join(twice)} stands there twice")
+    if faults:
         raise RecipeError(f"{where}: " + "; ".join(faults))
     return dataclasses.replace(recipe, data=_described(recipe.data))
 

@@ -243,7 +243,7 @@ def test_a_validation_without_a_number_never_becomes_a_checkpoint(tmp_path):
                 with torch.no_grad():
                     model.timm_model.classifier.bias[0] = float("nan")
 
-    with pytest.raises(TrainingError, match="step 6: the loss is no number; try a lower"):
+    with pytest.raises(TrainingError, match="step 6: the validation loss is no number; try a lower"):
         trainer(tmp_path, [Poison()], epochs=3).train()
     assert last_checkpoint(tmp_path).name == "checkpoint-3"
 
