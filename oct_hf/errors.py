@@ -41,6 +41,10 @@ class ModelError(OCTError):
     """Weights, an architecture or a published model are not usable for what was asked."""
 
 
+class TrainingError(OCTError):
+    """A training can't go on: its loss is no number, or its batches don't fit into memory."""
+
+
 class RunError(OCTError):
     """A run's folder can't be used as asked."""
 

@@ -97,10 +97,18 @@ class Pixels:
         images: uint8 `(n, height, width)`, an array or a `PixelFile`.
         labels: int64 `(n,)`.
         hashes: `n` content hashes.
+        sources: a data set whose column `source` names each picture's file, or None.
     """
 
-    def __init__(self, images: np.ndarray | PixelFile, labels: Sequence[int], hashes: Sequence[str], augmentation=None):
-        self.images = images
+    def __init__(
+        self,
+        images: np.ndarray | PixelFile,
+        labels: Sequence[int],
+        hashes: Sequence[str],
+        augmentation: Augmentation | None = None,
+        sources: datasets.Dataset | None = None,
+    ):
+        self.images, self.sources = images, sources
         self.labels = np.asarray(labels, np.int64)
         self.hashes = list(hashes)
         self.augmentation = augmentation
@@ -128,7 +136,8 @@ class Pixels:
             leave=False,
         )
         images.write(image for _, image in work)
-        return cls(images, dataset["label"][:], dataset["content_hash"][:], augmentation)
+        sources = dataset.select_columns(["source"]) if "source" in dataset.column_names else None
+        return cls(images, dataset["label"][:], dataset["content_hash"][:], augmentation, sources)
 
     def rows(self, chosen: Sequence[int], augmentation: Augmentation | None = None) -> "Pixels":
         """Some of the pictures by their numbers, as the sides of a fold; decoded once for all folds."""
@@ -143,4 +152,8 @@ class Pixels:
         image = self.images[index]
         if epoch is not None and self.augmentation is not None:
             image = self.augmentation(image, epoch, self.hashes[index])
-        return {"pixel_values": image, "labels": self.labels[index]}
+        return {"pixel_values": image, "labels": self.labels[index], "index": np.int64(index)}
+
+    def file_of(self, index: int) -> str:
+        """The file of a picture as its data set names it, or its content hash where none is known."""
+        return self.sources[index]["source"] if self.sources is not None else self.hashes[index]

@@ -6,6 +6,7 @@ number of worker processes: a resumed run needs as many as the run before.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -70,10 +71,15 @@ class StreamedPixels(IterableDataset):
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         rows = self._shuffled(epoch, number, workers)
         decoded = ((row, self._small(row)) for row in rows) if worker else in_order(self._small, rows)
-        for (_, label, content_hash), image in decoded:
+        for (_, index, content_hash), image in decoded:
             if self.augmentation is not None:
                 image = self.augmentation(image, epoch, content_hash)
-            yield {"pixel_values": image, "labels": np.int64(label)}
+            yield {"pixel_values": image, "labels": self.labels[index], "index": np.int64(index)}
+
+    def file_of(self, index: int) -> str:
+        """Which picture a row of the index is, for messages: its shard, row group and row."""
+        shard, group, row = self._places[np.flatnonzero(self._order == index)[0]]
+        return f"{Path(self._shards[shard]).name} row group {group} row {row}"
 
     def _small(self, row: tuple[bytes, int, str]) -> np.ndarray:
         return self.preprocessing.resize(to_gray(read_image(row[0], row[2])))
@@ -110,4 +116,4 @@ class StreamedPixels(IterableDataset):
             row = int(self._places[at, 2])
             if row >= len(pictures):
                 raise DataError(f"{path}: was changed since it was listed; give the same command again")
-            yield pictures[row].as_py(), int(self.labels[self._order[at]]), self._hashes[at].decode()
+            yield pictures[row].as_py(), int(self._order[at]), self._hashes[at].decode()

@@ -21,7 +21,7 @@ from oct_hf.data.corrections import read_corrections
 from oct_hf.data.pixels import Pixels
 from oct_hf.data.stream import StreamedPixels
 from oct_hf.data.transforms import Augmentation
-from oct_hf.errors import ModelError, RecipeError
+from oct_hf.errors import DataError, ModelError, RecipeError
 from oct_hf.evaluation.assessment import assess, calibrate
 from oct_hf.evaluation.oct_metrics import measure
 from oct_hf.evaluation.predictions import Predictions
@@ -92,6 +92,8 @@ def finetune(
         started = time.monotonic()
         with processes.main_first():
             dataset, skipped = load_data(recipe.data, cache_dir)
+            if len(names := dataset.features["label"].names) < 2:
+                raise DataError(f"data.labels: a classifier needs two classes or more, found {', '.join(names)} alone")
             data = assign_sides(dataset, recipe)
             if check:
                 check(data)
@@ -238,6 +240,7 @@ def _train(recipe, folder, data, model, preprocessing, augmentation, facts, hub)
         "resumed": checkpoint is not None,
         "bf16": trainer.args.bf16,
         "processes": processes.count(),
+        **({"range_test": trainer.range_test} if trainer.range_test else {}),
         "history": [{key: row[key] for key in HISTORY} for row in epoch_rows(state.log_history)],
     }
     if processes.is_main():

@@ -37,11 +37,15 @@ def check_student(recipe: Recipe, model: OCTForImageClassification) -> None:
 
     Raises:
         ModelError: the student's classifier isn't a linear layer.
-        RecipeError: streamed data, or a share of other pictures that no batch can have.
+        RecipeError: streamed data, a share of other pictures that no batch can have, or settings of the fine-tuning
+            that need each picture's own label.
     """
     width(model.timm_model)
     if recipe.data.stream:
         raise RecipeError("teacher: distillation takes no streamed data; data.stream=false")
+    train = recipe.train
+    if train.mixup or train.cutmix or train.loss == "elr":
+        raise RecipeError("teacher: distillation goes with neither mixup, cutmix nor the loss elr")
     if recipe.teacher.phantoms or recipe.teacher.unlabelled:
         others_a_batch(recipe.teacher, recipe.train.batch_size)
 

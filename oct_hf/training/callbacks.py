@@ -55,16 +55,6 @@ class EpochLines(TrainerCallback):
             self.bar.close()
 
 
-class MovingAverage(TrainerCallback):
-    """Takes the weights of each step into an exponential moving average (timm's ModelEmaV3)."""
-
-    def __init__(self, ema):
-        self.ema = ema
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        self.ema.update(model, step=state.global_step)
-
-
 class OnBest(TrainerCallback):
     """Hands the Trainer's state to a function after each checkpoint that is the best so far."""
 
@@ -104,19 +94,21 @@ class StopOnSignal(TrainerCallback):
         self.stopped = processes.largest(self.stopped or 0) or None
         if self.stopped is not None:
             control.should_training_stop = True
-            control.should_save = not self._whole_epoch(state)  # which is measured and saved as ever
+            control.should_save = state.global_step % steps_an_epoch(state) != 0  # else the epoch's end saves
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        if self.stopped is not None and not self._whole_epoch(state):
+        if self.stopped is not None and state.global_step % steps_an_epoch(state):
             # The Trainer would measure half an epoch and save again, after random numbers that a whole run never drew.
             control.should_evaluate = control.should_save = control.should_log = False
-
-    def _whole_epoch(self, state: TrainerState) -> bool:
-        return state.global_step % round(state.max_steps / state.num_train_epochs) == 0
 
     def on_train_end(self, args, state, control, **kwargs):
         for number, before in self._before.items():
             signal.signal(number, before)
+
+
+def steps_an_epoch(state: TrainerState) -> int:
+    """Optimiser's steps of one epoch."""
+    return round(state.max_steps / state.num_train_epochs)
 
 
 def epoch_rows(history: list[dict]) -> list[dict]:

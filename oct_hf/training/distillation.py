@@ -204,9 +204,18 @@ class Together(Dataset):
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict:
         epoch, index = key if isinstance(key, tuple) else (None, key)
+        part, inside = self._place(index)
+        item = self.parts[part][inside if epoch is None else (epoch, inside)]
+        return item | {"index": np.int64(index)}
+
+    def file_of(self, index: int) -> str:
+        """Which picture it is, for messages."""
+        part, inside = self._place(index)
+        return self.parts[part].file_of(inside)
+
+    def _place(self, index: int) -> tuple[int, int]:
         part = int(np.searchsorted(self.starts, index, side="right")) - 1
-        inside = index - int(self.starts[part])
-        return self.parts[part][inside if epoch is None else (epoch, inside)]
+        return part, index - int(self.starts[part])
 
 
 class MixedSampler(Sampler):
@@ -314,14 +323,21 @@ class DistillingTrainer(OCTTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        # The Trainer looks after the model's gradients alone: those of the projection are cleared, averaged over
-        # processes and clipped here.
-        self.projection.zero_grad()
+        # The Trainer looks after the model's gradients alone: those of the projection are cleared and
+        # clipped here.
+        if self._passes[0] != self.state.global_step:
+            self.projection.zero_grad()
         loss = super().training_step(model, inputs, num_items_in_batch)
-        for parameter in self.projection.parameters():
-            parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
-        nn.utils.clip_grad_norm_(self.projection.parameters(), self.args.max_grad_norm)
+        if self.accelerator.sync_gradients:
+            nn.utils.clip_grad_norm_(self.projection.parameters(), self.args.max_grad_norm)
         return loss
+
+    def training_loss(self, logits: torch.Tensor, inputs: dict) -> torch.Tensor:
+        """The recipe's loss of the pictures that have a label."""
+        kept = inputs["labels"] != NO_LABEL
+        if not kept.any():
+            return logits.sum() * 0.0
+        return super().training_loss(logits[kept], {"labels": inputs["labels"][kept]})
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """`OCTTrainer`'s, with the projection as one group more."""

@@ -89,27 +89,82 @@ class ModelRecipe:
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # stochastic depth
 
 
+# The training losses and their options with the papers' own values; losses.py has the formulas.
+LOSSES: dict[str, dict[str, float]] = {
+    "cross_entropy": {},
+    "focal": {"gamma": 2.0},  # Lin et al. 2017
+    "ldam": {"margin": 0.5, "scale": 1.0, "reweight_from": 0.8, "beta": 0.9999},  # Cao et al. 2019, deferred weights
+    "asymmetric": {"gamma_pos": 1.0, "gamma_neg": 4.0, "clip": 0.05},  # Ben-Baruch et al. 2021
+    "gce": {"q": 0.7},  # generalised cross-entropy, Zhang & Sabuncu 2018: noisy labels
+    "symmetric": {"alpha": 0.1, "beta": 1.0, "log_zero": -4.0},  # Wang et al. 2019: noisy labels
+    "elr": {"lambda": 3.0, "beta": 0.7},  # early-learning regularisation, Liu et al. 2020: noisy labels
+}
+
+
 @checked(frozen=True, config=_STRICT)
 class TrainRecipe:
-    """The fine-tuning. The first `freeze_epochs` train the head alone; learning rates fall by `layer_decay` a layer."""
+    """The fine-tuning. The first `freeze_epochs` train the head alone; learning rates fall by `layer_decay` a layer.
+
+    All that is random in it comes from `seed` and the step, so that the same recipe gives the same weights to the last
+    bit on the same machine, stopped in between or not.
+    """
 
     epochs: Count = 12
     batch_size: Count = 32  # images a step, of all processes together
     accumulate: Count = 1  # passes that a step is divided into where memory is short; processes of torchrun share them
-    learning_rate: Positive = 1e-3
+    optimizer: Literal["adamw", "adam", "sgd", "lamb", "lion", "schedule_free"] = "adamw"
+    learning_rate: Positive | Literal["find"] = 1e-3  # "find": by a range test before training, Smith 2017
     weight_decay: NotNegative = 0.05
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.08  # share of the steps
-    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.08  # share of the steps; none with plateau
+    schedule: Literal["cosine", "cosine_with_min_lr", "linear", "constant_with_warmup", "one_cycle", "plateau"] = (
+        "cosine"  # "plateau": a tenth after three epochs without a better validation; schedule_free has none
+    )
+    final_rate: Annotated[float, Field(ge=0, le=1)] = 0.05  # where cosine_with_min_lr ends, as a share
     freeze_epochs: Annotated[int, Field(ge=0)] = 0
+    thaw_epochs: Annotated[int, Field(ge=0)] = 0  # after those, stage by stage from the head down, Howard & Ruder 2018
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    class_weights: Literal["auto"] | dict[str, float] | None = None
+    loss: Literal["cross_entropy", "focal", "ldam", "asymmetric", "gce", "symmetric", "elr"] = "cross_entropy"
+    loss_options: dict[str, float] = field(default_factory=dict)  # instead of the papers' values; LOSSES has them
+    # "auto": n / (classes * n_class); "effective": by the effective number of images, Cui et al. 2019
+    class_weights: Literal["auto", "effective"] | dict[str, float] | None = None
+    class_weights_beta: Annotated[float, Field(ge=0, lt=1)] = 0.999  # of "effective"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    mixup: NotNegative = 0.0  # alpha of Zhang et al. 2018; 0 is off
+    cutmix: NotNegative = 0.0  # alpha of Yun et al. 2019; with both, each batch takes one by chance
+    start_size: Annotated[int, Field(ge=32)] | None = None  # pixels of the first epochs, growing in up to four stages
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the averaged weights a step; 0 is off
+    swa_epochs: Annotated[int, Field(ge=0)] = 0  # last epochs whose weights are averaged, Izmailov et al. 2018
     patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better validation before stopping; 0 never stops
     max_grad_norm: Positive = 1.0
     bf16: Literal["auto"] | bool = "auto"
     workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"  # processes that augment; none where a CPU trains
     seed: int = 0
+
+
+def contradictions(train: TrainRecipe) -> list[str]:
+    """What in a fine-tuning's settings doesn't go together, each as a line that says what to do."""
+    faults = []
+    known = LOSSES[train.loss]
+    for name in train.loss_options:
+        if name not in known:
+            has = f"; {train.loss} has {', '.join(known)}" if known else f"; {train.loss} has none"
+            faults.append(f'train.loss_options: no option "{name}"{did_you_mean(name, known)}{has}')
+    options = known | train.loss_options
+    if not 0 < options.get("q", 1) <= 1:
+        faults.append("train.loss_options: q of gce is above 0 and at most 1")
+    if not options.get("log_zero", -1) < 0:
+        faults.append("train.loss_options: log_zero of symmetric is below 0")
+    if train.ema and train.swa_epochs:
+        faults.append("train.ema and train.swa_epochs are two ways to average weights: choose one")
+    if train.swa_epochs > train.epochs:
+        faults.append(f"train.swa_epochs: {train.swa_epochs} of {train.epochs} epochs; at most all")
+    if train.freeze_epochs + train.thaw_epochs >= train.epochs and train.thaw_epochs:
+        faults.append(f"train.thaw_epochs: with freeze_epochs they leave none of {train.epochs} to the whole network")
+    if train.loss in ("elr", "asymmetric") and (train.mixup or train.cutmix):
+        faults.append(f"train.loss: {train.loss} needs each image's own label, so neither mixup nor cutmix")
+    if train.optimizer == "schedule_free" and (train.ema or train.swa_epochs):
+        faults.append("train.optimizer: schedule_free averages weights itself, so neither ema nor swa_epochs")
+    return faults
 
 
 @checked(frozen=True, config=_STRICT)
@@ -275,6 +330,12 @@ def make_recipe(content: dict, where: str = "recipe") -> Recipe:
     except ValidationError as error:
         faults = dict.fromkeys(_fault(item) for item in error.errors())
         raise RecipeError(f"{where}: " + "; ".join(faults)) from None
+    faults = contradictions(recipe.train)
+    labels = recipe.data.labels or ()
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        faults.append(f"data.labels: {', '.join(twice)} stands there twice")
+    if faults:
+        raise RecipeError(f"{where}: " + "; ".join(faults))
     return dataclasses.replace(recipe, data=_described(recipe.data))
 
 

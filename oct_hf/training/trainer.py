@@ -1,7 +1,8 @@
 """OCTTrainer: transformers' Trainer with what fine-tuning on B-scans needs, and no second training loop.
 
 Its data are `Pixels`; the random order and the augmentation come from (seed, epoch), so a resumed run sees what the
-whole run would have seen. Averaged weights (EMA) are what is evaluated, compared and kept; the raw ones go on training.
+whole run would have seen. Averaged weights (EMA, SWA) are what is evaluated, compared and kept; the raw ones go on
+training. A trainer with another loss overrides `compute_loss`; `training_loss` gives the recipe's own.
 """
 
 import json
@@ -9,14 +10,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from timm.optim import param_groups_layer_decay, param_groups_weight_decay
-from timm.utils import ModelEmaV3
-from torch.nn import functional
+from timm.models import group_parameters
 from torch.utils.data import Sampler
 from transformers import (
     EarlyStoppingCallback,
@@ -29,13 +29,22 @@ from transformers import (
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from oct_hf.data.pixels import Pixels
-from oct_hf.errors import RecipeError, did_you_mean
+from oct_hf.errors import RecipeError
 from oct_hf.images import Preprocessing
 from oct_hf.training import processes
-from oct_hf.training.callbacks import MovingAverage, selection
-from oct_hf.training.recipe import TrainRecipe
+from oct_hf.training.averages import make_average, measure_statistics
+from oct_hf.training.batches import EpochSampler, collate, make_mixing, normalise, shrink, training_size
+from oct_hf.training.callbacks import selection, steps_an_epoch
+from oct_hf.training.faults import is_out_of_memory, no_number, out_of_memory
+from oct_hf.training.losses import make_loss, plain_loss
+from oct_hf.training.optimisers import make_optimizer, make_schedule, parameter_groups
+from oct_hf.training.range_test import range_test
+from oct_hf.training.recipe import TrainRecipe, contradictions
 
-EMA_FILE = "ema.safetensors"
+EMA_FILE = "ema.safetensors"  # the averaged weights
+LOSS_FILE = "loss.safetensors"  # what the loss remembers of each image
+RATE_FILE = "learning_rate.json"  # what the range test found
+STATISTICS = 50  # batches for batch norm's statistics, as many as schedulefree's authors take
 SELECTION = "selection"  # what the best checkpoint is chosen by
 
 
@@ -51,8 +60,14 @@ class OCTTrainer(Trainer):
         metrics: `(probabilities (n, classes), labels (n,)) -> dict` with `balanced_accuracy` and `log_loss` at least.
         callbacks: further callbacks, such as a progress display.
 
+    Attributes:
+        loss: the training loss, a `losses.TrainingLoss`.
+        ema: the averaged weights, or None.
+        range_test: what `learning_rate: find` found, or None.
+        batch: the batch of the running step, as it came from the workers.
+
     Raises:
-        RecipeError: class weights for labels that the model doesn't have.
+        RecipeError: class weights for labels that the model doesn't have, or settings that don't go together.
     """
 
     def __init__(
@@ -66,12 +81,19 @@ class OCTTrainer(Trainer):
         metrics: Callable[[np.ndarray, np.ndarray], dict],
         callbacks: Sequence = (),
     ):
+        if faults := contradictions(recipe):
+            raise RecipeError("; ".join(faults))
+        if recipe.start_size and model.config.pretrained_cfg.get("fixed_input_size"):
+            raise RecipeError(f"train.start_size: {model.config.architecture} takes pictures of one size only")
         self.recipe = recipe
         self.preprocessing = preprocessing
         names = [model.config.id2label[i] for i in range(model.config.num_labels)]
-        self.class_weights = class_weights(recipe.class_weights, train.labels, names)
+        several = model.config.problem_type == "multi_label_classification"
+        self.loss = make_loss(recipe, train.labels, names, several)
+        self.range_test, self.batch = None, None
+        self._mixing = make_mixing(recipe, len(names))
         self._metrics = metrics
-        self._frozen = False
+        self._trained_stages = None
         self._passes = (-1, 0)  # the step that is being taken, and its passes so far
         stopping = [EarlyStoppingCallback(recipe.patience)] if recipe.patience else []
         super().__init__(
@@ -85,18 +107,50 @@ class OCTTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
-        self.ema = ModelEmaV3(self.model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
+        self.model_accepts_loss_kwargs = False  # else batches that make one step together would count too much
+        self.loss.to(self.args.device)
+        if self.args.world_size > 1 and (recipe.loss == "elr" or recipe.learning_rate == "find"):
+            raise RecipeError("train.loss elr and train.learning_rate find need one process, not several")
+        self.ema = make_average(self.model, recipe)
         if self.ema:
-            self.add_callback(MovingAverage(self.ema))
+            self.add_callback(self.ema)
 
     def train(self, resume_from_checkpoint: str | Path | None = None, **kwargs):
-        """Trains to the end or from a checkpoint on; afterwards the model holds the best weights."""
-        if resume_from_checkpoint and self.ema:
-            self.ema.module.load_state_dict(load_file(Path(resume_from_checkpoint) / EMA_FILE))
-        return super().train(resume_from_checkpoint=str(resume_from_checkpoint or "") or None, **kwargs)
+        """Trains to the end or from a checkpoint on; afterwards the model holds the best weights.
+
+        Raises:
+            TrainingError: the loss is no number (the last good checkpoint stays), or memory is too small.
+        """
+        if self.recipe.learning_rate == "find":
+            self._find_rate()
+        if resume_from_checkpoint:
+            checkpoint = Path(resume_from_checkpoint)
+            if self.ema:
+                self.ema.module.load_state_dict(load_file(checkpoint / EMA_FILE))
+                self.ema.resume(TrainerState.load_from_json(str(checkpoint / "trainer_state.json")))
+            if self.loss.state_dict():
+                self.loss.load_state_dict(load_file(checkpoint / LOSS_FILE))
+        try:
+            return super().train(resume_from_checkpoint=str(resume_from_checkpoint or "") or None, **kwargs)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or self.batch is None:
+                raise
+        raise out_of_memory(self)  # here, where the failed step's tensors are gone
+
+    def _find_rate(self) -> None:
+        file = Path(self.args.output_dir) / RATE_FILE
+        if file.exists():
+            self.range_test = json.loads(file.read_text())
+        else:
+            self.range_test = range_test(self)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(self.range_test))
+        self.args.learning_rate = self.range_test["learning_rate"]
 
     def restore_best(self, checkpoint: str | Path) -> None:
         """Takes up a finished training: the state of its last checkpoint and the weights of its best one."""
+        if self.recipe.learning_rate == "find":
+            self._find_rate()
         self.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
         self._load_best_model()
 
@@ -107,70 +161,152 @@ class OCTTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: dict) -> dict:
         inputs = super()._prepare_inputs(inputs)
-        if inputs["pixel_values"].dtype == torch.uint8:
-            inputs["pixel_values"] = normalise(inputs["pixel_values"], self.preprocessing)
+        images = inputs["pixel_values"]
+        if images.dtype == torch.uint8:
+            if self.model.training and self.recipe.start_size:
+                images = shrink(images, *self._training_size())
+            inputs["pixel_values"] = normalise(images, self.preprocessing)
+        if self.model.training and self._mixing:
+            inputs["pixel_values"], inputs["labels"] = self._mixing(inputs["pixel_values"], inputs["labels"])
         return inputs
+
+    def _training_size(self) -> tuple[int, int]:
+        place, epochs = self._progress() * self.recipe.epochs, self.recipe.epochs
+        final = self.preprocessing.height, self.preprocessing.width
+        return tuple(training_size(self.recipe.start_size, side, int(place + 1e-6), epochs) for side in final)
+
+    def endless_batches(self) -> Iterator[dict]:
+        """Batches of the training side as its epochs have them, one epoch after the other, read in this process."""
+        train = self.train_dataset
+        for epoch in count():
+            if hasattr(train, "set_epoch"):
+                train.set_epoch(epoch)
+                items = iter(train)
+            else:
+                sampler = self._get_train_sampler()
+                sampler.set_epoch(epoch)
+                items = (train[key] for key in sampler)
+            while some := list(islice(items, self.recipe.batch_size)):
+                yield collate(some)
 
     # --- loss ---
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        steps_an_epoch = self.state.max_steps / self.state.num_train_epochs
-        self._freeze(self.state.global_step < self.recipe.freeze_epochs * steps_an_epoch)
-        # Dropout, too, depends on the step and the part of its batch alone: not on how often workers or a resumed run
-        # drew before, nor on which process takes the part.
-        step, done = self._passes
-        done = done + 1 if step == self.state.global_step else 0
-        self._passes = (self.state.global_step, done)
-        part = done * self.args.world_size + self.args.process_index
-        torch.manual_seed(hash((self.recipe.seed, self.state.global_step, part)) % 2**63)
-        return super().training_step(model, inputs, num_items_in_batch)
+        self._thaw()
+        self.batch = inputs
+        step, done = self.state.global_step, self._passes[1] + 1
+        self._passes = (step, done if self._passes[0] == step else 0)
+        self.seed_step(step, self._passes[1] * self.args.world_size + self.args.process_index)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise self._no_number(inputs)
+        return loss
+
+    def seed_step(self, step: int, part: int = 0) -> None:
+        """Seeds dropout and mixing by the step and the part of its batch alone.
+
+        Not by what workers or a resumed run drew before, nor by which process takes the part.
+        """
+        torch.manual_seed(hash((self.recipe.seed, step, part)) % 2**63)
+
+    def try_step(self, batch: dict) -> float:
+        """One step on a batch outside of the training, with the optimiser as it is; its loss."""
+        self.model.train()
+        if hasattr(self.optimizer, "train"):
+            self.optimizer.train()
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(self.model, self._prepare_inputs(batch))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
+        if self.optimizer is not None:
+            self.optimizer.step()
+        self.model.zero_grad(set_to_none=True)
+        return loss.item()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Cross-entropy; weighted and smoothed while training, plain while evaluating."""
-        if self._frozen and model.training:
-            # A frozen backbone also keeps its batch-norm statistics.
-            self.model.timm_model.eval()
-            self.model.timm_model.get_classifier().train()
+        """The recipe's loss while training; plain cross-entropy while evaluating."""
+        self.keep_frozen()
         outputs = model(pixel_values=inputs["pixel_values"])
         logits = outputs.logits.float()
-        if model.training:
-            weights = None if self.class_weights is None else self.class_weights.to(logits.device)
-            smoothing = self.recipe.label_smoothing
-            loss = functional.cross_entropy(logits, inputs["labels"], weight=weights, label_smoothing=smoothing)
-        else:
-            loss = functional.cross_entropy(logits, inputs["labels"])
+        loss = self.training_loss(logits, inputs) if model.training else plain_loss(logits, inputs["labels"])
         return (loss, outputs) if return_outputs else loss
 
-    def _freeze(self, frozen: bool) -> None:
-        if frozen == self._frozen:
+    def training_loss(self, logits: torch.Tensor, inputs: dict) -> torch.Tensor:
+        """The recipe's loss of float logits `(N, classes)` on a batch that `_prepare_inputs` gave."""
+        return self.loss(logits, inputs["labels"], inputs.get("index"), self._progress())
+
+    def _progress(self) -> float:
+        """Share of the training that is done."""
+        return self.state.global_step / self.state.max_steps if self.state.max_steps else 0.0
+
+    def _no_number(self, inputs: dict | None):
+        indices = inputs["index"].tolist() if inputs and "index" in inputs else []
+        files = [self.train_dataset.file_of(index) for index in indices]
+        folder = Path(self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        step = self.state.global_step - (inputs is None)  # the validation's step is over
+        return no_number(step, files, last_checkpoint(folder), folder)
+
+    # --- freezing ---
+
+    def _thaw(self) -> None:
+        """Lets those stages train that the schedule has come to: none but the head at first, all in the end."""
+        recipe, epoch = self.recipe, self.state.global_step // steps_an_epoch(self.state)
+        thawing = epoch - recipe.freeze_epochs
+        share = 0.0 if thawing < 0 else (thawing + 1) / (recipe.thaw_epochs + 1)
+        if share >= 1 and self._trained_stages is None:
+            return  # nothing was ever frozen
+        network = self.model.timm_model
+        stages = list(group_parameters(network, network.group_matcher(coarse=True)).values()) if share < 1 else []
+        trained = max(0, int(np.ceil(len(stages) * share))) if share < 1 else -1
+        if trained == self._trained_stages:
             return
-        head = {id(p) for p in self.model.timm_model.get_classifier().parameters()}
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(not frozen or id(parameter) in head)
-        self._frozen = frozen
+        frozen = {name for stage in stages[: len(stages) - trained] for name in stage}
+        head = {id(p) for p in network.get_classifier().parameters()}
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name not in frozen or id(parameter) in head)
+        self._trained_stages = trained
+
+    def keep_frozen(self) -> None:
+        """Keeps batch norm's statistics and dropout still in what is frozen; called before each training forward."""
+        if not self.model.training or self._trained_stages in (None, -1):
+            return
+        network = self.model.timm_model
+        if self._trained_stages == 0:
+            network.eval()
+            network.get_classifier().train()
+            return
+        for module in network.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(p.requires_grad for p in parameters):
+                module.eval()
 
     # --- optimiser ---
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """AdamW without decay on norms and biases; learning rates fall layer by layer where the recipe asks for it."""
+        """The recipe's optimiser, without decay on norms and biases; the Trainer's own AdamW where it is that."""
         if self.optimizer is None:
-            network, decay = self.model.timm_model, self.recipe.weight_decay
-            if self.recipe.layer_decay < 1:
-                groups = param_groups_layer_decay(network, decay, layer_decay=self.recipe.layer_decay)
+            rate = self.args.learning_rate
+            groups = parameter_groups(self.model.timm_model, self.recipe, rate)
+            if self.recipe.optimizer == "adamw":
+                kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+                self.optimizer = kind(groups, **options)
             else:
-                groups = param_groups_weight_decay(network, decay)
-            for group in groups:
-                group["lr"] = self.args.learning_rate * group.pop("lr_scale", 1.0)
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer = kind(groups, **options)
+                self.optimizer = make_optimizer(groups, self.recipe, rate)
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        """The recipe's schedule of the learning rates."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = make_schedule(optimizer or self.optimizer, self.recipe, num_training_steps)
+        return self.lr_scheduler
 
     # --- averaged weights ---
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """The model holds the averaged weights inside the block, the raw ones after it."""
-        if self.ema is None or not self.is_in_train:
+        if self.ema is None or not self.ema.started or not self.is_in_train:
             yield
             return
         raw = {key: value.clone() for key, value in self.model.state_dict().items()}
@@ -181,11 +317,29 @@ class OCTTrainer(Trainer):
             self.model.load_state_dict(raw)
 
     def evaluation_loop(self, *args, **kwargs):
+        self._measure_statistics()
         with self.averaged():
             processes.take_buffers_of_main(self.model)
             return super().evaluation_loop(*args, **kwargs)
 
+    def _measure_statistics(self) -> None:
+        """Batch norm's statistics of weights that no batch has passed: an average's, or schedulefree's."""
+        if not self.is_in_train or not (self.recipe.swa_epochs or self.recipe.optimizer == "schedule_free"):
+            return
+        if self.recipe.optimizer == "schedule_free":
+            self.optimizer.eval()
+        elif not self.ema.started:
+            return
+        if self._trained_stages not in (None, -1):
+            return  # what is frozen keeps its statistics
+        model = self.ema.module if self.ema else self.model
+        batches = islice(self.endless_batches(), min(STATISTICS, steps_an_epoch(self.state)))
+        pixels = (normalise(b["pixel_values"].to(self.args.device), self.preprocessing) for b in batches)
+        measure_statistics(model, pixels)
+
     def _compute_metrics(self, prediction) -> dict:
+        if not np.isfinite(prediction.predictions).all():
+            raise self._no_number(None)  # before it becomes a checkpoint
         probabilities = softmax(prediction.predictions)
         measured = self._metrics(probabilities, prediction.label_ids)
         return {**measured, SELECTION: selection(measured)}
@@ -194,9 +348,14 @@ class OCTTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
-        if self.ema is not None and self.is_in_train and output_dir and self.args.should_save:
-            tensors = {key: value.contiguous() for key, value in self.ema.module.state_dict().items()}
+        if not self.is_in_train or not output_dir or not self.args.should_save:
+            return
+        if self.ema is not None:
+            kept = self.ema.module if self.ema.started else self.model
+            tensors = {key: value.contiguous() for key, value in kept.state_dict().items()}
             save_file(tensors, Path(output_dir) / EMA_FILE)
+        if remembered := self.loss.state_dict():
+            save_file(remembered, Path(output_dir) / LOSS_FILE)
 
     def _load_best_model(self) -> None:
         # By step and not by the stored path, which is wrong once the run's folder has been moved.
@@ -208,67 +367,9 @@ class OCTTrainer(Trainer):
             self.model.load_state_dict(load_file(best / EMA_FILE))
 
 
-class EpochSampler(Sampler):
-    """`(epoch, index)` pairs in an order that depends on seed and epoch alone."""
-
-    def __init__(self, count: int, seed: int):
-        self.count, self.seed, self.epoch = count, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer before each epoch, a resumed one too."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
-        return ((self.epoch, int(index)) for index in order)
-
-    def __len__(self) -> int:
-        return self.count
-
-
-def collate(items: list[dict]) -> dict:
-    """A batch: uint8 `(N, height, width)` and int64 `(N,)`."""
-    return {
-        "pixel_values": torch.from_numpy(np.stack([item["pixel_values"] for item in items])),
-        "labels": torch.from_numpy(np.array([item["labels"] for item in items], np.int64)),
-    }
-
-
-def normalise(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """float32 `(N, 3, height, width)` in channels-last memory of uint8 `(N, height, width)`, on their device."""
-    mean = torch.tensor(preprocessing.mean, device=images.device)
-    std = torch.tensor(preprocessing.std, device=images.device)
-    # (v / 255 - mean) / std, in one pass
-    return torch.addcmul(-mean / std, images[..., None].float(), 1 / (255 * std)).permute(0, 3, 1, 2)
-
-
 def softmax(logits: np.ndarray) -> np.ndarray:
     """float64 probabilities `(n, classes)` of logits of that shape."""
     return torch.from_numpy(np.asarray(logits)).double().softmax(-1).numpy()
-
-
-def class_weights(setting: str | dict | None, labels: np.ndarray, names: Sequence[str]) -> torch.Tensor | None:
-    """Weight of each class in the loss.
-
-    Args:
-        setting: None; "auto" for n / (classes * n_class), as scikit-learn's "balanced" has it; or one weight a label.
-        labels: int `(n,)`, of the training side.
-        names: the labels' names.
-
-    Raises:
-        RecipeError: the mapping's labels aren't the model's.
-    """
-    if setting is None:
-        return None
-    if setting == "auto":
-        counts = np.bincount(labels, minlength=len(names))
-        return torch.tensor(len(labels) / (len(names) * np.maximum(counts, 1)), dtype=torch.float32)
-    for name in [*setting, *names]:
-        if name not in names:
-            raise RecipeError(f'train.class_weights: no label "{name}"{did_you_mean(name, names)}')
-        if name not in setting:
-            raise RecipeError(f"train.class_weights: no weight for {name}")
-    return torch.tensor([float(setting[name]) for name in names])
 
 
 def bf16_is_faster() -> bool:
@@ -292,9 +393,7 @@ def training_arguments(recipe: TrainRecipe, output_dir: str | Path) -> TrainingA
         per_device_train_batch_size=images,
         gradient_accumulation_steps=passes,
         per_device_eval_batch_size=recipe.batch_size,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type=recipe.schedule,
-        warmup_steps=recipe.warmup,
+        learning_rate=1.0 if recipe.learning_rate == "find" else recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
         bf16=bf16_is_faster() if recipe.bf16 == "auto" else recipe.bf16,

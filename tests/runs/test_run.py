@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from oct_hf import OCTForImageClassification, Predictor, evaluate_model, finetune
-from oct_hf.errors import DataError, ModelError, RunError
+from oct_hf.errors import DataError, ModelError, RunError, TrainingError
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.hub.allowed import ALLOWED
 from oct_hf.runs.run import Stopped
@@ -241,3 +241,30 @@ def test_the_package_class_loads_the_repository(finished_run):
     assert list(model.config.id2label.values()) == ["CNV", "DME", "DRUSEN", "NORMAL"]
     recipe = yaml.safe_load((finished_run / "model" / "recipe.yaml").read_text())
     assert recipe["data"]["path"] is None
+
+
+def test_a_classifier_of_one_class_is_refused(clinic, tmp_path):
+    with pytest.raises(DataError, match=r"data\.labels: a classifier needs two classes or more, found DME alone"):
+        finetune(change(clinic_recipe(clinic), data={"labels": ("DME",)}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_that_the_set_does_not_have_are_refused(clinic, tmp_path):
+    with pytest.raises(DataError, match="no usable image of class ABNORMAL; other folders there: DME"):
+        finetune(change(clinic_recipe(clinic), data={"labels": ("ABNORMAL", "NORMAL")}), tmp_path / "run")
+
+
+def test_the_rate_that_was_found_is_recorded_and_a_lost_loss_names_the_files(tiny, clinic, tmp_path):
+    recipe = change(
+        clinic_recipe(clinic),
+        train={"learning_rate": "find", "loss": "focal", "mixup": 0.2, "optimizer": "lamb", "swa_epochs": 1},
+    )
+    run = finetune(recipe, tmp_path / "run")
+    found = run["training"]["range_test"]["learning_rate"]
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert f"LAMB, learning rate {found} by a range test" in card and "focal loss" in card and "mixup 0.2" in card
+    assert yaml.safe_load((tmp_path / "run" / "model" / "recipe.yaml").read_text())["train"]["learning_rate"] == "find"
+    lost = change(recipe, train={"learning_rate": 1e30, "optimizer": "sgd", "batch_size": 2, "swa_epochs": 0})
+    with pytest.raises(TrainingError, match=r"the loss is no number; its batch is .*/.*/.*\.png") as caught:
+        finetune(lost, tmp_path / "lost")
+    assert "\n" not in str(caught.value) and not (tmp_path / "lost" / "model").exists()

@@ -4,45 +4,20 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from small import NAMES, pixels, trainer
 from transformers import TrainerCallback
 
-from oct_hf import OCTForImageClassification, Preprocessing
+from oct_hf import Preprocessing
 from oct_hf.data.oct import builder_of, prepare
-from oct_hf.data.pixels import Pixels
 from oct_hf.data.prepared import write_prepared
 from oct_hf.data.stream import StreamedPixels
 from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import RecipeError
-from oct_hf.evaluation.oct_metrics import measure
 from oct_hf.training.callbacks import StopOnSignal
-from oct_hf.training.recipe import TrainRecipe
-from oct_hf.training.trainer import EpochSampler, OCTTrainer, class_weights, last_checkpoint, normalise
+from oct_hf.training.losses import class_weights
+from oct_hf.training.trainer import EpochSampler, OCTTrainer, last_checkpoint, normalise
 
-NAMES = ["A", "B"]
 NAMES_OF_PHANTOMS = ("DME", "NORMAL")
-
-
-def pixels(count: int = 24, seed: int = 0) -> Pixels:
-    """Noise whose mean tells the label: learnable in a few steps."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(count) % 2
-    images = np.clip(rng.normal(90 + 60 * labels[:, None, None], 40, (count, 64, 64)), 0, 255).astype(np.uint8)
-    return Pixels(images, labels, [f"{seed} {i}" for i in range(count)], Augmentation("light", 1))
-
-
-def trainer(folder, callbacks=(), **settings) -> OCTTrainer:
-    torch.manual_seed(0)
-    settings = {"epochs": 3, "batch_size": 8, "workers": 0, "bf16": False, "learning_rate": 3e-3, **settings}
-    return OCTTrainer(
-        OCTForImageClassification.from_timm("test_efficientnet", NAMES, image_size=64, drop_rate=0.2),
-        TrainRecipe(**settings),
-        Preprocessing(64, 64),
-        pixels(),
-        pixels(16, seed=9),
-        folder,
-        lambda probabilities, labels: measure(probabilities, labels, NAMES),
-        callbacks,
-    )
 
 
 class Recorder(TrainerCallback):

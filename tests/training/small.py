@@ -1,0 +1,49 @@
+"""A training small enough for tests: noise whose mean tells the label, and a network of a few thousand weights."""
+
+import numpy as np
+import torch
+
+from oct_hf import OCTForImageClassification, Preprocessing
+from oct_hf.data.pixels import Pixels
+from oct_hf.data.transforms import Augmentation
+from oct_hf.evaluation.oct_metrics import measure
+from oct_hf.training.callbacks import StopOnSignal
+from oct_hf.training.recipe import TrainRecipe
+from oct_hf.training.trainer import OCTTrainer
+
+NAMES = ["A", "B"]
+
+
+def pixels(count: int = 24, seed: int = 0) -> Pixels:
+    """Noise whose mean tells the label: learnable in a few steps."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 2
+    images = np.clip(rng.normal(90 + 60 * labels[:, None, None], 40, (count, 64, 64)), 0, 255).astype(np.uint8)
+    return Pixels(images, labels, [f"{seed} {i}" for i in range(count)], Augmentation("light", 1))
+
+
+def trainer(folder, callbacks=(), **settings) -> OCTTrainer:
+    torch.manual_seed(0)
+    settings = {"epochs": 3, "batch_size": 8, "workers": 0, "bf16": False, "learning_rate": 3e-3, **settings}
+    return OCTTrainer(
+        OCTForImageClassification.from_timm("test_efficientnet", NAMES, image_size=64, drop_rate=0.2),
+        TrainRecipe(**settings),
+        Preprocessing(64, 64),
+        pixels(),
+        pixels(16, seed=9),
+        folder,
+        lambda probabilities, labels: measure(probabilities, labels, NAMES),
+        callbacks,
+    )
+
+
+class StopAtStep(StopOnSignal):
+    """Stops as a signal would, after a step."""
+
+    def __init__(self, step: int):
+        super().__init__()
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.stopped = 2 if state.global_step == self.step else None
+        super().on_step_end(args, state, control, **kwargs)
