@@ -23,6 +23,7 @@ _WHERE = {
     "Recipe": "oct_hf.training.recipe",
     "Volume": "oct_hf.data.volumes",
     "answer_eyes": "oct_hf.inference.eyes",
+    "cross_validate": "oct_hf.runs.folds",
     "OCTError": "oct_hf.errors",
     "draw_phantom": "oct_hf.data.phantom:draw",
     "evaluate_model": "oct_hf.runs.other_data",
@@ -32,6 +33,7 @@ _WHERE = {
     "read_image": "oct_hf.images",
     "read_volumes": "oct_hf.data.volumes",
     "split_by_patient": "oct_hf.data.splits",
+    "tune": "oct_hf.runs.tune",
     "write_repository": "oct_hf.hub.repository",
 }
 __all__ = sorted(_WHERE)

@@ -72,7 +72,10 @@ def test_no_patient_of_the_test_side_is_searched_on_nor_one_both_trained_and_sco
 
 def test_the_sets_own_folds_are_searched_on_without_guards_and_without_the_one_held_out(samples):
     recipe = make_recipe(
-        {"data": {"name": "neh_2018", "path": str(samples / "neh_sample")}, "split": {"by": "fold", "test_fold": "4"}}
+        {
+            "data": {"name": "neh_2018", "path": str(samples / "neh_sample")},
+            "split": {"by": "fold", "test_fold": "4", "near_duplicates": False},
+        }
     )
     data = assign_sides(load_data(recipe.data)[0], recipe)
     folds = np.array(data.dataset["fold"][:])
