@@ -38,7 +38,8 @@ def assess(predictions: Predictions, settings: dict, calibration: dict | None = 
     Args:
         predictions: of the validation and test sides, as they are published.
         settings: the recipe's `evaluation`: `level`, `sensitivity`, `specificity`.
-        calibration: what `calibrate` gave when they were calibrated; None where they weren't.
+        calibration: what `calibrate` gave when they were calibrated; None where nobody asked for it; `temperature`
+            None and `why` where it couldn't be.
 
     Raises:
         DataError: a side without rows, values that are no probabilities, or a label that the model doesn't know.
@@ -104,8 +105,8 @@ def assess_external(home: Predictions | None, other: Predictions, settings: dict
 
 def _calibration(predictions: Predictions, calibration: dict | None) -> dict:
     described = {"after": _described(predictions)}
-    if calibration is None:
-        return described | {"temperature": None}
+    if calibration is None or calibration["temperature"] is None:
+        return described | (calibration or {"temperature": None})
     before = predictions.with_probabilities(rescale(predictions.probabilities, 1 / calibration["temperature"]))
     return calibration | {"before": _described(before)} | described
 

@@ -5,6 +5,7 @@ network is a class with timm's methods and one `@register_model` function named 
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import timm
 import torch
@@ -34,7 +35,7 @@ class CustomCNN(nn.Module):
         super().__init__()
         self.num_classes, self.num_features, self.head_hidden_size = num_classes, 256, 128
         channels = (in_chans, 32, 64, 128, 256)
-        self.stages = nn.Sequential(*(_block(a, b) for a, b in zip(channels[:-1], channels[1:], strict=True)))
+        self.stages = nn.Sequential(*(_block(a, b) for a, b in pairwise(channels)))
         self.feature_info = [
             {"num_chs": width, "reduction": 2 ** (i + 1), "module": f"stages.{i}"}
             for i, width in enumerate(channels[1:])
@@ -233,9 +234,7 @@ def _map_size(img_size: int | Sequence[int]) -> tuple[int, int]:
     xceptions = tuple(-(-((pixels - 1) // 2 - 2) // 16) for pixels in sizes)
     if cells != xceptions or min(sizes) < 32:
         size = "x".join(map(str, sizes))
-        raise ValueError(
-            f"roct_net: its two backbones see an image of {size} pixels differently; take a multiple of 32"
-        )
+        raise ValueError(f"roct_net's two backbones see an image of {size} pixels differently; take a multiple of 32")
     return cells
 
 

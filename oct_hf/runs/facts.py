@@ -15,6 +15,7 @@ from oct_hf.data.corrections import NAME, describe_corrections
 from oct_hf.data.leakage import certificate
 from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import count_sides, fingerprint
+from oct_hf.hub.allowed import CODE_BRANCH
 from oct_hf.runs.labelled import LabelledSet, is_public
 from oct_hf.training.recipe import HubRecipe, Recipe
 
@@ -42,7 +43,7 @@ HOME_FACTS = ("status", "recipe_given")  # of no use to a stranger; the recipe a
 def run_facts(recipe: Recipe, data: LabelledSet, skipped: list[dict], model) -> dict:
     """What is known before training; training and measurement add theirs."""
     weights = recipe.model.weights
-    cfg = model.config.pretrained_cfg
+    cfg, own = model.config.pretrained_cfg, getattr(model.config, "needs_code", False)
     tag = recipe.model.base if "." in recipe.model.base else f"{recipe.model.base}.{_default_tag(recipe.model.base)}"
     return {
         "format": 1,
@@ -76,12 +77,13 @@ def run_facts(recipe: Recipe, data: LabelledSet, skipped: list[dict], model) -> 
         "model": {
             "architecture": model.config.architecture,
             "base": _name_only(recipe.model.base),
-            "hub_id": f"timm/{tag}" if weights == "hub" and "/" not in recipe.model.base else None,
+            "hub_id": f"timm/{tag}" if weights == "hub" and "/" not in recipe.model.base and not own else None,
             "weights": _name_only(weights),
             "weights_sha256": None if weights in ("hub", "random") else file_sha256(Path(weights).expanduser()),
             "license": cfg.get("license"),
             "parameters": sum(p.numel() for p in model.parameters()),
             "image_size": recipe.model.image_size,
+            **({"code": CODE_BRANCH} if own else {}),
         },
         "versions": {"python": platform.python_version(), **_versions()},
         "hardware": hardware(),

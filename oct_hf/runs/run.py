@@ -262,5 +262,5 @@ def _calibrate(model, predictions: Predictions) -> tuple[Predictions, dict]:
     try:
         model.fold_temperature(note["temperature"])
     except ValueError as error:
-        return predictions, note | {"temperature": 1.0, "why": str(error)}
+        return predictions, {"temperature": None, "why": str(error)}
     return calibrated, note
