@@ -141,7 +141,7 @@ class ROCTNet(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """Which parameters are how deep, for learning rates that fall layer by layer."""
-        return {"stem": r"^(xception|efficientnet)", "blocks": [(r"^pool", (0,)), (r"^capsules", (1,))]}
+        return {"stem": r"^(?:xception|efficientnet)", "blocks": [(r"^pool", (0,)), (r"^capsules", (1,))]}
 
 
 class WiseSrNet(nn.Module):
