@@ -150,7 +150,8 @@ def _of_size(network: torch.nn.Module, image_size: int | tuple[int, int] | None,
         return model_args
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size or cfg["input_size"][1:])
     usual = timm.get_pretrained_cfg(cfg["architecture"])
-    return model_args if usual and size == tuple(usual.input_size[1:]) else {**model_args, "img_size": list(size)}
+    is_usual = usual and size == tuple(usual.input_size[1:]) == tuple(cfg["input_size"][1:])
+    return model_args if is_usual else {**model_args, "img_size": list(size)}
 
 
 def _undo_calibration(network: torch.nn.Module, repository: str, labels: int) -> None:
