@@ -83,19 +83,29 @@ def test_one_that_says_it_loads_natively_is_caught(repository, tmp_path):
     assert any("model.code" in fault for fault in faults["numbers"]) and "card" not in faults
 
 
-@pytest.mark.slow
-def test_by_id_its_code_loads_it_where_trusted_and_nothing_else_does(own_run, repository, site, real_files, tmp_path):
+@pytest.fixture(scope="module")
+def published(own_run, repository, site, real_files, tmp_path_factory):
+    """`clinic/own` on the loopback Hub: a call of one of its readers, and the package's answers to the same pixels."""
     publish = [sys.executable, "-m", "oct_hf.cli", "publish", own_run, "--repo", "clinic/own"]
     subprocess.run(publish, env=site.environment, check=True, capture_output=True)
-    predictor = Predictor(repository)
+    folder, predictor = tmp_path_factory.mktemp("published"), Predictor(repository)
     pixels = np.stack([predictor.preprocessing(read_image(file)) for file in real_files[:2]])
-    np.save(tmp_path / "pixels.npy", pixels)
-    expected = predictor.probabilities(pixels)
+    np.save(folder / "pixels.npy", pixels)
+    (folder / "pixels.json").write_text(json.dumps({"shape": pixels.shape, "values": pixels.ravel().tolist()}))
 
     def ask(loader: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, HERE / "load_by_id.py", loader, "clinic/own", tmp_path / "pixels.npy", real_files[0]]
+        command = [sys.executable, HERE / "load_by_id.py", loader, "clinic/own", folder / "pixels.npy", real_files[0]]
+        if loader == "transformers.js":
+            script = HERE.parent / "node" / "load_by_id.mjs"
+            command = ["node", script, site.address, folder, "clinic/own", folder / "pixels.json", real_files[0]]
         return subprocess.run([*map(str, command)], env=site.environment, capture_output=True, text=True)
 
+    return ask, predictor.probabilities(pixels)
+
+
+@pytest.mark.slow
+def test_by_id_its_code_loads_it_where_trusted_and_nothing_else_does(published):
+    ask, expected = published
     trusted = ask("remote-code, code trusted")
     assert trusted.returncode == 0, trusted.stderr
     said = json.loads(trusted.stdout.splitlines()[-1])
@@ -103,6 +113,14 @@ def test_by_id_its_code_loads_it_where_trusted_and_nothing_else_does(own_run, re
     assert said["class"].startswith("transformers_modules.") and "of type" not in trusted.stderr
     native = ask("main")
     assert native.returncode != 0 and "oct_network" in native.stderr
+
+
+@pytest.mark.slow
+def test_by_id_transformers_js_reads_its_onnx_file(published, node):
+    ask, expected = published
+    called = ask("transformers.js")
+    assert called.returncode == 0, called.stderr
+    assert np.abs(np.subtract(json.loads(called.stdout.splitlines()[-1])["pixels"], expected)).max() <= 1e-5
 
 
 def test_the_code_branch_carries_the_networks_code_and_it_loads_where_trusted(repository, tmp_path, monkeypatch):
