@@ -38,8 +38,8 @@ def assess(predictions: Predictions, settings: dict, calibration: dict | None = 
     Args:
         predictions: of the validation and test sides, as they are published.
         settings: the recipe's `evaluation`: `level`, `sensitivity`, `specificity`.
-        calibration: what `calibrate` gave when they were calibrated; None, or a `temperature` of None and `why`, where
-            they weren't.
+        calibration: what `calibrate` gave when they were calibrated; None where nobody asked for it; `temperature`
+            None and `why` where it couldn't be.
 
     Raises:
         DataError: a side without rows, values that are no probabilities, or a label that the model doesn't know.

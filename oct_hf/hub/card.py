@@ -81,11 +81,15 @@ def card_metadata(run: dict) -> ModelCardData:
     licence = model_licence(run)
     if licence:
         extra["license"] = licence
+    own = "code" in model  # then the Hub's snippet for transformers wouldn't work
     return ModelCardData(
         language="en",
-        library_name="transformers",
+        library_name="oct-hf" if own else "transformers",
         pipeline_tag="image-classification",
-        tags=["timm", "oct", "optical-coherence-tomography", "ophthalmology", "retina", "medical", "oct-hf"],
+        tags=[
+            *(["onnx"] if own else ["timm"]),
+            *("oct", "optical-coherence-tomography", "ophthalmology", "retina", "medical", "oct-hf"),
+        ],
         metrics=[_SCORES[key][0] for key in _SCORES if results[key] is not None],
         model_name=run["name"],
         eval_results=scores,
@@ -141,15 +145,17 @@ def span(interval: dict | None) -> str:
     return f"{interval['low']:.3f}–{interval['high']:.3f}"
 
 
-def render_interim_card(name: str, epoch: int, epochs: int, validation: dict) -> str:
+def render_interim_card(name: str, epoch: int, epochs: int, validation: dict, own: bool = False) -> str:
     """README.md of the branch `in-training`.
 
     Args:
         name: of the run.
         epoch, epochs: the best so far, and of how many.
         validation: `balanced_accuracy` at least.
+        own: timm lacks the network.
     """
-    return template("in_training.md.jinja").render(name=name, epoch=epoch, epochs=epochs, validation=validation)
+    facts = {"name": name, "epoch": epoch, "epochs": epochs, "validation": validation, "own": own}
+    return template("in_training.md.jinja").render(facts)
 
 
 def template(name: str, **filters) -> jinja2.Template:

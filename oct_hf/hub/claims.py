@@ -16,6 +16,7 @@ from oct_hf.data.splits import count_sides, fingerprint, read_split_table
 from oct_hf.errors import ModelError
 from oct_hf.evaluation.assessment import assess, assess_external, refit
 from oct_hf.evaluation.predictions import Predictions
+from oct_hf.hub.allowed import CODE_BRANCH
 from oct_hf.hub.download import Downloaded
 from oct_hf.inference.predictor import Predictor
 from oct_hf.training.callbacks import selection
@@ -78,7 +79,8 @@ class Claims:
         hashes, patients, labels, sides = (self.split[c] for c in ("content_hash", "patient_id", "label", "side"))
         recipe = load_recipe(self.folder / "recipe.yaml").to_dict()
         network, corrected = self.predictor.model, self.folder / CORRECTIONS
-        run |= assess(self.answers, recipe["evaluation"], self.calibration)
+        wanted = recipe["evaluation"]["calibrate"]
+        run |= assess(self.answers, recipe["evaluation"], self.calibration if wanted else None)
         if "external" in run:
             run["external"] = [self._external(said, recipe["evaluation"]) for said in run["external"]]
         run["labels"] = list(self.answers.names)
@@ -94,12 +96,14 @@ class Claims:
             **{key: recipe["data"][key] for key in ("name", "homepage", "license", "citation", "public", "grouped_by")},
             "title": recipe["data"]["title"] or recipe["data"]["name"],
         }
+        run["model"].pop("code", None)
         run["model"] |= {
             "base": recipe["model"]["base"],
             "weights": recipe["model"]["weights"],
             "architecture": network.config.architecture,
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "image_size": network.config.pretrained_cfg["input_size"][-1],
+            **({"code": CODE_BRANCH} if getattr(network.config, "needs_code", False) else {}),
         }
         history = run["training"]["history"]
         run["training"] |= {
@@ -113,7 +117,10 @@ class Claims:
 
     @cached_property
     def calibration(self) -> dict | None:
-        """What fitting a temperature gives where the published one is undone, if the weights hold it."""
+        """What fitting a temperature gives where the published one is undone, if the weights hold it.
+
+        Where none is published, why this network takes none.
+        """
         said = self.said["calibration"]["temperature"]
         if said is None:
             return {"temperature": None, "why": self._not_foldable()} if "why" in self.said["calibration"] else None

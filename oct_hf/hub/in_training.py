@@ -4,6 +4,7 @@ A reader of `main` never meets a model that wasn't tested. A push that fails whi
 the next best checkpoint is pushed again.
 """
 
+import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -68,7 +69,8 @@ class TrainingBranch:
             with tempfile.TemporaryDirectory() as scratch, self._talking(self.repo):
                 folder = Path(scratch)
                 save(folder)
-                (folder / "README.md").write_text(render_interim_card(name, epoch, epochs, validation))
+                own = json.loads((folder / "config.json").read_text()).get("needs_code", False)
+                (folder / "README.md").write_text(render_interim_card(name, epoch, epochs, validation, own))
                 check_allowed(folder)
                 files = {path.name: path for path in sorted(folder.iterdir())}
                 self._patience(lambda: self._api.create_branch(self.repo, branch=BRANCH, exist_ok=True))

@@ -19,6 +19,7 @@ from oct_hf.data.volumes import VOLUME_EXTENSIONS
 from oct_hf.errors import BadImageError, ModelError
 from oct_hf.images import EXTENSIONS, MAX_PIXELS, Preprocessing, read_image
 from oct_hf.inference.gate import Decision, Gate
+from oct_hf.model.configuration_oct import OCTConfig
 from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.parallel import in_order
 
@@ -156,7 +157,8 @@ def load_description(name: str) -> tuple[PretrainedConfig, Preprocessing]:
         hint = " (did you mean its folder model/?)" if (Path(name) / "model" / "config.json").is_file() else ""
         raise ModelError(f"{name}: no config.json, so this is no model folder{hint}")
     with _unloadable(name):
-        config = AutoConfig.from_pretrained(name)
+        own = OCTConfig.get_config_dict(name)[0].get("needs_code")  # AutoConfig knows no such type
+        config = (OCTConfig if own else AutoConfig).from_pretrained(name)
         preprocessing = json.loads(Path(cached_file(name, "preprocessor_config.json")).read_text())
     return config, Preprocessing.from_dict(preprocessing)
 

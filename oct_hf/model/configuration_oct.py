@@ -1,12 +1,16 @@
 """OCTConfig: transformers' `timm_wrapper` configuration that also carries timm's own keys.
 
-One config.json serves four readers: this class, AutoConfig, the native TimmWrapper and `timm.create_model`. This file
-and modeling_oct.py import nothing of the package, because the Hub's remote-code branch carries just the two.
+One config.json serves four readers: this class, AutoConfig, the native TimmWrapper and `timm.create_model`. That of a
+network which timm lacks says another type, so that no reader takes it for one that loads without code. This file and
+its neighbours architectures.py and modeling_oct.py import nothing else of the package: the Hub's remote-code branch
+carries just the three.
 """
 
 from typing import Any
 
 from transformers import TimmWrapperConfig
+
+OWN_TYPE = "oct_network"  # the type in config.json of a network that timm lacks; transformers knows none of that name
 
 
 class OCTConfig(TimmWrapperConfig):
@@ -15,12 +19,23 @@ class OCTConfig(TimmWrapperConfig):
     Beside those of `TimmWrapperConfig` (`architecture`, `id2label`, `label2id`, …) its attributes are timm's keys:
     `pretrained_cfg` (input size, interpolation, mean, std …), `num_features`, `label_names` and `label_descriptions`.
     A calibrated model also has `calibration_temperature`, the number by which its classifier was divided (or one an
-    output); its name isn't `temperature`, which transformers takes for a setting of text generation.
+    output); its name isn't `temperature`, which transformers takes for a setting of text generation. `needs_code` is
+    there, and true, where timm lacks the network, so that only this package's code can build it.
     """
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As the parent's; both types are this class's own."""
+        config, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config.get("model_type") == OWN_TYPE:
+            config = config | {"model_type": cls.model_type}
+        return config, rest
 
     def to_dict(self) -> dict[str, Any]:
         """The parent drops id2label and label2id, and writes a null `model_args` on which timm fails."""
         output = super().to_dict()
+        if getattr(self, "needs_code", False):
+            output["model_type"] = OWN_TYPE
         output["id2label"] = {int(index): name for index, name in self.id2label.items()}
         output["label2id"] = {name: int(index) for index, name in self.id2label.items()}
         output["label_names"] = list(self.id2label.values())

@@ -1,4 +1,4 @@
-"""OCTForImageClassification: any timm classifier as a transformers model.
+"""OCTForImageClassification: any timm classifier, or one of `architectures.py`, as a transformers model.
 
 Built on transformers' TimmWrapper, so that the same weights also load without this class. A folder that
 `save_pretrained` writes holds timm's own keys, which transformers' native loader and timm read alike. For the same
@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import TimmWrapperForImageClassification
 
+from .architectures import NETWORKS
 from .configuration_oct import OCTConfig
 
 PREFIX = "timm_model."
@@ -42,15 +43,16 @@ class OCTForImageClassification(TimmWrapperForImageClassification):
         """A new classifier on a timm network.
 
         Args:
-            architecture: a timm name, such as `tf_efficientnetv2_b0` or `tf_efficientnetv2_b0.in1k`; or, with a slash
-                in it, a folder or Hub repository that timm can read, such as one this package wrote. A calibration in
-                its weights is undone.
+            architecture: a timm name, such as `tf_efficientnetv2_b0` or `tf_efficientnetv2_b0.in1k`, or one of
+                `architectures.NETWORKS`; or, with a slash in it, a folder or Hub repository that timm can read, such
+                as one this package wrote. A calibration in its weights is undone.
             labels: the classes, in the order of the outputs.
             pretrained: start from the weights that timm names for this architecture (downloads from the Hub).
             weights: start from a local safetensors file with timm's keys instead, or from tensors under these keys.
             image_size: input height and width in pixels; that of the base weights where not given.
             descriptions: what each label means, for timm's widget.
-            model_args: further arguments of the network, such as `drop_path_rate`.
+            model_args: further arguments of the network, such as `drop_path_rate`. A network whose weights depend on
+                the image's size, such as a vision transformer, gets `image_size` as its `img_size` by itself.
 
         Raises:
             ValueError: the architecture is unknown to timm or is no classifier, or the weights don't fit it.
@@ -58,6 +60,10 @@ class OCTForImageClassification(TimmWrapperForImageClassification):
         """
         # Weights come after construction: post_init() re-initialises whatever was loaded before it.
         base = _timm_network(architecture, len(labels), pretrained, weights, model_args)
+        sized = _of_size(base, image_size, model_args)
+        if sized != model_args:
+            model_args = sized
+            base = _timm_network(architecture, len(labels), pretrained, weights, model_args)
         config = _config_of(base, architecture, labels, image_size, descriptions, model_args)
         model = cls(config)
         model.timm_model.load_state_dict(base.state_dict())
@@ -137,6 +143,17 @@ def _timm_network(architecture: str, labels: int, pretrained: bool, weights: str
     elif name != architecture:
         _undo_calibration(network, architecture, labels)
     return network
+
+
+def _of_size(network: torch.nn.Module, image_size: int | tuple[int, int] | None, model_args: dict) -> dict:
+    """`model_args` with the size of the images where the network is built for one size, which isn't its usual one."""
+    cfg = network.pretrained_cfg
+    if not cfg.get("fixed_input_size") or "img_size" in model_args:
+        return model_args
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size or cfg["input_size"][1:])
+    usual = timm.get_pretrained_cfg(cfg["architecture"])
+    is_usual = usual and size == tuple(usual.input_size[1:]) == tuple(cfg["input_size"][1:])
+    return model_args if is_usual else {**model_args, "img_size": list(size)}
 
 
 def _undo_calibration(network: torch.nn.Module, repository: str, labels: int) -> None:
@@ -222,6 +239,7 @@ def _config_of(base, architecture, labels, image_size, descriptions, model_args)
         num_features=base.num_features,
         image_processor_type="ViTImageProcessor",  # a folder with pretrained_cfg is asked for it here
         pretrained_cfg={key: value for key, value in cfg.items() if value is not None},
+        **({"needs_code": True} if cfg.get("architecture") in NETWORKS else {}),
         **({"model_args": model_args} if model_args else {}),
     )
 

@@ -15,6 +15,7 @@ from oct_hf.data.corrections import NAME, describe_corrections
 from oct_hf.data.leakage import certificate
 from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import count_sides, fingerprint
+from oct_hf.hub.allowed import CODE_BRANCH
 from oct_hf.model.pip_bases import pip_base
 from oct_hf.runs.labelled import LabelledSet, is_public
 from oct_hf.training.recipe import HubRecipe, Recipe, TeacherRecipe
@@ -42,6 +43,7 @@ HOME_FACTS = ("status", "recipe_given")  # of no use to a stranger; the recipe a
 
 def run_facts(recipe: Recipe, data: LabelledSet, skipped: list[dict], model) -> dict:
     """What is known before training; training and measurement add theirs."""
+    own = getattr(model.config, "needs_code", False)
     return {
         "format": 1,
         "status": "training",
@@ -74,8 +76,10 @@ def run_facts(recipe: Recipe, data: LabelledSet, skipped: list[dict], model) -> 
         "model": {
             "architecture": model.config.architecture,
             **base_facts(recipe.model.base, recipe.model.weights, model.config.pretrained_cfg),
+            **({"hub_id": None} if own else {}),
             "parameters": sum(p.numel() for p in model.parameters()),
             "image_size": recipe.model.image_size,
+            **({"code": CODE_BRANCH} if own else {}),
         },
         "versions": {"python": platform.python_version(), **_versions()},
         "hardware": hardware(),
