@@ -74,7 +74,7 @@ def main() -> None:
 
 def _systems(given: argparse.Namespace) -> dict:
     from oct_hf.errors import OCTError
-    from oct_hf.runs.run import Stopped
+    from oct_hf.runs.training import Stopped
     from oct_hf.training.recipe import recipe_names
 
     main_one = "folder" if given.data else "demo"

@@ -202,12 +202,12 @@ def labels(
 
     Example: oct-hf data labels octdl --out runs/octdl-labels
     """
-    from oct_hf.runs import run as runs
     from oct_hf.runs.label_search import TABLE, find_label_errors
+    from oct_hf.runs.training import Stopped
 
     try:
         found = find_label_errors(_recipe(name, overrides, data, skip_bad), out, folds, overwrite)
-    except runs.Stopped as stopped:
+    except Stopped as stopped:
         say(str(stopped))
         raise typer.Exit(stopped.exit_code) from None
     print(f"{len(found.suspects):,} of {len(found.predictions.labels):,} B-scans have a label that networks contradict")

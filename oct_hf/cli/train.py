@@ -59,7 +59,8 @@ def finetune(
         chosen = load_recipe(recipe, given)
         folder = out or Path("runs") / (f"{chosen.name}-folds" if folds else chosen.name)
 
-    from oct_hf.runs import run as runs
+    from oct_hf.runs.run import finetune as train
+    from oct_hf.runs.training import Stopped
 
     if folds:
         _cross_validate(chosen, folder, folds, seeds, overwrite, as_json)
@@ -69,8 +70,8 @@ def finetune(
         if again:
             run, difference = rerun(published, chosen, folder, overwrite)
         else:
-            run = runs.finetune(chosen, folder, overwrite=overwrite)
-    except runs.Stopped as stopped:
+            run = train(chosen, folder, overwrite=overwrite)
+    except Stopped as stopped:
         if not is_quiet():
             say(str(stopped))
         raise typer.Exit(stopped.exit_code) from None
@@ -92,7 +93,7 @@ def finetune(
 
 def _cross_validate(recipe, folder: Path, folds: int, seeds: str | None, overwrite: bool, as_json: bool) -> None:
     from oct_hf.runs.folds import POOLED, SCORES, cross_validate
-    from oct_hf.runs.run import Stopped
+    from oct_hf.runs.training import Stopped
 
     try:
         numbers = [int(seed) for seed in seeds.split(",")] if seeds else []

@@ -39,7 +39,7 @@ def tune(
     ranges = read_space(space) if space else None
     folder = out or Path("runs") / f"{chosen.name}-tune"
 
-    from oct_hf.runs.run import Stopped
+    from oct_hf.runs.training import Stopped
     from oct_hf.runs.tune import BEST, TABLE
     from oct_hf.runs.tune import tune as search
 

@@ -31,7 +31,8 @@ from oct_hf.images import Preprocessing
 from oct_hf.runs.folder import differing, plain_errors, write_json
 from oct_hf.runs.folds import own_folds
 from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data
-from oct_hf.runs.run import Stopped, build_model, quiet_libraries, validation_score
+from oct_hf.runs.run import quiet_libraries
+from oct_hf.runs.training import Stopped, build_model, validation_score
 from oct_hf.training import processes
 from oct_hf.training.callbacks import StopOnSignal, epoch_rows, selection
 from oct_hf.training.recipe import Recipe, change_recipe

@@ -11,7 +11,7 @@ from oct_hf.errors import DataError, RunError
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.runs.labelled import load_data
 from oct_hf.runs.out_of_fold import out_of_fold
-from oct_hf.runs.run import Stopped
+from oct_hf.runs.training import Stopped
 
 
 @pytest.fixture(scope="module")

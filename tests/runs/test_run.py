@@ -18,7 +18,7 @@ from oct_hf import OCTForImageClassification, Predictor, evaluate_model, finetun
 from oct_hf.errors import DataError, ModelError, RunError, TrainingError
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.hub.allowed import ALLOWED
-from oct_hf.runs.run import Stopped
+from oct_hf.runs.training import Stopped
 from oct_hf.training.recipe import load_recipe, make_recipe
 
 

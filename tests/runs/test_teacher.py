@@ -12,11 +12,11 @@ from oct_hf import Preprocessing, finetune
 from oct_hf.data.phantom import draw
 from oct_hf.errors import DataError, ModelError, RecipeError, RunError
 from oct_hf.hub.card import model_licence, render_card
-from oct_hf.runs import run as running
+from oct_hf.runs import run, training
 from oct_hf.runs.facts import public_recipe
 from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data
-from oct_hf.runs.run import Stopped
 from oct_hf.runs.teacher import check_student, other_pictures, prepare_teacher
+from oct_hf.runs.training import Stopped
 from oct_hf.training.callbacks import StopOnSignal
 from oct_hf.training.recipe import load_recipe, make_recipe
 
@@ -49,7 +49,7 @@ def labelled(wanted) -> LabelledSet:
 
 
 def ask(wanted, folder):
-    return prepare_teacher(wanted, labelled(wanted), folder, Preprocessing(64, 64), running.build_model, None)
+    return prepare_teacher(wanted, labelled(wanted), folder, Preprocessing(64, 64), training.build_model, None)
 
 
 def test_a_run_with_a_teacher_records_it_and_says_so_on_the_card(taught):
@@ -87,16 +87,16 @@ def test_a_run_stopped_at_its_teacher_and_killed_at_its_student_goes_on_to_the_s
         def on_step_end(self, args, state, control, **kwargs):
             steps.append("teacher" in args.output_dir)
 
-    monkeypatch.setattr(running, "StopOnSignal", StopAtStep)
+    monkeypatch.setattr(training, "StopOnSignal", StopAtStep)
     with pytest.raises(Stopped):
         finetune(recipe(), tmp_path / "cut")
     assert (tmp_path / "cut/teacher/checkpoints/checkpoint-4").is_dir()
-    monkeypatch.setattr(running, "StopOnSignal", KillAtStep)
+    monkeypatch.setattr(training, "StopOnSignal", KillAtStep)
     with pytest.raises(Killed):
         finetune(recipe(), tmp_path / "cut")
     assert json.loads((tmp_path / "cut/teacher/teacher.json").read_text())["training"]["resumed"]
-    monkeypatch.setattr(running, "StopOnSignal", Watch)
-    monkeypatch.setattr(running, "_measure_and_write", killed)  # what comes after training is the same for all runs
+    monkeypatch.setattr(training, "StopOnSignal", Watch)
+    monkeypatch.setattr(run, "_measure_and_write", killed)  # what comes after training is the same for all runs
     for _ in range(2):  # also when all but the measuring is done
         with pytest.raises(Killed):
             finetune(recipe(), tmp_path / "cut")
@@ -134,7 +134,7 @@ def test_a_teacher_that_is_not_there_is_named_under_its_own_key(tmp_path):
 
 
 def test_what_can_not_be_taught_is_refused_before_anything_slow():
-    model = running.build_model(recipe(), ["A", "B"])
+    model = training.build_model(recipe(), ["A", "B"])
     check_student(recipe(), model)
     streamed = dataclasses.replace(recipe(), data=dataclasses.replace(recipe().data, stream=True))
     small = recipe(share=0.01)

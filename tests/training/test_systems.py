@@ -16,7 +16,7 @@ from oct_hf.data.pixels import Pixels
 from oct_hf.data.transforms import Augmentation
 from oct_hf.evaluation.oct_metrics import measure
 from oct_hf.runs.folder import write_json
-from oct_hf.runs.run import build_model
+from oct_hf.runs.training import build_model
 from oct_hf.training.recipe import Recipe, load_recipe
 from oct_hf.training.trainer import OCTTrainer
 
