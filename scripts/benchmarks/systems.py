@@ -1,6 +1,6 @@
 """Ways to train, on one split: a leaderboard with intervals, costs, and a paired test of each against the main one.
 
-Data and split are those of the first recipe; of the others their network, augmentation and training count. Each is a
+Data and split are those of the first recipe; of the others what the network is and how it learns counts. Each is a
 run of its own, so a benchmark that was stopped goes on and what is finished is not trained again.
 """
 
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SPEED_IMAGES = 128  # predicted for the speed; the median of three turns counts
+LEARNING = ("model", "augment", "train", "pretrain", "teacher")  # what of a recipe makes a system
 COLUMNS = ("balanced_accuracy", "auroc", "ece")
 
 
@@ -84,12 +85,13 @@ def systems(names: Sequence[str], data: Path | None, overrides: Sequence[str] = 
     main, found = load_recipe(names[0], [*overrides, *path]), {}
     for given in names:
         recipe = load_recipe(given, overrides)
-        parts = {key: getattr(recipe, key) for key in ("name", "model", "augment", "train")}
-        alike = [(one.model, one.augment, one.train) for one in found.values()]
-        if (parts["model"], parts["augment"], parts["train"]) not in alike:
+        parts = {key: getattr(recipe, key) for key in LEARNING}
+        if parts not in [{key: getattr(one, key) for key in LEARNING} for one in found.values()]:
             if recipe.name in found:
                 raise RecipeError(f"{given}: another recipe is named {recipe.name} and trains otherwise; name it anew")
-            found[recipe.name] = dataclasses.replace(main, description=recipe.description, search={}, **parts)
+            found[recipe.name] = dataclasses.replace(
+                main, name=recipe.name, description=recipe.description, search={}, **parts
+            )
     return found
 
 

@@ -142,6 +142,9 @@ def test_another_study_is_refused_in_one_line(study, quick, tmp_path):
     (tmp_path / "letters" / "a.txt").write_text("x")
     with pytest.raises(RunError, match="is no study"):
         tune(quick, tmp_path / "letters", space=SPACE)
+    pretrained = make_recipe({**quick.to_dict(), "pretrain": {}})
+    with pytest.raises(RunError, match="pretrain=null"):
+        tune(pretrained, tmp_path / "pretrained", space=SPACE)
     with FileLock(folder / "study.lock"), pytest.raises(RunError, match="another process"):
         tune(quick, folder, trials=3, folds=2, space=SPACE)
 
