@@ -107,7 +107,6 @@ class OCTTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
-        self.model_accepts_loss_kwargs = False  # else batches that make one step together would count too much
         self.loss.to(self.args.device)
         if self.args.world_size > 1 and (recipe.loss == "elr" or recipe.learning_rate == "find"):
             raise RecipeError("train.loss elr and train.learning_rate find need one process, not several")

@@ -32,7 +32,7 @@ OPTIONS = {  # each optimiser and schedule once, and what else may remember some
     },
     "lion": {"optimizer": "lion", "learning_rate": 3e-4, "schedule": "plateau", "loss": "symmetric"},
     "schedule_free": {"optimizer": "schedule_free", "warmup": 0.2},
-    "swa": {"schedule": "constant_with_warmup", "swa_epochs": 2, "epochs": 3},
+    "swa": {"schedule": "constant_with_warmup", "swa_epochs": 3, "epochs": 3},
     "grow": {"start_size": 32, "loss": "focal", "ema": 0.9, "learning_rate": "find"},
     "ldam": {"loss": "ldam", "class_weights": "effective", "freeze_epochs": 1, "loss_options": {"reweight_from": 0.5}},
 }
