@@ -177,8 +177,8 @@ class PretrainRecipe:
     batch_size: Count = 32
     learning_rate: Positive = 2e-3
     mask_weight: NotNegative = 0.5  # of the loss of the lesion masks beside that of the labels; 0 has no mask head
-    wide: bool = True  # phantoms of layers, devices and fields of view beyond any that exist
-    augment: str | tuple[str | dict[str, Any], ...] = "drawn"
+    wide: bool = False  # phantoms of layers, devices and fields of view beyond any that exist; takes more of them
+    augment: str | tuple[str | dict[str, Any], ...] = "light"  # "drawn" goes with wide ones
     seed: int = 0
 
 

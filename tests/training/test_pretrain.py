@@ -112,7 +112,8 @@ def test_the_bits_of_a_phantom_give_its_masks_back_as_coverage():
 
 
 def test_a_mask_moves_with_its_picture():
-    train, held_out = draw_sides(dataclasses.replace(SETTINGS, phantoms=8), Preprocessing(96, 96))
+    settings = dataclasses.replace(SETTINGS, phantoms=8, augment="drawn", wide=True)
+    train, held_out = draw_sides(settings, Preprocessing(96, 96))
     assert len(train) == 8 and len(held_out) == 4 and not set(train.hashes) & set(held_out.hashes)
     train.images = [np.concatenate([m, (m > 0).astype(np.uint8)]) for m in _blocks()]
     train.augmentation.pipeline.transforms = [
