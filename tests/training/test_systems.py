@@ -1,6 +1,7 @@
 """The recipes of published systems: each trains its network, and each network can learn 32 B-scans by heart."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,16 @@ def test_a_recipe_that_trains_the_head_alone_does_so_in_all_its_epochs():
     for name in ("densenet121_binary", "kermany_inceptionv3", "retfound_linear"):
         recipe = load_recipe(name)
         assert recipe.train.freeze_epochs == recipe.train.epochs
+
+
+def test_the_table_of_systems_names_the_recipes_and_counts_their_parameters():
+    text = (Path(__file__).parents[2] / "docs" / "systems.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|.*?\| .*?([\d,]{9,}) \((\d)", text, re.MULTILINE)
+    assert {name for name, *_ in rows} == {name for name, *_ in LEARNERS}
+    for name, parameters, classes in rows:
+        with torch.device("meta"):
+            network = timm.create_model(load_recipe(name).model.base.removeprefix("timm/"), num_classes=int(classes))
+        assert f"{sum(p.numel() for p in network.parameters()):,}" == parameters, name
 
 
 class StopWhenLearned(TrainerCallback):
