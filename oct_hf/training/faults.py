@@ -50,6 +50,7 @@ def out_of_memory(trainer) -> TrainingError:
     """
     step, batch = trainer.state.global_step, trainer.batch
     trainer.state.global_step = max(0, trainer.state.max_steps - 1)
+    trainer.thawing.set_epoch(trainer.recipe.epochs)
     asked = len(batch["labels"])
     size = asked // 2
     while size and not _fits(trainer, {key: value[:size] for key, value in batch.items()}):

@@ -2,7 +2,8 @@
 
 Its data are `Pixels`; the random order and the augmentation come from (seed, epoch), so a resumed run sees what the
 whole run would have seen. Averaged weights (EMA, SWA) are what is evaluated, compared and kept; the raw ones go on
-training. A trainer with another loss overrides `compute_loss`; `training_loss` gives the recipe's own.
+training. A trainer with another loss overrides `compute_loss`, calls `thawing.hold()` before a training forward, and
+finds the recipe's own loss in `training_loss`.
 """
 
 import json
@@ -16,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from timm.models import group_parameters
 from torch.utils.data import Sampler
 from transformers import (
     EarlyStoppingCallback,
@@ -40,6 +40,7 @@ from oct_hf.training.losses import make_loss, plain_loss
 from oct_hf.training.optimisers import make_optimizer, make_schedule, parameter_groups
 from oct_hf.training.range_test import range_test
 from oct_hf.training.recipe import TrainRecipe, contradictions
+from oct_hf.training.thawing import Thawing
 
 EMA_FILE = "ema.safetensors"  # the averaged weights
 LOSS_FILE = "loss.safetensors"  # what the loss remembers of each image
@@ -63,6 +64,7 @@ class OCTTrainer(Trainer):
     Attributes:
         loss: the training loss, a `losses.TrainingLoss`.
         ema: the averaged weights, or None.
+        thawing: which part of the network trains.
         range_test: what `learning_rate: find` found, or None.
         batch: the batch of the running step, as it came from the workers.
 
@@ -93,7 +95,7 @@ class OCTTrainer(Trainer):
         self.range_test, self.batch = None, None
         self._mixing = make_mixing(recipe, len(names))
         self._metrics = metrics
-        self._trained_stages = None
+        self.thawing = Thawing(model.timm_model, recipe)
         self._passes = (-1, 0)  # the step that is being taken, and its passes so far
         stopping = [EarlyStoppingCallback(recipe.patience)] if recipe.patience else []
         super().__init__(
@@ -191,7 +193,7 @@ class OCTTrainer(Trainer):
     # --- loss ---
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        self._thaw()
+        self.thawing.set_epoch(self.state.global_step // steps_an_epoch(self.state))
         self.batch = inputs
         step, done = self.state.global_step, self._passes[1] + 1
         self._passes = (step, done if self._passes[0] == step else 0)
@@ -224,7 +226,8 @@ class OCTTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The recipe's loss while training; plain cross-entropy while evaluating."""
-        self.keep_frozen()
+        if model.training:
+            self.thawing.hold()
         outputs = model(pixel_values=inputs["pixel_values"])
         logits = outputs.logits.float()
         loss = self.training_loss(logits, inputs) if model.training else plain_loss(logits, inputs["labels"])
@@ -245,40 +248,6 @@ class OCTTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         step = self.state.global_step - (inputs is None)  # the validation's step is over
         return no_number(step, files, last_checkpoint(folder), folder)
-
-    # --- freezing ---
-
-    def _thaw(self) -> None:
-        """Lets those stages train that the schedule has come to: none but the head at first, all in the end."""
-        recipe, epoch = self.recipe, self.state.global_step // steps_an_epoch(self.state)
-        thawing = epoch - recipe.freeze_epochs
-        share = 0.0 if thawing < 0 else (thawing + 1) / (recipe.thaw_epochs + 1)
-        if share >= 1 and self._trained_stages is None:
-            return  # nothing was ever frozen
-        network = self.model.timm_model
-        stages = list(group_parameters(network, network.group_matcher(coarse=True)).values()) if share < 1 else []
-        trained = max(0, int(np.ceil(len(stages) * share))) if share < 1 else -1
-        if trained == self._trained_stages:
-            return
-        frozen = {name for stage in stages[: len(stages) - trained] for name in stage}
-        head = {id(p) for p in network.get_classifier().parameters()}
-        for name, parameter in network.named_parameters():
-            parameter.requires_grad_(name not in frozen or id(parameter) in head)
-        self._trained_stages = trained
-
-    def keep_frozen(self) -> None:
-        """Keeps batch norm's statistics and dropout still in what is frozen; called before each training forward."""
-        if not self.model.training or self._trained_stages in (None, -1):
-            return
-        network = self.model.timm_model
-        if self._trained_stages == 0:
-            network.eval()
-            network.get_classifier().train()
-            return
-        for module in network.modules():
-            parameters = list(module.parameters())
-            if parameters and not any(p.requires_grad for p in parameters):
-                module.eval()
 
     # --- optimiser ---
 
@@ -329,7 +298,7 @@ class OCTTrainer(Trainer):
             self.optimizer.eval()
         elif not self.ema.started:
             return
-        if self._trained_stages not in (None, -1):
+        if self.thawing.frozen:
             return  # what is frozen keeps its statistics
         model = self.ema.module if self.ema else self.model
         batches = islice(self.endless_batches(), min(STATISTICS, steps_an_epoch(self.state)))
