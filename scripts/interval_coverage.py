@@ -2,11 +2,11 @@
 
 python scripts/interval_coverage.py [--sets N] [--out FILE]
 
-Each patient has 1 to 30 images that are alike. Accuracy: right or wrong by a beta-binomial, for which plain Wilson and a
-percentile bootstrap are measured too. All metrics: scores of three classes (a half, 30 % and 20 % of the patients) by a
-Gaussian with a share that a patient's images have in common; the true values are those of a million patients with one
+Each patient has 1 to 30 images that are alike. Accuracy: right or wrong by a beta-binomial, for which plain Wilson and
+a percentile bootstrap are measured too. All metrics: scores of three classes (a half, 30 % and 20 % of the patients) by
+a Gaussian with a share that a patient's images have in common; the true values are those of a million patients with one
 image each. The data sets depend on the setting alone, so that methods are compared on the same ones. Prints what
-`COVERAGE` and `EDGE` there hold; 1,000 data sets take 15 minutes on two cores.
+oct_hf/evaluation/coverage.py holds; 1,000 data sets take some 20 minutes of one core.
 """
 
 import argparse
@@ -17,10 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from oct_hf.evaluation import clustered, oct_metrics
+from oct_hf.evaluation.coverage import NEAR
 from oct_hf.evaluation.intervals import METRICS, PER_CLASS, intervals
 from oct_hf.evaluation.predictions import Predictions
 
 PATIENTS = (20, 50, 100, 500)
+MANY = 500  # patients: half the data sets, which take as long as all the others
 ACCURACIES, CORRELATIONS = (0.5, 0.7, 0.9, 0.98, 0.998), (0.0, 0.1, 0.3, 0.6)
 # What images of a patient have in common, how far apart the classes are, and how overconfident the model is.
 MODELS = (
@@ -32,7 +34,6 @@ MODELS = (
     (0.5, 2.0, 1.3),
 )
 NAMES, SHARES = ("often", "less often", "seldom"), (0.5, 0.3, 0.2)
-NEAR = 0.005  # a true value nearer to 0 or 1 is counted apart
 
 
 def of_accuracy(patients: int, accuracy: float, correlation: float, sets: int, resamples: int = 1000) -> dict:
@@ -86,7 +87,7 @@ def truth(model: tuple[float, float, float], patients: int = 1_000_000) -> dict[
     }
 
 
-def of_metrics(patients: int, model: tuple[float, float, float], true: dict, sets: int, resamples: int) -> dict:
+def of_metrics(patients: int, model: tuple[float, float, float], true: dict, sets: int, resamples: int = 200) -> dict:
     """Shares of the data sets whose interval holds the true value, and mean widths, by metric and for "seldom"."""
     rng = np.random.default_rng([patients, *(round(10 * number) for number in model)])
     held, widths = {name: [] for name in true}, {name: [] for name in true}
@@ -118,7 +119,11 @@ def main() -> None:
     with ProcessPoolExecutor(2) as pool:
         simple = [(s, pool.submit(of_accuracy, *s, 4 * given.sets)) for s in simple]
         true = dict(zip(MODELS, pool.map(truth, MODELS), strict=True))
-        whole = [((p, m), _submit(pool, p, m, true[m], given.sets)) for p in given.patients for m in MODELS]
+        whole = [
+            ((p, m), pool.submit(of_metrics, p, m, true[m], given.sets // 2 if p >= MANY else given.sets))
+            for p in given.patients
+            for m in MODELS
+        ]
         accuracy = [{"patients": p, "accuracy": a, "correlation": c, **job.result()} for (p, a, c), job in simple]
         metrics = [{"patients": p, "model": list(m), "metrics": job.result()} for (p, m), job in whole]
     found = {"sets": given.sets, "accuracy": accuracy, "metrics": metrics}
@@ -126,32 +131,26 @@ def main() -> None:
     report(found)
 
 
-def _submit(pool, patients: int, model: tuple, true: dict, sets: int):
-    """With 500 patients half the data sets and resamples, which take as long as all the others together."""
-    many = patients >= 500
-    return pool.submit(of_metrics, patients, model, true, sets // 2 if many else sets, 200 if many else 400)
-
-
 def report(found: dict) -> None:
-    """Prints the table, and its lowest and highest numbers as COVERAGE and EDGE."""
+    """Prints the table, and what coverage.py has of it."""
     patients = sorted({row["patients"] for row in found["metrics"]})
     print(f"{'covered, %: least mean most':<34}" + "".join(f"{p:>18}" for p in patients))
     for method in ("plain Wilson", "percentile bootstrap"):
-        _print(
-            f"accuracy, {method}", {p: [r[method] for r in found["accuracy"] if r["patients"] == p] for p in patients}
-        )
+        cells = {p: [row[method] for row in found["accuracy"] if row["patients"] == p] for p in patients}
+        _print(f"accuracy, {method}", cells)
     tables = {"COVERAGE": {p: {} for p in patients}, "EDGE": {p: {} for p in patients}}
-    for name in found["metrics"][0]["metrics"]:
-        for kind, table in tables.items():
+    for kind, table in tables.items():
+        for name in found["metrics"][0]["metrics"]:
             cells = {p: _cells(found, name, p, kind == "EDGE") for p in patients}
             if all(cells.values()):
                 _print(name + (" near 0 or 1" if kind == "EDGE" else ""), cells)
                 for p, values in cells.items():
-                    table[p][name] = tuple(round(100 * limit, 1) for limit in (min(values), max(values)))
-    errors = [100 * np.sqrt(0.95 * 0.05 / (found["sets"] / (2 if p >= 500 else 1))) for p in patients]
+                    table[p].setdefault(name if name in METRICS else "class", []).extend(values)
+    errors = [100 * np.sqrt(0.95 * 0.05 / (found["sets"] / (2 if p >= MANY else 1))) for p in patients]
     print(f"{'Monte Carlo standard error':<34}" + "".join(f"{error:>18.1f}" for error in errors))
     for kind, table in tables.items():
-        print(kind, {p: {n: v for n, v in row.items() if n in METRICS} for p, row in table.items()})
+        limits = lambda cells: (round(100 * min(cells), 1), round(100 * max(cells), 1))  # noqa: E731
+        print(kind, {p: {name: limits(cells) for name, cells in row.items()} for p, row in table.items()})
 
 
 def _cells(found: dict, name: str, patients: int, edge: bool) -> list[float]:

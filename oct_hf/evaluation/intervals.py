@@ -1,7 +1,7 @@
 """Intervals over patients: the images of one patient are alike, so patients are what is counted, never single images.
 
 The percentile bootstrap, which most papers print, covers far less than it says with few patients or values near 1; so
-each metric has the method that kept its promise in scripts/interval_coverage.py, and `COVERAGE` has what was measured.
+each metric has the method that kept its promise in scripts/interval_coverage.py; coverage.py has what was measured.
 """
 
 import numpy as np
@@ -22,56 +22,6 @@ PRECISION = "linearised and patient bootstrap, effective sample size, logit scal
 SPREAD = "Wilson, effective sample size by patient bootstrap"
 LOSS = "linearised over patients, logarithm's scale"
 SQUARES = "patient bootstrap, bias removed from the square, and the net gap"
-
-# By number of patients: the least and the most, in per cent, that nominal 95 % intervals held the true value in any
-# setting of `python scripts/interval_coverage.py --sets 200`. Accuracy has 2,000 data sets a setting, the other
-# metrics 200, whose chance alone is 1.5 points either way.
-COVERAGE: dict[int, dict[str, tuple[float, float]]] = {
-    20: {
-        "accuracy": (93.7, 99.7),
-        "balanced_accuracy": (93.7, 100),
-        "auroc": (93.4, 98.4),
-        "auprc": (93.4, 100),
-        "f1": (90, 98.5),
-        "cohen_kappa": (94.5, 99.5),
-        "mcc": (95, 99),
-        "log_loss": (82.5, 94.5),
-        "ece": (88.5, 97),
-    },
-    50: {
-        "accuracy": (93.6, 99.6),
-        "balanced_accuracy": (94.5, 98.5),
-        "auroc": (93, 98.5),
-        "auprc": (95, 99.5),
-        "f1": (94.5, 97.5),
-        "cohen_kappa": (94.5, 97),
-        "mcc": (95, 97.5),
-        "log_loss": (92.5, 97.5),
-        "ece": (91.5, 97.5),
-    },
-    100: {
-        "accuracy": (94.2, 99.1),
-        "balanced_accuracy": (93.5, 99),
-        "auroc": (89.5, 98.5),
-        "auprc": (94, 99.5),
-        "f1": (92.5, 97.5),
-        "cohen_kappa": (92, 97),
-        "mcc": (92.5, 97),
-        "log_loss": (90, 98.5),
-        "ece": (89, 99.5),
-    },
-    500: {
-        "accuracy": (93.8, 96.2),
-        "balanced_accuracy": (92.5, 97),
-        "auroc": (95, 97.5),
-        "auprc": (94, 100),
-        "f1": (93.5, 97),
-        "cohen_kappa": (93.5, 96.5),
-        "mcc": (93.5, 96),
-        "log_loss": (94, 97),
-        "ece": (92, 100),
-    },
-}
 
 
 def intervals(predictions: Predictions, resamples: int = 2000, level: float = 0.95, seed: int = 0) -> dict:
@@ -99,22 +49,6 @@ def intervals(predictions: Predictions, resamples: int = 2000, level: float = 0.
     every = _Every(data, resamples, level, seed)
     per_class = {name: every.of_class(c) for c, name in enumerate(predictions.names)}
     return result | {"metrics": every.of_all(), "per_class": per_class}
-
-
-def promise(patients: int, metric: str = "accuracy") -> str | None:
-    """What was measured of 95 % intervals with so many patients, as a sentence; None below the fewest simulated.
-
-    Args:
-        metric: a key of `METRICS`.
-    """
-    known = [count for count in COVERAGE if count <= patients]
-    if not known or metric not in COVERAGE[max(known)]:
-        return None
-    least, most = COVERAGE[max(known)][metric]
-    return (
-        f"in simulations with {max(known)} patients such 95 % intervals held the true value in "
-        f"{least:g} to {most:g} % of the data sets"
-    )
 
 
 def draws(patients: int, resamples: int, seed: int, step: int | None = None):
