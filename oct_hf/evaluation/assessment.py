@@ -9,7 +9,8 @@ import numpy as np
 from oct_hf.data import quality
 from oct_hf.evaluation.abstention import describe_abstention, fit_conformal, fit_likeness, measure_sets
 from oct_hf.evaluation.calibration import describe_calibration, fit_temperature, logits, rescale
-from oct_hf.evaluation.intervals import intervals, promise
+from oct_hf.evaluation.coverage import promise
+from oct_hf.evaluation.intervals import intervals
 from oct_hf.evaluation.operating_points import operating_points
 from oct_hf.evaluation.per_eye import measure_eyes, measure_patients
 from oct_hf.evaluation.predictions import Predictions
@@ -48,7 +49,7 @@ def assess(predictions: Predictions, settings: dict, calibration: dict | None = 
     found = intervals(test)
     return {
         "results": {side: predictions.of(side).measure() for side in SIDES},
-        "intervals": found | {"promise": promise(found["patients"])},
+        "intervals": found | {"promise": promise(found)},
         "per_eye": measure_eyes(predictions),
         "per_patient": measure_patients(predictions),
         "calibration": _calibration(predictions, calibration),
@@ -88,7 +89,7 @@ def assess_external(home: Predictions | None, other: Predictions, settings: dict
     found = intervals(other)
     facts = {
         "results": other.measure(),
-        "intervals": found | {"promise": promise(found["patients"])},
+        "intervals": found | {"promise": promise(found)},
         "calibration": describe_calibration(other.probabilities, other.indices()),
         "subgroups": subgroups(other),
         "shift": None,

@@ -1,7 +1,8 @@
 """Variances over patients in closed form, and the intervals made of them that hold at few patients and near 0 or 1.
 
 Every estimate is written as a sum of one number a patient (its structural component, or influence), so that images of
-one patient may be as alike as they are. Which of these forms is used where was chosen by scripts/interval_coverage.py.
+one patient may be as alike as they are. An interval then is the textbook one for as many independent cases as have that
+spread; how much a spread is trusted that few patients carry was chosen by scripts/interval_coverage.py.
 """
 
 from dataclasses import dataclass
@@ -9,66 +10,89 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special, stats
 
+_NONE = 1e-24  # a variance that is only rounding
+
 
 @dataclass(frozen=True)
 class Estimate:
     """A value and what is known of its spread; arrays, so that many data sets go through at once.
 
     Attributes:
-        value: `(…)`.
-        size: `(…)`, the number of independent cases that would give this spread.
+        value: `(…)`, between 0 and 1 where a size is asked for.
+        alike: `(…)`, the number of independent cases where the images of a patient are all alike: Kish's effective
+            number of patients, of the rarer kind of case.
+        patients: `(…)`, those with a case, of the rarer kind.
         influence: `(…, groups)`, a patient's part in the deviation of the value; its sum of squares is the variance.
     """
 
     value: np.ndarray
-    size: np.ndarray
+    alike: np.ndarray
+    patients: np.ndarray
     influence: np.ndarray
 
+    @property
+    def variance(self) -> np.ndarray:
+        """`(…)`, linearised."""
+        return (self.influence**2).sum(-1)
 
-def ratio(part: np.ndarray, whole: np.ndarray, independent: np.ndarray | None = None) -> Estimate:
-    """A proportion over images of patients, with its effective sample size.
+    @property
+    def carriers(self) -> np.ndarray:
+        """`(…)`, how many patients carry the variance: (sum u^2)^2 / sum u^4 of the influences u; 0 if none."""
+        variance, fourth = self.variance, (self.influence**4).sum(-1)
+        return np.where(variance > _NONE, variance**2 / np.where(variance > _NONE, fourth, 1), 0.0)
 
-    The design effect is the linearised variance over patients (Rao and Scott, "A simple method for the analysis of
-    clustered binary data", 1992; each patient's residual divided by sqrt(1 - its share), the CR2 of Bell and McCaffrey,
-    2002) over the variance of independent images, and at least 1, as Korn and Graubard (1998) have it. A design effect
-    that rests on e patients with an error counts e/(e+1); the rest is that of images which are all alike within a
-    patient (Kish's effective number of patients). So 0 and 1 have an interval too, and one error doesn't make it jump.
+
+def size(estimate: Estimate, level: float, variance: np.ndarray | None = None) -> np.ndarray:
+    """The effective sample size: of how many independent cases the value has this spread.
+
+    That is value (1 - value) / variance, with two corrections where few patients carry the variance. It is divided by
+    the square of t over z, as Korn and Graubard have it ("Confidence intervals for proportions with small expected
+    number of positive counts estimated from survey data", Survey Methodology 1998), with as many degrees of freedom as
+    the variance of a variance gives (Satterthwaite, 1946), 2 / (1/e - 1/patients) for e carriers. And it is drawn to
+    the size of patients whose images are all alike, on the scale of the logarithm and with the weight (1 + e)^-1.5, so
+    that 0 and 1 have an interval too, and one error doesn't make it jump.
+
+    Args:
+        variance: `(…)`, where another one is known to be better than the linearised, such as by bootstrap.
+    """
+    variance = estimate.variance if variance is None else variance
+    carriers, room = estimate.carriers, estimate.value * (1 - estimate.value)
+    most = np.maximum(estimate.patients - 1, 1)
+    spread = 1 / np.maximum(carriers, 1e-9) - 1 / np.maximum(estimate.patients, 1)
+    freedom = np.clip(2 / np.maximum(spread, 1e-9), 1, most)
+    wider = stats.t.ppf((1 + level) / 2, freedom) / stats.norm.ppf((1 + level) / 2)
+    known = (room > 1e-12) & (variance > _NONE)
+    found = np.where(known, room / np.where(known, variance, 1), 1) / wider**2
+    trust = np.where(known, 1 - (1 + carriers) ** -1.5, 0.0)
+    return np.exp(trust * np.log(found) + (1 - trust) * np.log(estimate.alike))
+
+
+def ratio(part: np.ndarray, whole: np.ndarray) -> Estimate:
+    """A proportion over images of patients.
+
+    Its variance is the linearised one of Rao and Scott ("A simple method for the analysis of clustered binary data",
+    1992), each patient's residual divided by sqrt(1 - its share), the CR2 of Bell and McCaffrey (2002).
 
     Args:
         part: `(…, groups)`, such as the right images of each patient.
         whole: `(…, groups)`, all of them; a patient may have none.
-        independent: `(…)`, the variance that independent images would have; `p(1-p)/(n-1)` where not given.
     """
     n = whole.sum(-1)
     value = part.sum(-1) / n
     share = whole / n[..., None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        residual = (part - value[..., None] * whole) / n[..., None]
-        influence = np.where(share < 1, residual / np.sqrt(1 - share), 0.0)
-        variance = value * (1 - value)
-        if independent is None:
-            independent = variance / (n - 1)
-        effect = np.maximum((influence**2).sum(-1) / independent, 1.0)
-    alike = n**2 / (whole**2).sum(-1)
-    odd = np.minimum((part > 0).sum(-1), (part < whole).sum(-1))
-    return Estimate(value, _trusted(np.where(np.isfinite(effect), effect, 1.0) / n, alike, odd), influence)
+    residual = (part - value[..., None] * whole) / n[..., None]
+    influence = np.where(share < 1, residual / np.sqrt(np.where(share < 1, 1 - share, 1)), 0.0)
+    return Estimate(value, n**2 / (whole**2).sum(-1), (whole > 0).sum(-1), influence)
 
 
-def size(value: float, variance: float, alike: float, odd: int) -> float:
-    """The effective size of any value between 0 and 1 whose variance is known, such as by bootstrap.
+def proportion(part: np.ndarray, whole: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's interval of a `ratio` for its effective size, which is never more than there are images.
 
-    Args:
-        alike: effective number of patients.
-        odd: patients with an error, or right ones where these are fewer; trusted as in `ratio`.
+    Where each patient has one image nothing is to be estimated, and it is Wilson's own.
     """
-    room = value * (1 - value)
-    return float(_trusted(variance / room, alike, odd)) if room > 1e-12 else float(alike)
-
-
-def _trusted(inverse: np.ndarray, alike: np.ndarray, odd: np.ndarray) -> np.ndarray:
-    """The size from the inverse of the one that was estimated, shrunk to `alike`."""
-    trust = odd / (odd + 1)
-    return 1 / (trust * inverse + (1 - trust) / alike)
+    estimate, images = ratio(part, whole), whole.sum(-1)
+    cases = np.where(whole.max(-1) > 1, np.minimum(size(estimate, level), images), images)
+    return wilson(estimate.value, cases, level)
 
 
 def wilson(value: np.ndarray, size: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
@@ -77,6 +101,15 @@ def wilson(value: np.ndarray, size: np.ndarray, level: float) -> tuple[np.ndarra
     middle = (value + z**2 / (2 * size)) / (1 + z**2 / size)
     half = z * np.sqrt(value * (1 - value) / size + z**2 / (4 * size**2)) / (1 + z**2 / size)
     return np.maximum(middle - half, 0.0), np.minimum(middle + half, 1.0)
+
+
+def logit(value: float, size: float, level: float) -> tuple[float, float]:
+    """Of an area between 0 and 1, on the logit scale, which leaves more room on the far side; at 0 and 1 Wilson's."""
+    room = value * (1 - value)
+    if room <= 1e-12:
+        return tuple(float(limit) for limit in wilson(value, size, level))
+    reach = stats.norm.ppf((1 + level) / 2) / np.sqrt(size * room)
+    return tuple(float(special.expit(special.logit(value) + r)) for r in (-reach, reach))
 
 
 def area(scores: np.ndarray, positive: np.ndarray, group: np.ndarray, groups: int) -> Estimate:
@@ -90,11 +123,8 @@ def area(scores: np.ndarray, positive: np.ndarray, group: np.ndarray, groups: in
         scores: `(n,)`.
         positive: bool `(n,)`, both kinds present.
         group: int `(n,)`, which patient, below `groups`.
-
-    Returns:
-        its `size` is the effective number of patients with the rarer kind of case.
     """
-    value, influence, alike = 0.0, np.zeros(groups), np.inf
+    value, influence = 0.0, np.zeros(groups)
     for rows, sign in ((positive, 1), (~positive, -1)):
         below = _beaten(sign * scores[rows], np.sort(sign * scores[~rows])) / (~rows).sum()
         value = below.mean()
@@ -102,52 +132,57 @@ def area(scores: np.ndarray, positive: np.ndarray, group: np.ndarray, groups: in
         share = count / count.sum()
         deviation = np.bincount(group[rows], below, groups) / count.sum() - value * share
         influence += np.where(share < 1, deviation / np.sqrt(np.where(share < 1, 1 - share, 1)), 0)
-        alike = min(alike, 1 / (share**2).sum())
-    return Estimate(value, alike, influence)
+    return Estimate(value, *_rarer(positive, group), influence)
 
 
-def logit(estimate: Estimate, patients: int, level: float) -> tuple[float, float]:
-    """An interval on the logit scale, which can't leave 0 to 1, with a t distribution.
+def precision_area(scores: np.ndarray, positive: np.ndarray, group: np.ndarray, groups: int) -> Estimate:
+    """Average precision (AUPRC), linearised: its derivative by the weight of each patient (Jaeckel, 1972).
 
-    Its degrees of freedom are those of the patients that carry the variance, (sum u^2)^2 / sum u^4 of the influences u
-    (after Satterthwaite, 1946), and at most `patients - 1`. Where there is no variance (0, 1), Wilson's for as many
-    cases as there are effective patients.
+    A case changes the precision at each threshold that it reaches, a positive one also how often its own threshold
+    counts. Times sqrt(I/(I-1)) for I patients.
 
     Args:
-        estimate: of one data set.
-        patients: with the rarer kind of case.
+        scores, positive, group, groups: as for `area`.
     """
-    variance = float((estimate.influence**2).sum())
-    room = float(estimate.value * (1 - estimate.value))
-    if room <= 1e-12 or variance <= 1e-24:
-        return tuple(float(limit) for limit in wilson(estimate.value, estimate.size, level))
-    freedom = max(min(patients - 1, variance**2 / float((estimate.influence**4).sum())), 1)
-    reach = stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(variance) / room
-    middle = special.logit(estimate.value)
-    return float(special.expit(middle - reach)), float(special.expit(middle + reach))
+    levels, level = np.unique(scores, return_inverse=True)
+    here = np.bincount(level[positive], minlength=len(levels)) / positive.sum()
+    reached = np.cumsum(np.bincount(level, minlength=len(levels))[::-1])[::-1]
+    precision = np.cumsum(here[::-1])[::-1] * positive.sum() / reached
+    value = here @ precision
+    more, all_of_it = np.cumsum(here / reached), np.cumsum(here * precision / reached)
+    change = positive * (more[level] + (precision[level] - value) / positive.sum()) - all_of_it[level]
+    influence = np.bincount(group, change, groups) * np.sqrt(groups / max(groups - 1, 1))
+    return Estimate(value, *_rarer(positive, group), influence)
 
 
-def logit_of_spread(value: float, deviation: float, alike: float, level: float) -> tuple[float, float]:
-    """As `logit`, from a standard deviation and with the normal distribution."""
-    room = value * (1 - value)
-    if room <= 1e-12 or deviation <= 1e-12:
-        return tuple(float(limit) for limit in wilson(value, alike, level))
-    reach = stats.norm.ppf((1 + level) / 2) * deviation / room
-    return tuple(float(special.expit(special.logit(value) + r)) for r in (-reach, reach))
+def _rarer(positive: np.ndarray, group: np.ndarray) -> tuple[float, int]:
+    """`alike` and `patients` of an estimate that compares two kinds of case."""
+    counts = [np.unique(group[rows], return_counts=True)[1] for rows in (positive, ~positive)]
+    return min(c.sum() ** 2 / (c**2).sum() for c in counts), min(len(c) for c in counts)
 
 
-def cube_root(estimate: Estimate, patients: int, level: float) -> tuple[float, float]:
-    """For a positive mean with a long tail, on Wilson and Hilferty's scale (1931).
+def mean(estimates: list[Estimate], patients: int) -> Estimate:
+    """The mean of areas of several classes, which the images of `patients` bear on."""
+    return Estimate(
+        np.mean([e.value for e in estimates]),
+        min(e.alike for e in estimates),
+        patients,
+        np.mean([e.influence for e in estimates], 0),
+    )
 
-    Freedom as in `logit` and at least 3, or one patient with a large loss would make the limit endless.
+
+def log_scale(estimate: Estimate, level: float) -> tuple[float, float]:
+    """For a positive mean with a long tail, such as the log loss: on the logarithm's scale, with a t distribution.
+
+    Its degrees of freedom are the patients that carry the variance, at least 3, or one patient with a large loss would
+    make the limit endless.
     """
-    variance = float((estimate.influence**2).sum())
-    root = float(estimate.value) ** (1 / 3)
-    if root == 0 or variance == 0:
-        return float(estimate.value), float(estimate.value)
-    freedom = min(patients - 1, max(variance**2 / float((estimate.influence**4).sum()), 3))
-    reach = stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(variance) / (3 * root**2)
-    return max(root - reach, 0.0) ** 3, (root + reach) ** 3
+    value = float(estimate.value)
+    if value <= 0:
+        return value, value
+    freedom = min(max(estimate.patients - 1, 1), max(float(estimate.carriers), 3))
+    reach = stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(float(estimate.variance)) / value
+    return value * float(np.exp(-reach)), value * float(np.exp(reach))
 
 
 def without_bias(value: float, drawn: np.ndarray, level: float) -> tuple[float, float]:
@@ -164,6 +199,23 @@ def without_bias(value: float, drawn: np.ndarray, level: float) -> tuple[float, 
     noise = max(float((drawn**2).mean()) - value**2, 0.0)
     low, high = np.quantile(drawn, (tail, 1 - tail)) ** 2 - (2 * noise, noise)
     return float(np.sqrt(max(low, 0.0))), float(np.sqrt(max(high, 0.0)))
+
+
+def largest_net_gap(gaps: np.ndarray, right: np.ndarray, images: np.ndarray, level: float) -> float:
+    """How far confidence and accuracy may differ over all images, which no calibration error is below.
+
+    A confident model's errors are few, and chance shows too few of them more often than too many. Wilson's interval of
+    the accuracy knows that; so the gap's upper limit is as far off, in standard errors, as the accuracy's.
+
+    Args:
+        gaps: `(groups,)`, a patient's summed confidences minus the right images.
+        right, images: `(groups,)`, how many.
+    """
+    gap, accuracy = ratio(gaps, images), ratio(right, images)
+    low, high = proportion(right, images, level)
+    reach = accuracy.value - low if gap.value >= 0 else high - accuracy.value
+    known = accuracy.variance > _NONE
+    return float(abs(gap.value) + reach * (np.sqrt(gap.variance / accuracy.variance) if known else 1.0))
 
 
 def mean_of(estimates: list[Estimate], limits: list[tuple[float, float]]) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """Intervals over patients: the images of one patient are alike, so patients are what is counted, never single images.
 
 The percentile bootstrap, which most papers print, covers far less than it says with few patients or values near 1; so
-each metric has the method that kept its promise in scripts/interval_coverage.py, and `COVERAGE` has what was measured.
+each metric has the method that kept its promise in scripts/interval_coverage.py; coverage.py has what was measured.
 """
 
 import numpy as np
@@ -17,61 +17,11 @@ _BOOTSTRAPPED = ("f1", "cohen_kappa", "mcc", "auprc", "ece", "class_auprc")
 
 WILSON = "Wilson, effective sample size over patients"
 MEAN = "from those of the classes, with their covariance over patients (MOVER)"
-AREA = "Obuchowski over patients, logit scale"
-SPREAD = "Wilson, variance by patient bootstrap"
-LOGIT = "variance by patient bootstrap, logit scale"
-LOSS = "linearised over patients, cube root scale"
-SQUARES = "patient bootstrap, bias removed from the square"
-
-# By number of patients: the least and the most, in per cent, that nominal 95 % intervals held the true value in any
-# setting of `python scripts/interval_coverage.py --sets 200`. Accuracy has 2,000 data sets a setting, the other
-# metrics 200, whose chance alone is 1.5 points either way.
-COVERAGE: dict[int, dict[str, tuple[float, float]]] = {
-    20: {
-        "accuracy": (93.7, 99.7),
-        "balanced_accuracy": (93.7, 100),
-        "auroc": (93.4, 98.4),
-        "auprc": (93.4, 100),
-        "f1": (90, 98.5),
-        "cohen_kappa": (94.5, 99.5),
-        "mcc": (95, 99),
-        "log_loss": (82.5, 94.5),
-        "ece": (88.5, 97),
-    },
-    50: {
-        "accuracy": (93.6, 99.6),
-        "balanced_accuracy": (94.5, 98.5),
-        "auroc": (93, 98.5),
-        "auprc": (95, 99.5),
-        "f1": (94.5, 97.5),
-        "cohen_kappa": (94.5, 97),
-        "mcc": (95, 97.5),
-        "log_loss": (92.5, 97.5),
-        "ece": (91.5, 97.5),
-    },
-    100: {
-        "accuracy": (94.2, 99.1),
-        "balanced_accuracy": (93.5, 99),
-        "auroc": (89.5, 98.5),
-        "auprc": (94, 99.5),
-        "f1": (92.5, 97.5),
-        "cohen_kappa": (92, 97),
-        "mcc": (92.5, 97),
-        "log_loss": (90, 98.5),
-        "ece": (89, 99.5),
-    },
-    500: {
-        "accuracy": (93.8, 96.2),
-        "balanced_accuracy": (92.5, 97),
-        "auroc": (95, 97.5),
-        "auprc": (94, 100),
-        "f1": (93.5, 97),
-        "cohen_kappa": (93.5, 96.5),
-        "mcc": (93.5, 96),
-        "log_loss": (94, 97),
-        "ece": (92, 100),
-    },
-}
+AREA = "Obuchowski, effective sample size over patients, logit scale"
+PRECISION = "linearised and patient bootstrap, effective sample size, logit scale"
+SPREAD = "Wilson, effective sample size by patient bootstrap"
+LOSS = "linearised over patients, logarithm's scale"
+SQUARES = "patient bootstrap, bias removed from the square, and the net gap"
 
 
 def intervals(predictions: Predictions, resamples: int = 2000, level: float = 0.95, seed: int = 0) -> dict:
@@ -101,48 +51,6 @@ def intervals(predictions: Predictions, resamples: int = 2000, level: float = 0.
     return result | {"metrics": every.of_all(), "per_class": per_class}
 
 
-def patient_bootstrap(
-    predictions: Predictions, resamples: int = 2000, level: float = 0.95, seed: int = 0
-) -> dict[str, tuple[float, float]]:
-    """Percentile intervals of accuracy and balanced accuracy by the cluster bootstrap (Field and Welsh, 2007).
-
-    Resamples in which a class is absent say nothing of balanced accuracy and are left out of its interval.
-
-    Args:
-        predictions: of one side; its groups (patients) are drawn with replacement.
-        resamples: how often.
-        level: share of the resampled values inside the interval.
-        seed: of the draws.
-
-    Returns:
-        (low, high) by the metric's name.
-    """
-    data = ByPatient.of_predictions(predictions)
-    values = data.counted(next(draws(data.groups, resamples, seed, resamples)))
-    tail, found = (1 - level) / 2, {}
-    for name in ("accuracy", "balanced_accuracy"):
-        defined = values[name][np.isfinite(values[name])]
-        if len(defined):
-            found[name] = tuple(np.quantile(defined, (tail, 1 - tail)).tolist())
-    return found
-
-
-def promise(patients: int, metric: str = "accuracy") -> str | None:
-    """What was measured of 95 % intervals with so many patients, as a sentence; None below the fewest simulated.
-
-    Args:
-        metric: a key of `METRICS`.
-    """
-    known = [count for count in COVERAGE if count <= patients]
-    if not known or metric not in COVERAGE[max(known)]:
-        return None
-    least, most = COVERAGE[max(known)][metric]
-    return (
-        f"in simulations with {max(known)} patients such 95 % intervals held the true value in "
-        f"{least:g} to {most:g} % of the data sets"
-    )
-
-
 def draws(patients: int, resamples: int, seed: int, step: int | None = None):
     """How often each patient is in a resample: float64 `(b, patients)` in blocks that fit the memory."""
     rng = np.random.default_rng(seed)
@@ -160,25 +68,23 @@ class _Every:
         self.values = {name: found[0] for name, found in data.all(np.ones((1, data.groups))).items()}
         blocks = [data.counted(w) | data.ranked(w) | data.calibrated(w) for w in draws(data.groups, resamples, seed)]
         self.drawn = {name: np.concatenate([block[name] for block in blocks]) for name in _BOOTSTRAPPED}
+        self.changes = data.changes()
         self.images = data.confusion.sum((1, 2))
-        right = np.trace(data.confusion, axis1=1, axis2=2)
-        self.accuracy = clustered.ratio(right, self.images)
-        self.alike = self.images.sum() ** 2 / (self.images**2).sum()
-        self.odd = int(min((right > 0).sum(), (right < self.images).sum()))
+        self.right = np.trace(data.confusion, axis1=1, axis2=2)
         self.counts = [_counts(data.confusion, c) for c in range(data.classes)]
         self.areas = [self._area(c) for c in range(data.classes)]
 
     def of_all(self) -> dict:
         present = [c for c in range(self.data.classes) if self.counts[c]["recall"][1].any()]
         kinds = {
-            "accuracy": _found(*clustered.wilson(self.accuracy.value, self.accuracy.size, self.level), WILSON),
+            "accuracy": _found(*clustered.proportion(self.right, self.images, self.level), WILSON),
             "balanced_accuracy": self._balanced(present),
             "auroc": self._mean_area(),
-            "auprc": self._spread("auprc", min((a.size for a in self.areas if isinstance(a, Estimate)), default=1)),
-            "f1": self._spread("f1", self.alike),
-            "cohen_kappa": self._spread("cohen_kappa", self.alike, lowest=-1),
-            "mcc": self._spread("mcc", self.alike, lowest=-1),
-            "log_loss": self._loss(),
+            "auprc": self._mean_precision_area(),
+            "f1": self._spread("f1"),
+            "cohen_kappa": self._spread("cohen_kappa", lowest=-1),
+            "mcc": self._spread("mcc", lowest=-1),
+            "log_loss": _found(*clustered.log_scale(clustered.ratio(self.data.losses, self.images), self.level), LOSS),
             "ece": self._calibration(),
         }
         return {name: kinds[name] for name in METRICS}
@@ -189,92 +95,87 @@ class _Every:
         if isinstance(area, str):
             found["auroc"] = found["auprc"] = {"why": area}
         else:
-            found["auroc"] = _found(*clustered.logit(area, self._patients(c), self.level), AREA)
-            found["auprc"] = self._precision_area(c, area)
+            found["auroc"] = self._of_area(area[0])
+            found["auprc"] = self._precision_area(area[1], self.drawn["class_auprc"][:, c])
         return {name: found[name] for name in PER_CLASS}
 
-    def _share(self, part, whole, independent, nothing: str) -> dict:
+    def _share(self, part, whole, nothing: str) -> dict:
         patients = int((whole > 0).sum())
         if patients < 2:
             return {"why": nothing if not patients else "cases of one patient"}
-        estimate = clustered.ratio(part, whole, independent)
-        return _found(*clustered.wilson(estimate.value, estimate.size, self.level), WILSON)
+        return _found(*clustered.proportion(part, whole, self.level), WILSON)
 
     def _balanced(self, present: list[int]) -> dict:
-        counts = [self.counts[c]["recall"] for c in present]
-        if min((whole > 0).sum() for _, whole, *_ in counts) < 2:
+        counts = [self.counts[c]["recall"][:2] for c in present]
+        if min((whole > 0).sum() for _, whole in counts) < 2:
             return {"why": "a class with cases of one patient"}
-        recalls = [clustered.ratio(part, whole) for part, whole, *_ in counts]
-        limits = [clustered.wilson(r.value, r.size, self.level) for r in recalls]
-        return _found(*clustered.mean_of(recalls, limits), MEAN)
+        limits = [clustered.proportion(*both, self.level) for both in counts]
+        return _found(*clustered.mean_of([clustered.ratio(*both) for both in counts], limits), MEAN)
 
-    def _patients(self, c: int) -> int:
-        positive = self.data.labels == c
-        return min(len(np.unique(self.data.group[rows])) for rows in (positive, ~positive))
-
-    def _area(self, c: int) -> Estimate | str:
-        positive = self.data.labels == c
+    def _area(self, c: int) -> tuple[Estimate, Estimate] | str:
+        """AUROC and AUPRC of a class, or why there is none."""
+        positive, group = self.data.labels == c, self.data.group
         if not positive.any() or positive.all():
             return "no positive case" if not positive.any() else "no negative case"
-        if self._patients(c) < 2:
+        if min(len(np.unique(group[rows])) for rows in (positive, ~positive)) < 2:
             return "cases of one patient"
-        return clustered.area(self.data.probabilities[:, c], positive, self.data.group, self.data.groups)
+        given = (self.data.probabilities[:, c], positive, group, self.data.groups)
+        return clustered.area(*given), clustered.precision_area(*given)
+
+    def _of_area(self, area: Estimate) -> dict:
+        return _found(*clustered.logit(area.value, clustered.size(area, self.level), self.level), AREA)
 
     def _mean_area(self) -> dict:
         why = [area for area in self.areas if isinstance(area, str)]
         if why:
             return {"why": f"a class with {why[0]}"}
-        joined = Estimate(
-            np.mean([a.value for a in self.areas]),
-            min(a.size for a in self.areas),
-            np.mean([a.influence for a in self.areas], 0),
-        )
-        return _found(*clustered.logit(joined, self.data.groups, self.level), AREA)
+        return self._of_area(clustered.mean([area for area, _ in self.areas], self.data.groups))
 
-    def _spread(self, name: str, alike: float, lowest: float = 0) -> dict:
+    def _mean_precision_area(self) -> dict:
+        why = [area for area in self.areas if isinstance(area, str)]
+        if why:
+            return {"why": f"a class with {why[0]}"}
+        joined = clustered.mean([area for _, area in self.areas], self.data.groups)
+        return self._precision_area(joined, self.drawn["auprc"])
+
+    def _precision_area(self, area: Estimate, drawn: np.ndarray) -> dict:
+        """With the geometric mean of two variances: few patients make the linearised too small, the other too large."""
+        drawn = _defined(drawn)
+        if drawn is None:
+            return {"why": "not defined in most resamples"}
+        size = clustered.size(area, self.level, np.sqrt(area.variance * drawn.var()))
+        return _found(*clustered.logit(area.value, size, self.level), PRECISION)
+
+    def _spread(self, name: str, lowest: float = 0) -> dict:
         """Between `lowest` and 1: as a share of that room, with the bootstrap's variance."""
         value, drawn = self.values[name], _defined(self.drawn[name])
         if not np.isfinite(value) or drawn is None:
             return {"why": "not defined" if not np.isfinite(value) else "not defined in most resamples"}
-        room = 1 - lowest
-        share = (value - lowest) / room
-        size = clustered.size(share, drawn.var() / room**2, alike, self.odd)
-        low, high = clustered.wilson(share, size, self.level)
+        room, share = 1 - lowest, self.images / self.images.sum()
+        influence = np.nan_to_num(self.changes[name]) / np.sqrt(1 - share) / room
+        estimate = Estimate((value - lowest) / room, 1 / (share**2).sum(), self.data.groups, influence)
+        size = clustered.size(estimate, self.level, drawn.var() / room**2)
+        low, high = clustered.wilson(estimate.value, size, self.level)
         return _found(lowest + room * low, lowest + room * high, SPREAD)
 
-    def _precision_area(self, c: int, area: Estimate) -> dict:
-        value, drawn = self.values["class_auprc"][c], _defined(self.drawn["class_auprc"][:, c])
-        if drawn is None:
-            return {"why": "not defined in most resamples"}
-        return _found(*clustered.logit_of_spread(value, drawn.std(), area.size, self.level), LOGIT)
-
-    def _loss(self) -> dict:
-        n = self.images.sum()
-        share = self.images / n
-        value = self.data.losses.sum() / n
-        influence = (self.data.losses / n - value * share) / np.sqrt(1 - share)
-        return _found(*clustered.cube_root(Estimate(value, self.alike, influence), self.data.groups, self.level), LOSS)
-
     def _calibration(self) -> dict:
-        return _found(*clustered.without_bias(self.values["ece"], self.drawn["ece"], self.level), SQUARES)
+        low, high = clustered.without_bias(self.values["ece"], self.drawn["ece"], self.level)
+        net = clustered.largest_net_gap(self.data.gaps, self.right, self.images, self.level)
+        return _found(low, min(max(high, net), 1.0), SQUARES)
 
 
 def _counts(confusion: np.ndarray, c: int) -> dict[str, tuple]:
-    """For each share of a class: its numerator and denominator by patient, variance of independent images, and why not.
+    """For each share of a class: its numerator and denominator by patient, and why there may be none.
 
-    F1 is a share of 2 TP + FP + FN in which each right image counts twice, so its variance is its own.
+    F1 is a share of 2 TP + FP + FN in which each right image counts twice.
     """
     hit, true, predicted = confusion[:, c, c], confusion[:, c].sum(1), confusion[:, :, c].sum(1)
     images = confusion.sum((1, 2))
-    whole = (true + predicted).sum()
-    f1 = 2 * hit.sum() / whole if whole else 0.0
-    wrong = whole - 2 * hit.sum()
-    independent = (4 * hit.sum() * (1 - f1) ** 2 + wrong * f1**2) / whole**2 if whole else 0.0
     return {
-        "precision": (hit, predicted, None, "never predicted"),
-        "recall": (hit, true, None, "no positive case"),
-        "specificity": (images - true - predicted + hit, images - true, None, "no negative case"),
-        "f1": (2 * hit, true + predicted, independent, "no positive case, and never predicted"),
+        "precision": (hit, predicted, "never predicted"),
+        "recall": (hit, true, "no positive case"),
+        "specificity": (images - true - predicted + hit, images - true, "no negative case"),
+        "f1": (2 * hit, true + predicted, "no positive case, and never predicted"),
     }
 
 

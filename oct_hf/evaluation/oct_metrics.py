@@ -143,9 +143,10 @@ def _of_class(confusion, scores, positive, c: int) -> dict:
 
 def _mcc(confusion) -> float | None:
     """Gorodkin's R_K (2004); undefined where one class holds all the true or all the predicted labels."""
+    confusion = confusion.astype(np.float64)  # the fourth power of 55,109 cases no longer fits an int64
     true, predicted, n = confusion.sum(1), confusion.sum(0), confusion.sum()
     spread = (n**2 - (true**2).sum()) * (n**2 - (predicted**2).sum())
-    return float((np.trace(confusion) * n - true @ predicted) / np.sqrt(float(spread))) if spread else None
+    return float((np.trace(confusion) * n - true @ predicted) / np.sqrt(spread)) if spread else None
 
 
 def _ratio(part: int, whole: int) -> float | None:

@@ -24,6 +24,7 @@ class ByPatient:
         group: int `(n,)`, which patient, 0 to `groups - 1`.
         confusion: float64 `(groups, k, k)`, true classes as rows.
         losses: float64 `(groups,)`, the summed log losses of a patient's rows.
+        gaps: float64 `(groups,)`, their summed confidences minus the right ones.
     """
 
     def __init__(self, probabilities: np.ndarray, labels: np.ndarray, group: np.ndarray, groups: int):
@@ -37,6 +38,8 @@ class ByPatient:
         tiny = np.finfo(np.float64).eps  # as sklearn.metrics.log_loss
         answered = np.clip(self.probabilities[np.arange(len(labels)), labels], tiny, 1 - tiny)
         self.losses = np.bincount(group, -np.log(answered), minlength=groups)
+        gaps = self.probabilities.max(1) - (self.predicted == labels)
+        self.gaps = np.bincount(group, gaps, minlength=groups)
 
     @classmethod
     def of_predictions(cls, predictions: Predictions) -> "ByPatient":
@@ -61,24 +64,36 @@ class ByPatient:
             that no row has is left out of the balanced accuracy, one that a resample lacks makes it undefined.
         """
         counts = (weights @ self.confusion.reshape(self.groups, -1)).reshape(-1, self.classes, self.classes)
+        return self._of_counts(counts) | {"log_loss": _finite(weights @ self.losses, counts.sum((1, 2)))}
+
+    def changes(self) -> dict[str, np.ndarray]:
+        """How `f1`, `cohen_kappa` and `mcc` change with the weight of each patient, `(groups,)`.
+
+        Central differences of the counts, whose error is far below that of the variances made of them.
+        """
+        whole, step = self.confusion.sum(0), 1e-4
+        more, less = (self._of_counts(whole + way * step * self.confusion) for way in (1, -1))
+        return {name: (more[name] - less[name]) / (2 * step) for name in ("f1", "cohen_kappa", "mcc")}
+
+    def _of_counts(self, counts: np.ndarray) -> dict[str, np.ndarray]:
+        """From confusion matrices `(b, k, k)`."""
         hit, true, predicted = np.diagonal(counts, axis1=1, axis2=2), counts.sum(2), counts.sum(1)
         n, right = true.sum(1), hit.sum(1)
+        by_chance = (true * predicted).sum(1)
         there = self.confusion.sum((0, 2)) > 0
-        with np.errstate(divide="ignore", invalid="ignore"):
-            values = {
-                "accuracy": right / n,
-                "cohen_kappa": (right * n - (true * predicted).sum(1)) / (n**2 - (true * predicted).sum(1)),
-                "mcc": (right * n - (true * predicted).sum(1))
-                / np.sqrt((n**2 - (true**2).sum(1)) * (n**2 - (predicted**2).sum(1))),
-                "log_loss": weights @ self.losses / n,
-                "class_recall": hit / true,
-                "class_precision": hit / predicted,
-                "class_specificity": (n[:, None] - true - predicted + hit) / (n[:, None] - true),
-                "class_f1": 2 * hit / (true + predicted),
-            }
+        both = (n**2 - (true**2).sum(1)) * (n**2 - (predicted**2).sum(1))
+        values = {
+            "accuracy": _finite(right, n),
+            "cohen_kappa": _finite(right * n - by_chance, n**2 - by_chance),
+            "mcc": _finite(right * n - by_chance, np.sqrt(np.maximum(both, 0))),
+            "class_recall": _finite(hit, true),
+            "class_precision": _finite(hit, predicted),
+            "class_specificity": _finite(n[:, None] - true - predicted + hit, n[:, None] - true),
+            "class_f1": _finite(2 * hit, true + predicted),
+        }
         values["balanced_accuracy"] = values["class_recall"][:, there].mean(1)
         values["f1"] = values["class_f1"].mean(1)
-        return {name: np.where(np.isfinite(found), found, np.nan) for name, found in values.items()}
+        return values
 
     def ranked(self, weights: np.ndarray, precision: bool = True) -> dict[str, np.ndarray]:
         """AUROC and, where asked for, AUPRC (average precision), one against the rest; tied scores as scikit-learn.
@@ -176,6 +191,13 @@ class _Ranks:
             np.divide(above, everything, out=above, where=everything > 0)
             average = np.where(total * negatives > 0, np.einsum("ub,ub->b", here, above) / total, np.nan)
         return area, average
+
+
+def _finite(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """A quotient; NaN where it is none."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = part / whole
+    return np.where(np.isfinite(found), found, np.nan)
 
 
 def _bin_gaps(passed: np.ndarray, summed: np.ndarray, gap: np.ndarray) -> float:

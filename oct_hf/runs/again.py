@@ -17,7 +17,7 @@ from oct_hf.data.leakage import LINKS_FILE, Links, differences, search
 from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import UNUSED, read_split_table
 from oct_hf.errors import DataError, ModelError, OCTError
-from oct_hf.evaluation.intervals import patient_bootstrap
+from oct_hf.evaluation.intervals import intervals
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.hub.download import Downloaded
 from oct_hf.inference.predictor import Predictor
@@ -211,14 +211,14 @@ def compare(published: Path, again: Path) -> Rerun:
     then, now = (Predictions.read(folder / "predictions.parquet").of("test") for folder in (published, again))
     row = {value: index for index, value in enumerate(now.hashes)}
     order = [row[value] for value in then.hashes]
-    intervals = patient_bootstrap(then)
+    spans = {name: (row["low"], row["high"]) for name, row in intervals(then)["metrics"].items() if "low" in row}
     results = [run["results"]["test"] for run in runs]
     scores = ("balanced_accuracy", "accuracy", "auroc", "log_loss", "ece")
     facts = [{**run["hardware"], **run["versions"], "oct-hf": run["package"]} for run in runs]
     return Rerun(
         identical=runs[0]["files"][WEIGHTS] == runs[1]["files"][WEIGHTS],
         furthest=float(np.abs(then.probabilities - now.probabilities[order]).max()),
-        metrics=tuple((name, results[0][name], results[1][name], intervals.get(name)) for name in scores),
+        metrics=tuple((name, results[0][name], results[1][name], spans.get(name)) for name in scores),
         changed={
             key: (facts[0].get(key), facts[1].get(key))
             for key in sorted(facts[0].keys() | facts[1].keys())

@@ -97,3 +97,12 @@ def test_it_loads_as_a_local_file_of_evaluate(answers):
 def test_what_is_no_probability_is_refused_with_its_row(probabilities, labels, text):
     with pytest.raises(DataError, match=text):
         measure(np.array(probabilities), np.array(labels, int), NAMES)
+
+
+def test_very_many_cases_have_the_mcc_of_few(answers):
+    probabilities, labels = answers
+    few, many = (
+        measure(probabilities, labels, NAMES),
+        measure(np.tile(probabilities, (200, 1)), np.tile(labels, 200), NAMES),
+    )
+    assert many["mcc"] == pytest.approx(few["mcc"], abs=1e-12)
