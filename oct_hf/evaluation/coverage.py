@@ -42,6 +42,18 @@ COVERAGE: dict[int, dict[str, tuple[float, float]]] = {
         "ece": (95.5, 97.6),
         "class": (93.3, 99.4),
     },
+    500: {
+        "accuracy": (94.6, 96.3),
+        "balanced_accuracy": (95.2, 96.5),
+        "auroc": (94.2, 96),
+        "auprc": (94.3, 96),
+        "f1": (95.3, 96),
+        "cohen_kappa": (95.7, 96.3),
+        "mcc": (95.3, 96.7),
+        "log_loss": (94, 96.2),
+        "ece": (96.3, 96.3),
+        "class": (93.7, 97.3),
+    },
 }
 EDGE: dict[int, dict[str, tuple[float, float]]] = {
     20: {
@@ -64,6 +76,10 @@ EDGE: dict[int, dict[str, tuple[float, float]]] = {
         "auprc": (94.5, 94.5),
         "ece": (94, 98.7),
         "class": (95.3, 96.1),
+    },
+    500: {
+        "accuracy": (96.5, 97.9),
+        "ece": (98.8, 99.5),
     },
 }
 
