@@ -27,7 +27,7 @@ def tune(
     """Search a recipe's settings on patient-grouped folds; the test side stays unseen.
 
     A space is YAML: a recipe key and its range or its choices, such as
-    train.learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true} or train.class_weights: [null, auto].
+    train.learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true} or train.class_weights: \\[null, auto].
     A study that was stopped or killed goes on with the same command.
 
     Example: oct-hf tune octdl --data OCTDL/ --trials 30 && oct-hf finetune runs/octdl-tune/best.yaml
