@@ -38,4 +38,4 @@ def test_every_command_names_a_verb_a_recipe_and_keys_that_exist():
         if recipe != "NAME" and not recipe.endswith("best.yaml"):  # a search writes that one
             load_recipe(recipe, [word for word in rest if "=" in word])
     for override in re.findall(r"`'?((?:data|model|split|pretrain|teacher)\.[\w.]+=[^`']+)'?`", README + DOCS):
-        load_recipe("folder", [override])
+        load_recipe("efficientnetv2_b0_offline" if override.startswith("teacher.") else "folder", [override])
