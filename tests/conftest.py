@@ -68,9 +68,12 @@ def chromium() -> str:
     return command
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(chromium):
-    """A browser without a window, driven by Playwright; its pages reach no network."""
+    """A browser without a window, driven by Playwright; its pages reach no network.
+
+    It ends with its module: worker processes that later tests fork would hold its pipes, and it would never end.
+    """
     from playwright.sync_api import sync_playwright
 
     options = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
