@@ -4,7 +4,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -19,6 +18,7 @@ from oct_hf.runs.teacher import check_student, other_pictures, prepare_teacher
 from oct_hf.runs.training import Stopped
 from oct_hf.training.callbacks import StopOnSignal
 from oct_hf.training.recipe import load_recipe, make_recipe
+from tests.conftest import TINY
 
 TEACHER = {"base": "test_efficientnet", "weights": "random", "epochs": 2, "batch_size": 8, "phantoms": 8}
 QUICK = TINY | {"train": TINY["train"] | {"epochs": 2, "freeze_epochs": 0}, "evaluation": {"explain": 0}}
