@@ -29,7 +29,37 @@ class Entry:
     device: str = ""  # that took it; empty where nothing tells
 
 
-class Names(Sequence):
+class Texts(Sequence):
+    """Strings in their order.
+
+    Args:
+        texts: read once, or Arrow's own array of them.
+    """
+
+    def __init__(self, texts: Iterable[str] | pa.LargeStringArray):
+        self._texts = texts if isinstance(texts, pa.LargeStringArray) else _packed(texts)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, row: int) -> str:
+        return self._texts[int(row)].as_py()
+
+    def __iter__(self) -> Iterator[str]:
+        for at in range(0, len(self), _BLOCK):
+            yield from self._texts[at : at + _BLOCK].to_pylist()
+
+    def __eq__(self, other) -> bool:
+        return list(self) == list(other)
+
+    __hash__ = None
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> "Texts":
+        """Those with these numbers."""
+        return Texts(self._texts.take(pa.array(np.asarray(rows, np.int64))))
+
+
+class Names(Texts):
     """Sorted strings.
 
     Args:
@@ -40,23 +70,8 @@ class Names(Sequence):
     def __init__(self, names: Iterable[str], **beside: Sequence[int]):
         unsorted = _packed(names)
         order = pc.sort_indices(unsorted)  # by bytes of UTF-8, which is Python's order too
-        self._names = unsorted.take(order)
+        super().__init__(unsorted.take(order))
         self.beside = {key: np.asarray(values, np.int64)[order.to_numpy()] for key, values in beside.items()}
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __getitem__(self, row: int) -> str:
-        return self._names[row].as_py()
-
-    def __iter__(self) -> Iterator[str]:
-        for at in range(0, len(self), _BLOCK):
-            yield from self._names[at : at + _BLOCK].to_pylist()
-
-    def __eq__(self, other) -> bool:
-        return list(self) == list(other)
-
-    __hash__ = None
 
     def row(self, name: str) -> int:
         """Where a name stands.

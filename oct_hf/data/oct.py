@@ -268,7 +268,8 @@ def builder_of(name: str, data_dir: str | Path | None = None, cache_dir: str | P
     if data_dir:
         local = str(Path(data_dir).expanduser().resolve())
         options["data_dir"] = address(str(data_dir)) if name == "parquet" else local
-    return OCT(config_name=name, cache_dir=str(cache_dir) if cache_dir else None, **options)
+    rows = 1000 if options.get("stream") else None  # of a batch: without their pictures they are small
+    return OCT(config_name=name, cache_dir=str(cache_dir) if cache_dir else None, writer_batch_size=rows, **options)
 
 
 def _phantom_jobs(config: OCTDataConfig, labels: list[str]) -> Iterator[list[tuple[str, int, int]]]:

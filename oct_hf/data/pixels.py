@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from oct_hf.data.encoded import Encoded
+from oct_hf.data.listing import Texts
 from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import DataError
 from oct_hf.images import Preprocessing, read_image, to_gray
@@ -110,7 +111,7 @@ class Pixels:
     ):
         self.images, self.sources = images, sources
         self.labels = np.asarray(labels, np.int64)
-        self.hashes = list(hashes)
+        self.hashes = hashes if isinstance(hashes, Texts) else Texts(hashes)
         self.augmentation = augmentation
 
     @classmethod
@@ -137,12 +138,13 @@ class Pixels:
         )
         images.write(image for _, image in work)
         sources = dataset.select_columns(["source"]) if "source" in dataset.column_names else None
-        return cls(images, dataset["label"][:], dataset["content_hash"][:], augmentation, sources)
+        blocks = dataset.select_columns("content_hash").iter(1000)
+        hashes = Texts(text for block in blocks for text in block["content_hash"])  # a list would take twice as much
+        return cls(images, dataset["label"][:], hashes, augmentation, sources)
 
     def rows(self, chosen: Sequence[int], augmentation: Augmentation | None = None) -> "Pixels":
         """Some of the pictures by their numbers, as the sides of a fold; decoded once for all folds."""
-        hashes = [self.hashes[row] for row in chosen]
-        return Pixels(_Chosen(self.images, chosen), self.labels[chosen], hashes, augmentation)
+        return Pixels(_Chosen(self.images, chosen), self.labels[chosen], self.hashes.take(chosen), augmentation)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -31,7 +31,7 @@ GROUP_BYTES = 8 * 2**20
 _NAME = re.compile(r"(?:(?P<side>[a-z]+)-)?(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet|.*\.parquet")
 UNFINISHED = "UNFINISHED"  # beside shards that are being written
 _NOTE = b"oct_hf"  # in a file's metadata
-_OPEN = 16  # files that a process keeps open
+_OPEN_HERE, _OPEN_FAR = 3, 16  # files that a process keeps open, each with 2 MB of notes on its row groups
 
 
 @dataclass(frozen=True)
@@ -200,11 +200,11 @@ def _opened(path: str) -> pq.ParquetFile:
         time = os.stat(path.removeprefix("file://")).st_mtime_ns
     except OSError:
         time = 0  # not of this machine
-    return _opened_here(path, time, os.getpid(), threading.get_ident())
+    here = isinstance(url_to_fs(path)[0], LocalFileSystem)
+    return (_opened_here if here else _opened_far)(path, time, os.getpid(), threading.get_ident())
 
 
-@lru_cache(maxsize=_OPEN)
-def _opened_here(path: str, time: int, process: int, thread: int) -> pq.ParquetFile:
+def _open(path: str, time: int, process: int, thread: int) -> pq.ParquetFile:
     """A file of this thread alone: a place in a file that two share is nobody's."""
     try:
         files, inner = url_to_fs(path)
@@ -213,6 +213,10 @@ def _opened_here(path: str, time: int, process: int, thread: int) -> pq.ParquetF
         return pq.ParquetFile(inner if here else files.open(inner, "rb"), pre_buffer=not here)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: can't be read as Parquet ({' '.join(str(error).split())})") from None
+
+
+_opened_here = lru_cache(maxsize=_OPEN_HERE)(_open)
+_opened_far = lru_cache(maxsize=_OPEN_FAR)(_open)
 
 
 def _row_groups(rows: Iterable[dict], group_bytes: int):

@@ -10,14 +10,16 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from oct_hf.data.listing import Texts
 from oct_hf.data.shards import read_group
 from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import DataError
 from oct_hf.images import Preprocessing, read_image, to_gray
-from oct_hf.parallel import in_order
+from oct_hf.parallel import give_memory_back, in_order, lean_arrow
 
 _BUFFER = 1_000  # encoded pictures a process, about 60 MB
 
@@ -52,10 +54,12 @@ class StreamedPixels(IterableDataset):
         columns = index.select_columns(["shard", "group", "row", "content_hash"]).with_format("arrow")[:]
         shards = columns["shard"].combine_chunks().dictionary_encode()
         self._shards = shards.dictionary.to_pylist()
-        places = np.stack([shards.indices.to_numpy(), columns["group"].to_numpy(), columns["row"].to_numpy()], 1)
+        places = np.stack(
+            [np.asarray(one, np.int32) for one in (shards.indices, columns["group"], columns["row"])], axis=1
+        )
         self._order = np.lexsort(places.T[::-1])
         self._places = places[self._order]
-        self._hashes = np.array(columns["content_hash"].to_pylist(), dtype=np.bytes_)[self._order]
+        self._hashes = Texts(columns["content_hash"].cast(pa.large_string()).combine_chunks()).take(self._order)
         starts = np.flatnonzero(np.any(np.diff(self._places[:, :2], axis=0, prepend=-1) != 0, axis=1))
         self._groups = np.stack([starts, np.append(starts[1:], len(places))], 1)  # first row and end of each
 
@@ -107,13 +111,15 @@ class StreamedPixels(IterableDataset):
             if end <= first or begin >= last:
                 continue
             yield from self._group(start + max(0, first - begin), stop - max(0, end - last))
+            give_memory_back()  # pictures that have left the buffer leave holes
 
     def _group(self, start: int, stop: int) -> Iterator[tuple[bytes, int, str]]:
         shard, group, _ = self._places[start]
         path = self._shards[shard]
-        pictures = read_group(path, int(group), ["image"])["image"].combine_chunks().field("bytes")
+        with lean_arrow():
+            pictures = read_group(path, int(group), ["image"])["image"].combine_chunks().field("bytes")
         for at in range(start, stop):
             row = int(self._places[at, 2])
             if row >= len(pictures):
                 raise DataError(f"{path}: was changed since it was listed; give the same command again")
-            yield pictures[row].as_py(), int(self._order[at]), self._hashes[at].decode()
+            yield pictures[row].as_py(), int(self._order[at]), self._hashes[at]
