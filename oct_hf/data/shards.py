@@ -31,7 +31,7 @@ GROUP_BYTES = 8 * 2**20
 _NAME = re.compile(r"(?:(?P<side>[a-z]+)-)?(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet|.*\.parquet")
 UNFINISHED = "UNFINISHED"  # beside shards that are being written
 _NOTE = b"oct_hf"  # in a file's metadata
-_OPEN_HERE, _OPEN_FAR = 3, 16  # files that a process keeps open, each with 2 MB of notes on its row groups
+_OPEN_HERE, _OPEN_FAR = 2, 16  # files that a process keeps open, each with 2 MB of notes on its row groups
 
 
 @dataclass(frozen=True)

@@ -51,17 +51,23 @@ class StreamedPixels(IterableDataset):
         self.seed, self.batch_size = seed, batch_size
         # Worker processes have a copy of this object for all epochs; the number is in memory that they share.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        with lean_arrow():
+            places = self._read_index(index)
+        starts = np.flatnonzero(np.any(np.diff(self._places[:, :2], axis=0, prepend=-1) != 0, axis=1))
+        self._groups = np.stack([starts, np.append(starts[1:], len(places))], 1)  # first row and end of each
+
+    def _read_index(self, index: datasets.Dataset) -> np.ndarray:
+        """Shards, hashes and order of the rows by where they lie; gives their places, unsorted."""
         columns = index.select_columns(["shard", "group", "row", "content_hash"]).with_format("arrow")[:]
         shards = columns["shard"].combine_chunks().dictionary_encode()
         self._shards = shards.dictionary.to_pylist()
         places = np.stack(
             [np.asarray(one, np.int32) for one in (shards.indices, columns["group"], columns["row"])], axis=1
         )
-        self._order = np.lexsort(places.T[::-1])
+        self._order = np.lexsort(places.T[::-1]).astype(np.int32)
         self._places = places[self._order]
         self._hashes = Texts(columns["content_hash"].cast(pa.large_string()).combine_chunks()).take(self._order)
-        starts = np.flatnonzero(np.any(np.diff(self._places[:, :2], axis=0, prepend=-1) != 0, axis=1))
-        self._groups = np.stack([starts, np.append(starts[1:], len(places))], 1)  # first row and end of each
+        return places
 
     def __len__(self) -> int:
         return len(self.labels)
