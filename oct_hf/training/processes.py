@@ -34,7 +34,13 @@ def join() -> None:
     if count() > 1 and not distributed.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         distributed.init_process_group(backend, timeout=_PATIENCE)
-        atexit.register(distributed.destroy_process_group)
+        atexit.register(leave)
+
+
+def leave() -> None:
+    """Ends contact; best while all are here, since one that is left alone when the interpreter ends may abort."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def largest(value: int) -> int:

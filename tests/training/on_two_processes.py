@@ -32,3 +32,5 @@ if __name__ == "__main__":
     said = {"stopped": stop.stopped, "step": run.state.global_step, "evaluated": seen, "log": run.state.log_history}
     found = processes.from_main(lambda: "of the first")
     (Path(sys.argv[1]) / f"{run.args.process_index}.json").write_text(json.dumps(said | {"told": found}))
+    processes.wait()
+    processes.leave()
