@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from oct_hf.cli.options import Data, overrides_of
+from oct_hf.cli.options import Data, exit_when_stopped, overrides_of
 from oct_hf.cli.printing import print_table, say
 from oct_hf.errors import OCTError
 
@@ -203,13 +203,9 @@ def labels(
     Example: oct-hf data labels octdl --out runs/octdl-labels
     """
     from oct_hf.runs.label_search import TABLE, find_label_errors
-    from oct_hf.runs.training import Stopped
 
-    try:
+    with exit_when_stopped():
         found = find_label_errors(_recipe(name, overrides, data, skip_bad), out, folds, overwrite)
-    except Stopped as stopped:
-        say(str(stopped))
-        raise typer.Exit(stopped.exit_code) from None
     print(f"{len(found.suspects):,} of {len(found.predictions.labels):,} B-scans have a label that networks contradict")
     print(f"{found.page}  the page: decide, save corrections.csv, and train with data.corrections=corrections.csv")
     print(f"{out / TABLE}  all of them as a table")

@@ -1,14 +1,8 @@
 """What the verbs print: tables on stdout, remarks on stderr."""
 
-import os
 import sys
 
 WIDE = 180
-
-
-def is_quiet() -> bool:
-    """Whether this is a further process of torchrun: the first one says all."""
-    return int(os.environ.get("RANK", "0")) > 0
 
 
 def say(text: str) -> None:

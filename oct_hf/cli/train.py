@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from oct_hf.cli.options import Data, overrides_of, prepare_for_other_hubs
-from oct_hf.cli.printing import is_quiet, print_result, print_table, say, score
+from oct_hf.cli.options import Data, exit_when_stopped, overrides_of, prepare_for_other_hubs
+from oct_hf.cli.printing import print_result, print_table, say, score
 from oct_hf.errors import OCTError
 
 
@@ -60,22 +60,18 @@ def finetune(
         folder = out or Path("runs") / (f"{chosen.name}-folds" if folds else chosen.name)
 
     from oct_hf.runs.run import finetune as train
-    from oct_hf.runs.training import Stopped
+    from oct_hf.training import processes
 
     if folds:
         _cross_validate(chosen, folder, folds, seeds, overwrite, as_json)
         return
     was_done = not overwrite and (folder / "model").is_dir()
-    try:
+    with exit_when_stopped():
         if again:
             run, difference = rerun(published, chosen, folder, overwrite)
         else:
             run = train(chosen, folder, overwrite=overwrite)
-    except Stopped as stopped:
-        if not is_quiet():
-            say(str(stopped))
-        raise typer.Exit(stopped.exit_code) from None
-    if is_quiet():
+    if not processes.is_main():
         return
     if as_json and difference is None:
         print(json.dumps(run, indent=2))
@@ -93,19 +89,15 @@ def finetune(
 
 def _cross_validate(recipe, folder: Path, folds: int, seeds: str | None, overwrite: bool, as_json: bool) -> None:
     from oct_hf.runs.folds import POOLED, SCORES, cross_validate
-    from oct_hf.runs.training import Stopped
+    from oct_hf.training import processes
 
     try:
         numbers = [int(seed) for seed in seeds.split(",")] if seeds else []
     except ValueError:
         raise OCTError(f"--seeds {seeds}: whole numbers with commas between, such as 0,1,2") from None
-    try:
+    with exit_when_stopped():
         found = cross_validate(recipe, folder, folds, numbers, overwrite)
-    except Stopped as stopped:
-        if not is_quiet():
-            say(str(stopped))
-        raise typer.Exit(stopped.exit_code) from None
-    if is_quiet():
+    if not processes.is_main():
         return
     if as_json:
         print(json.dumps(found, indent=2))

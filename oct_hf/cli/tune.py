@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from oct_hf.cli.options import Data, overrides_of
-from oct_hf.cli.printing import print_table, say, score
+from oct_hf.cli.options import Data, exit_when_stopped, overrides_of
+from oct_hf.cli.printing import print_table, score
 
 
 def tune(
@@ -39,15 +39,11 @@ def tune(
     ranges = read_space(space) if space else None
     folder = out or Path("runs") / f"{chosen.name}-tune"
 
-    from oct_hf.runs.training import Stopped
     from oct_hf.runs.tune import BEST, TABLE
     from oct_hf.runs.tune import tune as search
 
-    try:
+    with exit_when_stopped():
         found = search(chosen, folder, trials, folds, ranges, seed)
-    except Stopped as stopped:
-        say(str(stopped))
-        raise typer.Exit(stopped.exit_code) from None
     if as_json:
         print(json.dumps(found, indent=2))
         return
@@ -58,13 +54,15 @@ def tune(
 
 
 def _print_study(found: dict, shown: int = 10) -> None:
+    from oct_hf.runs.tune import shown_value
+
     best_first = sorted(found["trials"], key=lambda row: -(row["score"] or 0))[:shown]
     keys = list(found["space"])
     rows = [
         (
             str(row["number"]),
             score(row["score"]) if row["score"] is not None else row["state"],
-            *(_value(row["params"][key]) for key in keys),
+            *(shown_value(row["params"][key]) for key in keys),
         )
         for row in best_first
     ]
@@ -72,7 +70,3 @@ def _print_study(found: dict, shown: int = 10) -> None:
     title = f"{found['name']}: validation balanced accuracy, mean of {found['folds']} folds of {data['title']}"
     title += f" ({data['images']} B-scans, {data['patients']} patients)"
     print_table(title, ("trial", "score", *keys), rows)
-
-
-def _value(value) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

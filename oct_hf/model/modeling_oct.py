@@ -139,7 +139,7 @@ def _timm_network(architecture: str, labels: int, pretrained: bool, weights: str
         raise ValueError(f"{architecture} is not a classifier: it has no classification head")
     trained_head = pretrained and network.pretrained_cfg.get("num_classes") == labels
     if not trained_head:
-        _calm(classifier)
+        calm_head(classifier)
     elif name != architecture:
         _undo_calibration(network, architecture, labels)
     return network
@@ -200,7 +200,7 @@ def _divide_classifier(network: torch.nn.Module, input_size: Sequence[int], fact
         raise ValueError(f"{', '.join(names)}: the logits don't scale with this classifier, so no temperature fits it")
 
 
-def _calm(classifier: torch.nn.Module) -> None:
+def calm_head(classifier: torch.nn.Module) -> None:
     """Starts a new head near zero; timm's own start leaves some networks' logits so far apart that it costs epochs."""
     for layer in classifier.modules():
         if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):

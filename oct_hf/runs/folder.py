@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from oct_hf.errors import OCTError, RunError
@@ -55,11 +56,18 @@ def read_run(folder: Path) -> dict | None:
         return None
 
 
-def write_json(path: Path, content: dict) -> None:
-    """Writes beside the place and renames, so that a reader never sees half of it."""
+@contextlib.contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """A place to write to; what is there at the end is renamed to `path`, so that a reader never sees half of it."""
     beside = path.with_name(path.name + ".new")
-    beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    yield beside
     beside.replace(path)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Writes a whole file or none."""
+    with written_beside(path) as beside:
+        beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

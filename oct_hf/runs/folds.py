@@ -21,7 +21,7 @@ from oct_hf.evaluation.per_eye import eyes_of
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.hub.card import operating_rows
 from oct_hf.runs.facts import public_recipe
-from oct_hf.runs.folder import plain_errors, read_run, write_json
+from oct_hf.runs.folder import plain_errors, read_run, write_json, written_beside
 from oct_hf.runs.labelled import load_data
 from oct_hf.runs.run import finetune
 from oct_hf.training import processes
@@ -248,7 +248,6 @@ def _write(out: Path, facts: dict, pooled: Predictions) -> None:
 
 
 def write_pooled(pooled: Predictions, path: Path) -> None:
-    """Writes beside the place and renames, so that a reader never sees half of it."""
-    beside = path.with_name(path.name + ".new")
-    pooled.write(beside)
-    beside.replace(path)
+    """Writes a whole file or none."""
+    with written_beside(path) as beside:
+        pooled.write(beside)

@@ -18,6 +18,7 @@ from oct_hf.evaluation.label_errors import Suspect, find_suspects, require_clean
 from oct_hf.evaluation.label_page import Shown, label_page
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.images import read_image
+from oct_hf.runs.folder import written_beside
 from oct_hf.runs.labelled import is_public, load_data
 from oct_hf.runs.out_of_fold import out_of_fold
 from oct_hf.training.recipe import Recipe
@@ -45,15 +46,13 @@ class LabelErrors:
         names = self.predictions.names
         columns = ["rank", "content_hash", "group", "given_label", "suggested_label", "score"]
         columns += ["unit_suspects", "unit_images", "unit_score", *(f"p_{name}" for name in names)]
-        beside = Path(path).with_name(Path(path).name + ".new")
-        with open(beside, "w", newline="", encoding="utf-8") as file:
+        with written_beside(Path(path)) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(columns)
             for rank, one in enumerate(self.suspects, 1):
                 row = [rank, one.content_hash, one.group, one.given, one.suggested, f"{one.score:.4f}"]
                 row += [one.unit_suspects, one.unit_images, f"{one.unit_score:.4f}"]
                 writer.writerow(row + [f"{one.probabilities[name]:.4f}" for name in names])
-        beside.replace(path)
 
 
 def find_label_errors(
@@ -98,9 +97,8 @@ def find_label_errors(
     )
     found = LabelErrors(suspects, predictions, Path(out) / PAGE)
     found.write_csv(Path(out) / TABLE)
-    beside = found.page.with_name(PAGE + ".new")
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(found.page)
+    with written_beside(found.page) as beside:
+        beside.write_text(page, encoding="utf-8")
     return found
 
 

@@ -25,6 +25,7 @@ from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.runs.facts import base_facts
 from oct_hf.runs.folder import write_json
 from oct_hf.runs.labelled import LabelledSet
+from oct_hf.training.callbacks import steps_an_epoch
 from oct_hf.training.distillation import Teacher, draw_phantoms, others_a_batch, read_unlabelled, width
 from oct_hf.training.recipe import ModelRecipe, Recipe, TeacherRecipe
 from oct_hf.training.trainer import OCTTrainer, last_checkpoint
@@ -122,10 +123,10 @@ def _fine_tuned(recipe, data, folder, student, build, score, callbacks):
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).save_pretrained(folder / "model")
     shutil.rmtree(checkpoints)
     state = trainer.state
-    steps_an_epoch = state.max_steps / state.num_train_epochs
+    steps = steps_an_epoch(state)
     facts = {
-        "epochs": round(state.global_step / steps_an_epoch),
-        "best_epoch": round(state.best_global_step / steps_an_epoch),
+        "epochs": round(state.global_step / steps),
+        "best_epoch": round(state.best_global_step / steps),
         "steps": state.global_step,
         "validation_balanced_accuracy": _best(state)["eval_balanced_accuracy"],
         "seconds": round(time.monotonic() - began, 1),

@@ -24,7 +24,7 @@ from oct_hf.runs.folder import read_run, write_json
 from oct_hf.runs.labelled import LabelledSet
 from oct_hf.runs.teacher import other_pictures, prepare_teacher
 from oct_hf.training import processes
-from oct_hf.training.callbacks import EpochLines, OnBest, StopOnSignal, epoch_rows
+from oct_hf.training.callbacks import EpochLines, OnBest, StopOnSignal, epoch_rows, steps_an_epoch
 from oct_hf.training.distillation import DistillingTrainer
 from oct_hf.training.pretrain import pretrain
 from oct_hf.training.recipe import Recipe
@@ -148,10 +148,10 @@ def train(
     if stop.stopped is not None:
         raise Stopped(stop.stopped, folder)
     state = trainer.state
-    steps_an_epoch = state.max_steps / state.num_train_epochs
+    steps = steps_an_epoch(state)
     facts["training"] = {
-        "epochs": round(state.global_step / steps_an_epoch),
-        "best_epoch": round(state.best_global_step / steps_an_epoch),
+        "epochs": round(state.global_step / steps),
+        "best_epoch": round(state.best_global_step / steps),
         "steps": state.global_step,
         "images": len(pixels),
         "seconds": round(time.monotonic() - began, 1),
@@ -171,11 +171,7 @@ def _pretrain(recipe: Recipe, folder: Path, model: OCTForImageClassification) ->
     print(f"pretraining on {recipe.pretrain.phantoms} phantoms", file=sys.stderr)
     stop = StopOnSignal()
     callbacks = [EpochLines(folder / "log" / "pretraining_epochs.csv"), stop]
-
-    def score(probabilities: np.ndarray, labels: np.ndarray) -> dict:
-        return measure(probabilities, labels, phantom.LABELS)
-
-    place = folder / "pretraining"
+    place, score = folder / "pretraining", validation_score(phantom.LABELS)
     facts = pretrain(model, recipe.pretrain, recipe.train, place, score, callbacks, lambda: stop.stopped is not None)
     if facts is None:
         raise Stopped(stop.stopped, folder)

@@ -28,7 +28,7 @@ from oct_hf.data.splits import fingerprint, split_folds
 from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import OCTError, RunError
 from oct_hf.images import Preprocessing
-from oct_hf.runs.folder import differing, plain_errors, write_json
+from oct_hf.runs.folder import differing, plain_errors, write_json, written_beside
 from oct_hf.runs.folds import own_folds
 from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data
 from oct_hf.runs.run import quiet_libraries
@@ -294,7 +294,9 @@ class _Search:
         best = max(values, key=values.get, default=None)
         if best is not None:
             recipe = change_recipe(self.recipe, rows[best]["params"])
-            _replace(self.out / BEST, dataclasses.replace(recipe, name=f"{recipe.name}-tuned").to_yaml())
+            with written_beside(self.out / BEST) as beside:
+                named = dataclasses.replace(recipe, name=f"{recipe.name}-tuned")
+                beside.write_text(named.to_yaml(), encoding="utf-8")
         _write_table(self.out / TABLE, rows, list(self.space))
         return {
             "name": self.recipe.name,
@@ -351,27 +353,20 @@ def _mean(trial) -> float:
 def _say(found: dict, trials: int) -> None:
     row = found["trials"][-1]
     score = f"{row['score']:.3f}" if row["score"] is not None else row["state"]
-    params = ", ".join(f"{key}={_short(value)}" for key, value in row["params"].items())
+    params = ", ".join(f"{key}={shown_value(value)}" for key, value in row["params"].items())
     print(f"trial {row['number']}/{trials}  {score}  {params}  ({row['seconds']:.0f} s)", file=sys.stderr)
 
 
-def _short(value) -> str:
+def shown_value(value) -> str:
+    """A setting with as many digits as one reads."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _write_table(path: Path, rows: list[dict], keys: list[str]) -> None:
-    beside = path.with_name(path.name + ".new")
-    with open(beside, "w", newline="", encoding="utf-8") as file:
+    with written_beside(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["number", "state", "score", *keys, "seconds"])
         for row in rows:
             writer.writerow(
                 [row["number"], row["state"], row["score"], *(row["params"].get(key) for key in keys), row["seconds"]]
             )
-    beside.replace(path)
-
-
-def _replace(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".new")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)

@@ -21,10 +21,9 @@ class MovingAverage(TrainerCallback):
     Attributes:
         module: a model of the averaged weights.
         started: whether it holds an average yet.
-        needs_statistics: whether batch norm's statistics have to be measured.
     """
 
-    started, needs_statistics = True, False
+    started = True
 
     def __init__(self, model: torch.nn.Module, decay: float):
         self._average = ModelEmaV3(model, decay=decay, use_warmup=True)
@@ -40,8 +39,6 @@ class MovingAverage(TrainerCallback):
 class EpochAverage(TrainerCallback):
     """The mean of the weights at the end of each of the last epochs: Izmailov et al., "Averaging weights leads to wider
     optima and better generalization" (2018), through torch's AveragedModel. Attributes as `MovingAverage` has them."""
-
-    needs_statistics = True
 
     def __init__(self, model: torch.nn.Module, epochs: int):
         self._average = AveragedModel(model)

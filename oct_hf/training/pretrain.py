@@ -25,7 +25,7 @@ from oct_hf.data.pixels import PixelFile, Pixels
 from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import RecipeError
 from oct_hf.images import Preprocessing
-from oct_hf.model.modeling_oct import OCTForImageClassification
+from oct_hf.model.modeling_oct import OCTForImageClassification, calm_head
 from oct_hf.parallel import in_order
 from oct_hf.training.recipe import PretrainRecipe, TrainRecipe
 from oct_hf.training.trainer import OCTTrainer, collate, last_checkpoint
@@ -320,8 +320,7 @@ def _student(model: OCTForImageClassification, settings: PretrainRecipe) -> tupl
     network = student.timm_model
     torch.manual_seed(settings.seed)
     network.reset_classifier(len(phantom.LABELS))
-    for parameter in network.get_classifier().parameters():  # near zero, as `from_timm` starts one
-        torch.nn.init.normal_(parameter, std=0.01) if parameter.ndim > 1 else torch.nn.init.zeros_(parameter)
+    calm_head(network.get_classifier())
     cfg = dict(student.config.pretrained_cfg)
     if settings.image_size:
         cfg["input_size"] = [3, settings.image_size, settings.image_size]
