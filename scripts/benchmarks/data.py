@@ -1,4 +1,4 @@
-"""Preparing a data set: its speed against `datasets`' imagefolder, and its memory with 1,000 and 100,000 images."""
+"""Preparing a data set: its speed and memory against `datasets`' imagefolder, with 1,000 and 100,000 images."""
 
 import json
 import subprocess
@@ -55,9 +55,9 @@ print(json.dumps({"images": n, "seconds": seconds, "peak_mb": peak, "private_mb"
 def benchmark_data(folder: Path | None, scratch: Path) -> dict:
     """Preparation with every image decoded and checked, against `datasets`' imagefolder, which copies the files.
 
-    And the peak memory of 1,000 and of 100,000 images: preparing them, writing them as shards (of the process that
-    hands out the work), and an epoch of them with and without shards. Private memory is what a process can't do
-    without; pages of files that it has mapped the system takes back when it wants them. It needs 20 GB of disk.
+    And the peak memory of 1,000 and of 100,000 images: preparing them, by imagefolder too, writing them as shards (of
+    the process that hands out the work), and an epoch of them with and without shards. Private memory is what a process
+    can't do without; pages of files that it has mapped the system takes back when it wants them. 30 GB of disk.
     """
     folder_of = {1_000: scratch / "small", 100_000: scratch / "large"}
     sources = bscans(folder)
@@ -74,7 +74,7 @@ def benchmark_data(folder: Path | None, scratch: Path) -> dict:
         "speed_ratio": median(p[1]["seconds"] / p[0]["seconds"] for p in pairs),
         "speed_ratios": [round(p[1]["seconds"] / p[0]["seconds"], 3) for p in pairs],
     }
-    for kind in ("oct_hf", "shards", "an epoch from shards", "an epoch"):
+    for kind in ("oct_hf", "imagefolder", "shards", "an epoch from shards", "an epoch"):
         few, many = (_prepare(kind, place, scratch / f"cache {count}") for count, place in folder_of.items())
         result[kind] = {
             "private_mb": {"1,000": round(few["private_mb"]), "100,000": round(many["private_mb"])},
