@@ -75,7 +75,7 @@ def main() -> None:
 def _systems(given: argparse.Namespace) -> dict:
     from oct_hf.errors import OCTError
     from oct_hf.runs.training import Stopped
-    from oct_hf.training.recipe import recipe_names
+    from oct_hf.training.recipe_file import recipe_names
 
     main_one = "folder" if given.data else "demo"
     names = given.recipes or [main_one, *(name for name in recipe_names() if name != main_one)]

@@ -23,7 +23,8 @@ from oct_hf.evaluation.predictions import Predictions
 from oct_hf.runs.folder import write_json
 from oct_hf.runs.labelled import load_data
 from oct_hf.runs.out_of_fold import out_of_fold
-from oct_hf.training.recipe import Recipe, load_recipe
+from oct_hf.training.recipe import Recipe
+from oct_hf.training.recipe_file import load_recipe
 
 SHARE = 0.1  # of the labels is wrong
 SETTINGS = ("data.height=128", "data.width=128", "epochs=8", "label_smoothing=0.1")  # on top of the recipe `demo`

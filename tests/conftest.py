@@ -122,7 +122,7 @@ TINY = {
 @pytest.fixture(scope="session")
 def tiny():
     """A recipe that trains in seconds."""
-    from oct_hf.training.recipe import make_recipe
+    from oct_hf.training.recipe_file import make_recipe
 
     return make_recipe(TINY)
 

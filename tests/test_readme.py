@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from oct_hf.cli import app
-from oct_hf.training.recipe import load_recipe
+from oct_hf.training.recipe_file import load_recipe
 from tests.data.volumes.write import bscans
 from tests.data.volumes.write_binary import write_e2e
 

@@ -213,7 +213,7 @@ def labels(
 
 def _recipe(name: str, overrides: list[str] | None, data: Path | None, skip_bad: bool):
     """The recipe of that name; of a folder or archive, the recipe `folder` on it."""
-    from oct_hf.training.recipe import load_recipe, recipe_names
+    from oct_hf.training.recipe_file import load_recipe, recipe_names
 
     if name not in recipe_names() and not name.endswith((".yaml", ".yml")) and Path(name).exists():
         return load_recipe("folder", overrides_of(overrides, data or Path(name), skip_bad))

@@ -30,7 +30,7 @@ def evaluate(
 
     oct-hf evaluate runs/demo --prevalence 0.02
     """
-    from oct_hf.training.recipe import load_recipe
+    from oct_hf.training.recipe_file import load_recipe
 
     given = None
     if data is not None or overrides:

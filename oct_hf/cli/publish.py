@@ -68,7 +68,7 @@ def publish_data(
 
     Example: oct-hf publish-data oct2017 --data OCT2017/ --repo you/oct2017
     """
-    from oct_hf.training.recipe import load_recipe
+    from oct_hf.training.recipe_file import load_recipe
 
     if out is not None and not dry_run:
         raise OCTError("--out goes with --dry-run")

@@ -54,7 +54,7 @@ def finetune(
         chosen = rerun_recipe(published, given)
         folder = out or Path("runs") / f"{chosen.name}-again"
     else:
-        from oct_hf.training.recipe import load_recipe
+        from oct_hf.training.recipe_file import load_recipe
 
         chosen = load_recipe(recipe, given)
         folder = out or Path("runs") / (f"{chosen.name}-folds" if folds else chosen.name)

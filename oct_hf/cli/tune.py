@@ -32,7 +32,7 @@ def tune(
 
     Example: oct-hf tune octdl --data OCTDL/ --trials 30 && oct-hf finetune runs/octdl-tune/best.yaml
     """
-    from oct_hf.training.recipe import load_recipe
+    from oct_hf.training.recipe_file import load_recipe
     from oct_hf.training.search import read_space
 
     chosen = load_recipe(recipe, overrides_of(overrides, data, skip_bad))

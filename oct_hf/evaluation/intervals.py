@@ -10,6 +10,7 @@ from oct_hf.evaluation import clustered
 from oct_hf.evaluation.clustered import Estimate
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.evaluation.resampled import BLOCK, ByPatient
+from oct_hf.parallel import in_order
 
 METRICS = ("accuracy", "balanced_accuracy", "auroc", "auprc", "f1", "cohen_kappa", "mcc", "log_loss", "ece")
 PER_CLASS = ("precision", "recall", "specificity", "f1", "auroc", "auprc")
@@ -20,7 +21,7 @@ MEAN = "from those of the classes, with their covariance over patients (MOVER)"
 AREA = "Obuchowski, effective sample size over patients, logit scale"
 PRECISION = "linearised and patient bootstrap, effective sample size, logit scale"
 SPREAD = "Wilson, effective sample size by patient bootstrap"
-LOSS = "linearised over patients, logarithm's scale"
+LOSS = "linearised over patients, Hall's transformation for skewness"
 SQUARES = "patient bootstrap, bias removed from the square, and the net gap"
 
 
@@ -66,7 +67,7 @@ class _Every:
     def __init__(self, data: ByPatient, resamples: int, level: float, seed: int):
         self.data, self.level = data, level
         self.values = {name: found[0] for name, found in data.all(np.ones((1, data.groups))).items()}
-        blocks = [data.counted(w) | data.ranked(w) | data.calibrated(w) for w in draws(data.groups, resamples, seed)]
+        blocks = [found for _, found in in_order(data.all, draws(data.groups, resamples, seed))]
         self.drawn = {name: np.concatenate([block[name] for block in blocks]) for name in _BOOTSTRAPPED}
         self.changes = data.changes()
         self.images = data.confusion.sum((1, 2))
@@ -84,7 +85,7 @@ class _Every:
             "f1": self._spread("f1"),
             "cohen_kappa": self._spread("cohen_kappa", lowest=-1),
             "mcc": self._spread("mcc", lowest=-1),
-            "log_loss": _found(*clustered.log_scale(clustered.ratio(self.data.losses, self.images), self.level), LOSS),
+            "log_loss": _found(*clustered.skewed(clustered.ratio(self.data.losses, self.images), self.level), LOSS),
             "ece": self._calibration(),
         }
         return {name: kinds[name] for name in METRICS}

@@ -5,6 +5,8 @@ over ranks the rows are sorted once, and only the thresholds at which a positive
 positive case of one class alone, so all classes together cost no more than one.
 """
 
+from functools import cached_property
+
 import numpy as np
 from scipy import sparse
 
@@ -108,7 +110,7 @@ class ByPatient:
         kinds = ("auroc", "auprc") if precision else ("auroc",)
         found = {kind: np.full((len(weights), self.classes), np.nan) for kind in kinds}
         for c in range(self.classes):
-            ranks = _Ranks(self.probabilities[:, c], self.labels == c, self.group, self.groups)
+            ranks = self._ranks[c]
             if ranks.defined:
                 step = max(1, BLOCK // max(ranks.thresholds, self.groups))
                 for start in range(0, len(weights), step):
@@ -118,6 +120,12 @@ class ByPatient:
         return {f"class_{kind}": values for kind, values in found.items()} | {
             kind: values.mean(1) for kind, values in found.items()
         }
+
+    @cached_property
+    def _ranks(self) -> list["_Ranks"]:
+        return [
+            _Ranks(self.probabilities[:, c], self.labels == c, self.group, self.groups) for c in range(self.classes)
+        ]
 
     def calibrated(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """The expected calibration error, its bins of equal mass drawn anew in each resample.

@@ -20,7 +20,7 @@ from oct_hf.hub.allowed import CODE_BRANCH
 from oct_hf.hub.download import Downloaded
 from oct_hf.inference.predictor import Predictor
 from oct_hf.training.callbacks import selection
-from oct_hf.training.recipe import load_recipe
+from oct_hf.training.recipe_file import load_recipe
 
 REFIT = 1e-3  # relative, of a temperature fitted again
 

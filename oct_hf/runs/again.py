@@ -24,7 +24,8 @@ from oct_hf.inference.predictor import Predictor
 from oct_hf.runs.explained import measure_explanations
 from oct_hf.runs.labelled import LabelledSet, load_data, predict_sides, public_ids
 from oct_hf.runs.run import finetune
-from oct_hf.training.recipe import Recipe, load_recipe
+from oct_hf.training.recipe import Recipe
+from oct_hf.training.recipe_file import load_recipe
 
 WEIGHTS = "model.safetensors"
 

@@ -35,7 +35,8 @@ from oct_hf.runs.run import quiet_libraries
 from oct_hf.runs.training import Stopped, build_model, validation_score
 from oct_hf.training import processes
 from oct_hf.training.callbacks import StopOnSignal, epoch_rows, selection
-from oct_hf.training.recipe import Recipe, change_recipe
+from oct_hf.training.recipe import Recipe
+from oct_hf.training.recipe_file import change_recipe
 from oct_hf.training.search import USUAL, check_space, suggest
 from oct_hf.training.trainer import OCTTrainer, last_checkpoint
 

@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 
 from oct_hf.errors import RecipeError, did_you_mean
-from oct_hf.training.recipe import Recipe, change_recipe, whole_key
+from oct_hf.training.recipe import Recipe
+from oct_hf.training.recipe_file import change_recipe, whole_key
 
 SEARCHED = ("model", "train", "augment")  # the sections that a search may change: never what is measured, nor on whom
 USUAL = {

@@ -32,7 +32,7 @@ def bscans(folder: Path | None) -> list[bytes]:
 def small_run(scratch: Path) -> Path:
     """A finished run of a few phantoms."""
     from oct_hf import finetune
-    from oct_hf.training.recipe import load_recipe
+    from oct_hf.training.recipe_file import load_recipe
 
     few = ["data.patients=8", "data.scans=1", "model.image_size=64", "train.epochs=1", "train.batch_size=8"]
     finetune(load_recipe("demo", few), scratch / "run")

@@ -79,7 +79,7 @@ FILE = "predictions.parquet"
 def systems(names: Sequence[str], data: Path | None, overrides: Sequence[str] = ()) -> dict:
     """By name a recipe with the data, split and evaluation of the first; later ones that train alike are left out."""
     from oct_hf.errors import RecipeError
-    from oct_hf.training.recipe import load_recipe
+    from oct_hf.training.recipe_file import load_recipe
 
     path = [f"data.path={json.dumps(str(data))}"] if data else []
     main, found = load_recipe(names[0], [*overrides, *path]), {}

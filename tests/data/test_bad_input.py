@@ -158,7 +158,7 @@ def test_folders_that_link_to_each_other_end_and_links_to_other_folders_are_foll
 
 def test_an_eye_in_two_class_folders_is_noted(clinic):
     from oct_hf.runs.check import check
-    from oct_hf.training.recipe import make_recipe
+    from oct_hf.training.recipe_file import make_recipe
 
     for label, patient in (("DME", "D0"), ("NORMAL", "N0")):
         (clinic / label / "both" / "OD").mkdir(parents=True)

@@ -18,7 +18,7 @@ from oct_hf.data.phantom import draw
 from oct_hf.errors import DataError
 from oct_hf.labels import LABEL_SETS
 from oct_hf.runs.labelled import assign_sides, load_data
-from oct_hf.training.recipe import load_recipe
+from oct_hf.training.recipe_file import load_recipe
 
 
 def picture(path: Path, number: int, size: int = 96, kind: str | None = None) -> None:

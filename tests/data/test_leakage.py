@@ -20,7 +20,7 @@ from oct_hf.data.leakage import (
 from oct_hf.data.splits import split_by_image, split_folds
 from oct_hf.errors import DataError
 from oct_hf.runs.labelled import assign_sides, load_data
-from oct_hf.training.recipe import make_recipe
+from oct_hf.training.recipe_file import make_recipe
 
 HASHES = ["h0", "h1", "h2", "h3", "h4"]
 PATIENTS = ["p", "p", "q", "r", "r"]

@@ -266,7 +266,7 @@ def test_a_zip_entry_that_is_damaged_is_named(oct2017, tmp_path):
 def test_a_csv_names_devices_and_results_are_told_apart_by_them(clinic, finished_run):
     from oct_hf import Predictor
     from oct_hf.runs.labelled import assign_sides, predict_sides
-    from oct_hf.training.recipe import make_recipe
+    from oct_hf.training.recipe_file import make_recipe
 
     files = sorted(clinic.rglob("*.png"))
     rows = [

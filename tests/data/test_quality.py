@@ -16,7 +16,7 @@ from oct_hf.errors import DataError
 from oct_hf.images import read_image
 from oct_hf.runs.check import check
 from oct_hf.runs.labelled import load_data
-from oct_hf.training.recipe import make_recipe
+from oct_hf.training.recipe_file import make_recipe
 
 
 def measured(image: np.ndarray):

@@ -120,11 +120,24 @@ def test_auprc_is_scikit_learns_and_its_parts_are_the_derivatives_by_the_patient
         assert estimate.influence[patient] == pytest.approx(expected, abs=1e-7)
 
 
-def test_the_log_losss_interval_is_walds_on_the_logarithms_scale():
-    estimate = clustered.ratio(np.array([1.0, 2, 3, 6]), np.ones(4))
-    # Mean 3, standard error sqrt(14/3)/2, and 3 degrees of freedom, the most that 4 patients have.
-    reach = stats.t.ppf(0.975, 3) * np.sqrt(14 / 3) / 2 / 3
-    assert clustered.log_scale(estimate, 0.95) == pytest.approx((3 * np.exp(-reach), 3 * np.exp(reach)))
+def test_halls_transformation_makes_a_t_of_the_studentised_mean():
+    losses = np.array([1.0, 2, 3, 6])
+    low, high = clustered.skewed(clustered.ratio(losses, np.ones(4)), 0.95)
+    # Mean 3, standard error sqrt(14/3)/2; the skewness over sqrt(n) is 18 / 14^1.5. Hall (1992), equation 2.4.
+    skewness, error = 18 / 14**1.5, np.sqrt(14 / 3) / 2
+    for limit, sign in ((low, 1), (high, -1)):
+        t = (3 - limit) / error
+        transformed = t + skewness * t**2 / 3 + skewness**2 * t**3 / 27 + skewness / 6
+        assert transformed == pytest.approx(sign * stats.t.ppf(0.975, 3))
+    assert high - 3 > 3 - low > 0
+
+
+def test_a_mean_without_skewness_has_students_interval_and_a_loss_is_never_below_0():
+    even = np.array([1.0, 2, 3, 4, 5])
+    expected = stats.t.interval(0.95, 4, 3, stats.sem(even))
+    assert clustered.skewed(clustered.ratio(even, np.ones(5)), 0.95) == pytest.approx(expected)
+    assert clustered.skewed(clustered.ratio(even - 0.9, np.ones(5)), 0.999)[0] == 0
+    assert clustered.skewed(clustered.ratio(np.full(5, 0.3), np.ones(5)), 0.95) == pytest.approx((0.3, 0.3))
 
 
 def test_accuracy_is_covered_as_often_as_promised_and_plain_wilson_is_not():

@@ -15,7 +15,7 @@ from huggingface_hub import HfApi
 from oct_hf.hub.in_training import BRANCH, TrainingBranch
 from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.runs import run as runs
-from oct_hf.training.recipe import load_recipe
+from oct_hf.training.recipe_file import load_recipe
 
 seen = []
 push = TrainingBranch.push

@@ -28,7 +28,7 @@ from oct_hf.hub.local import running
 from oct_hf.hub.store import User
 from oct_hf.images import read_image
 from oct_hf.runs import data_set
-from oct_hf.training.recipe import make_recipe
+from oct_hf.training.recipe_file import make_recipe
 
 TOKENS = {"hf_writer": User("clinic"), "hf_reader": User("clinic", write=False), "hf_other": User("other")}
 PHANTOMS = {
@@ -43,7 +43,7 @@ import json, sys
 from huggingface_hub import HfApi
 from oct_hf import cli, publish_data
 from oct_hf.errors import OCTError
-from oct_hf.training.recipe import make_recipe
+from oct_hf.training.recipe_file import make_recipe
 phantoms, clinic = (make_recipe(json.loads(text)) for text in sys.argv[1:])
 said = {}
 def attempt(name, recipe=phantoms, repo="clinic/refused", **options):
@@ -120,7 +120,7 @@ os._exit(0)  # pyarrow may hang at exit where a stream wasn't read to its end (a
 TRAIN = """
 import json, sys
 from oct_hf import finetune, prepare
-from oct_hf.training.recipe import make_recipe
+from oct_hf.training.recipe_file import make_recipe
 repo, out = sys.argv[1:]
 recipe = {
     "data": {"name": "parquet", "path": repo, "stream": True, "public": True},

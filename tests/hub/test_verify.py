@@ -26,7 +26,7 @@ from oct_hf.hub.files import file_faults
 from oct_hf.hub.repository import checksums
 from oct_hf.hub.verify import verify
 from oct_hf.runs.again import explain_again, predict_again, search_again
-from oct_hf.training.recipe import make_recipe
+from oct_hf.training.recipe_file import make_recipe
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from oct_hf.model import pip_bases
 from oct_hf.model.pip_bases import BASES, pip_base, renamed
 from oct_hf.runs.facts import base_facts
 from oct_hf.runs.training import build_model
-from oct_hf.training.recipe import make_recipe
+from oct_hf.training.recipe_file import make_recipe
 
 LITE0 = BASES["efficientnet_lite0"]
 

@@ -11,7 +11,7 @@ from oct_hf.hub.download import download
 from oct_hf.hub.verify import verify
 from oct_hf.runs.again import compare, predict_again, rerun, rerun_recipe
 from oct_hf.runs.run import finetune
-from oct_hf.training.recipe import make_recipe
+from oct_hf.training.recipe_file import make_recipe
 
 
 def test_a_rerun_on_the_same_machine_has_the_same_weights_to_the_last_bit(finished_run, tmp_path):

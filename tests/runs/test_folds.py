@@ -10,7 +10,7 @@ from oct_hf.errors import RunError
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.runs.folds import add_points, cross_validate, fold_recipes
 from oct_hf.runs.other_data import evaluate_model
-from oct_hf.training.recipe import make_recipe
+from oct_hf.training.recipe_file import make_recipe
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from oct_hf.hub.verify import verify
 from oct_hf.runs.again import check_same_data, predict_again, rerun_recipe
 from oct_hf.runs.label_search import find_label_errors
 from oct_hf.runs.labelled import assign_sides, load_data
-from oct_hf.training.recipe import make_recipe
+from oct_hf.training.recipe_file import make_recipe
 
 
 @pytest.fixture

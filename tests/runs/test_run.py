@@ -19,7 +19,7 @@ from oct_hf.errors import DataError, ModelError, RunError, TrainingError
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.hub.allowed import ALLOWED
 from oct_hf.runs.training import Stopped
-from oct_hf.training.recipe import load_recipe, make_recipe
+from oct_hf.training.recipe_file import load_recipe, make_recipe
 
 
 def change(recipe, **sections):

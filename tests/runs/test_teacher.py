@@ -17,7 +17,7 @@ from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data
 from oct_hf.runs.teacher import check_student, other_pictures, prepare_teacher
 from oct_hf.runs.training import Stopped
 from oct_hf.training.callbacks import StopOnSignal
-from oct_hf.training.recipe import load_recipe, make_recipe
+from oct_hf.training.recipe_file import load_recipe, make_recipe
 from tests.conftest import TINY
 
 TEACHER = {"base": "test_efficientnet", "weights": "random", "epochs": 2, "batch_size": 8, "phantoms": 8}

@@ -15,7 +15,7 @@ from oct_hf.errors import RecipeError, RunError
 from oct_hf.runs.labelled import assign_sides, load_data
 from oct_hf.runs.training import Stopped
 from oct_hf.runs.tune import tune, tuning_folds
-from oct_hf.training.recipe import load_recipe, make_recipe
+from oct_hf.training.recipe_file import load_recipe, make_recipe
 from oct_hf.training.search import check_space, read_space
 
 pytest.importorskip("optuna")

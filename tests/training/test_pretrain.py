@@ -12,7 +12,8 @@ from oct_hf.errors import RecipeError
 from oct_hf.evaluation.oct_metrics import measure
 from oct_hf.training.callbacks import StopOnSignal
 from oct_hf.training.pretrain import MaskHead, as_bits, coverage, draw_sides, mask_loss, pretrain
-from oct_hf.training.recipe import PretrainRecipe, TrainRecipe, load_recipe
+from oct_hf.training.recipe import PretrainRecipe, TrainRecipe
+from oct_hf.training.recipe_file import load_recipe
 
 SETTINGS = PretrainRecipe(phantoms=48, epochs=2, batch_size=16, learning_rate=3e-3)
 FINE_TUNING = TrainRecipe(workers=0, bf16=False)

@@ -1,7 +1,8 @@
 import pytest
 
 from oct_hf.errors import RecipeError
-from oct_hf.training.recipe import Recipe, load_recipe, make_recipe, recipe_names
+from oct_hf.training.recipe import Recipe
+from oct_hf.training.recipe_file import load_recipe, make_recipe, recipe_names
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -18,7 +18,8 @@ from oct_hf.data.transforms import Augmentation
 from oct_hf.evaluation.oct_metrics import measure
 from oct_hf.runs.folder import write_json
 from oct_hf.runs.training import build_model
-from oct_hf.training.recipe import Recipe, load_recipe
+from oct_hf.training.recipe import Recipe
+from oct_hf.training.recipe_file import load_recipe
 from oct_hf.training.trainer import OCTTrainer
 
 NAMES = list(LABELS)[:4]

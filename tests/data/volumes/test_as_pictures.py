@@ -11,7 +11,7 @@ from oct_hf.data.phantom import draw
 from oct_hf.data.volumes import read_volumes
 from oct_hf.errors import DataError
 from oct_hf.evaluation.predictions import Predictions
-from oct_hf.training.recipe import make_recipe
+from oct_hf.training.recipe_file import make_recipe
 from tests.data.volumes.write import SECRETS, write_vol
 
 

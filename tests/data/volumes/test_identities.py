@@ -17,7 +17,7 @@ from oct_hf import finetune
 from oct_hf.data.phantom import draw
 from oct_hf.data.volumes import read_volumes
 from oct_hf.errors import DataError
-from oct_hf.training.recipe import make_recipe
+from oct_hf.training.recipe_file import make_recipe
 from tests.data.volumes.kinds import KINDS
 from tests.data.volumes.write import SECRETS, write_dicom
 from tests.data.volumes.write_binary import write_e2e, write_img, write_topcon
