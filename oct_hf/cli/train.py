@@ -119,17 +119,21 @@ def _cross_validate(recipe, folder: Path, folds: int, seeds: str | None, overwri
 
 
 def _print_spread(title: str, columns: tuple, spread: dict, names: tuple) -> None:
+    from oct_hf.evaluation.oct_metrics import short_name
+
     rows = [
-        (name.replace("_", " "), *map(score, (*spread[name]["values"], spread[name]["mean"], spread[name]["sd"])))
+        (short_name(name), *map(score, (*spread[name]["values"], spread[name]["mean"], spread[name]["sd"])))
         for name in names
     ]
     print_table(title, columns, rows)
 
 
 def _print_difference(difference, published: str) -> None:
+    from oct_hf.evaluation.oct_metrics import short_name
+
     rows = [
         (
-            name.replace("_", " "),
+            short_name(name),
             score(then),
             score(now),
             f"{span[0]:.3f}–{span[1]:.3f}" if span else "",
