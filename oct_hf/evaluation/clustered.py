@@ -41,29 +41,35 @@ class Estimate:
         variance, fourth = self.variance, (self.influence**4).sum(-1)
         return np.where(variance > _NONE, variance**2 / np.where(variance > _NONE, fourth, 1), 0.0)
 
+    @property
+    def freedom(self) -> np.ndarray:
+        """`(…)`, degrees of freedom of the variance, by the variance of a variance (Satterthwaite, 1946).
 
-def size(estimate: Estimate, level: float, variance: np.ndarray | None = None) -> np.ndarray:
+        2 / (1/e - 1/patients) for e carriers; from 1 to the patients but one.
+        """
+        spread = 1 / np.maximum(self.carriers, 1e-9) - 1 / np.maximum(self.patients, 1)
+        return np.clip(2 / np.maximum(spread, 1e-9), 1, np.maximum(self.patients - 1, 1))
+
+
+def size(estimate: Estimate, level: float, variance: np.ndarray | None = None, doubt: float = 1.5) -> np.ndarray:
     """The effective sample size: of how many independent cases the value has this spread.
 
     That is value (1 - value) / variance, with two corrections where few patients carry the variance. It is divided by
     the square of t over z, as Korn and Graubard have it ("Confidence intervals for proportions with small expected
-    number of positive counts estimated from survey data", Survey Methodology 1998), with as many degrees of freedom as
-    the variance of a variance gives (Satterthwaite, 1946), 2 / (1/e - 1/patients) for e carriers. And it is drawn to
-    the size of patients whose images are all alike, on the scale of the logarithm and with the weight (1 + e)^-1.5, so
-    that 0 and 1 have an interval too, and one error doesn't make it jump.
+    number of positive counts estimated from survey data", Survey Methodology 1998), t of the estimate's degrees of
+    freedom. And it is drawn to the size of patients whose images are all alike, on the scale of the logarithm and with
+    the weight (1 + e)^-doubt for e carriers, so that 0 and 1 have an interval too, and one error doesn't make it jump.
 
     Args:
         variance: `(…)`, where another one is known to be better than the linearised, such as by bootstrap.
+        doubt: how soon a spread that few patients carry is trusted.
     """
     variance = estimate.variance if variance is None else variance
-    carriers, room = estimate.carriers, estimate.value * (1 - estimate.value)
-    most = np.maximum(estimate.patients - 1, 1)
-    spread = 1 / np.maximum(carriers, 1e-9) - 1 / np.maximum(estimate.patients, 1)
-    freedom = np.clip(2 / np.maximum(spread, 1e-9), 1, most)
-    wider = stats.t.ppf((1 + level) / 2, freedom) / stats.norm.ppf((1 + level) / 2)
+    room = estimate.value * (1 - estimate.value)
+    wider = stats.t.ppf((1 + level) / 2, estimate.freedom) / stats.norm.ppf((1 + level) / 2)
     known = (room > 1e-12) & (variance > _NONE)
     found = np.where(known, room / np.where(known, variance, 1), 1) / wider**2
-    trust = np.where(known, 1 - (1 + carriers) ** -1.5, 0.0)
+    trust = np.where(known, 1 - (1 + estimate.carriers) ** -doubt, 0.0)
     return np.exp(trust * np.log(found) + (1 - trust) * np.log(estimate.alike))
 
 
@@ -85,13 +91,13 @@ def ratio(part: np.ndarray, whole: np.ndarray) -> Estimate:
     return Estimate(value, n**2 / (whole**2).sum(-1), (whole > 0).sum(-1), influence)
 
 
-def proportion(part: np.ndarray, whole: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's interval of a `ratio` for its effective size, which is never more than there are images.
+def proportion(part: np.ndarray, whole: np.ndarray, level: float, doubt: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's interval of a `ratio` for its effective `size`, which is never more than there are images.
 
     Where each patient has one image nothing is to be estimated, and it is Wilson's own.
     """
     estimate, images = ratio(part, whole), whole.sum(-1)
-    cases = np.where(whole.max(-1) > 1, np.minimum(size(estimate, level), images), images)
+    cases = np.where(whole.max(-1) > 1, np.minimum(size(estimate, level, doubt=doubt), images), images)
     return wilson(estimate.value, cases, level)
 
 
@@ -175,15 +181,15 @@ def skewed(estimate: Estimate, level: float) -> tuple[float, float]:
     """For a mean above 0 with a long tail, such as the log loss.
 
     Hall's monotone cubic transformation takes the skewness out of the studentised mean ("On the removal of skewness by
-    transformation", JRSS B 1992, equation 2.4); what it makes is taken for a t of the patients but one. Its scale is
-    ((1 + b T)^3 - 1) / (3 b) + b / 2 for T = (mean - truth) / sd and b a third of the sum of u^3 over sd^3, for the
-    patients' influences u.
+    transformation", JRSS B 1992): ((1 + b T)^3 - 1) / (3 b) + b / 2 for T = (mean - truth) / sd, and b a third of the
+    sum of u^3 over sd^3 for the patients' influences u. What it makes is taken for a t of the estimate's degrees of
+    freedom, at least 3, or one patient with a large loss would make the limit endless.
     """
     value, spread = float(estimate.value), float(np.sqrt(estimate.variance))
     if spread <= np.sqrt(_NONE):
         return value, value
     bend = float((estimate.influence**3).sum()) / spread**3 / 3
-    reach = stats.t.ppf((1 + level) / 2, max(float(estimate.patients) - 1, 1))
+    reach = stats.t.ppf((1 + level) / 2, max(float(estimate.freedom), 3))
     high, low = (value - spread * _straight(side * reach, bend) for side in (-1, 1))
     return max(low, 0.0), high
 

@@ -132,6 +132,21 @@ def test_halls_transformation_makes_a_t_of_the_studentised_mean():
     assert high - 3 > 3 - low > 0
 
 
+def test_the_fewer_patients_carry_a_loss_the_wider_its_interval():
+    # The influences of the size worked by hand above: no skewness but -6 of 24^1.5, and 7.619 degrees of freedom.
+    estimate = Estimate(np.float64(0.8), 10.0, 20, np.array([0.03, 0.01, 0.01, -0.02, -0.03] + 15 * [0.0]))
+    assert estimate.freedom == pytest.approx(7.619, abs=1e-3)
+    low, high = clustered.skewed(estimate, 0.95)
+    bend, error = -6 / 24**1.5 / 3, np.sqrt(24e-4)
+    for limit, sign in ((low, 1), (high, -1)):
+        t = (0.8 - limit) / error
+        assert ((1 + bend * t) ** 3 - 1) / (3 * bend) + bend / 2 == pytest.approx(sign * 2.3262, abs=1e-4)
+    one = Estimate(
+        np.float64(0.8), 1.0, 100, np.array([0.05] + 99 * [1e-4])
+    )  # at least 3 degrees, else 12.7 in z's place
+    assert clustered.skewed(one, 0.95)[1] < 1.2
+
+
 def test_a_mean_without_skewness_has_students_interval_and_a_loss_is_never_below_0():
     even = np.array([1.0, 2, 3, 4, 5])
     expected = stats.t.interval(0.95, 4, 3, stats.sem(even))
