@@ -17,7 +17,8 @@ def test_what_was_measured_of_as_few_patients_is_told():
 
 def test_every_metric_was_measured_and_one_outside_the_band_is_named():
     for patients, told in COVERAGE.items():
-        assert set(told) == {*METRICS, "class"} and set(EDGE[patients]) <= set(told)
+        assert {*told, *EDGE[patients]} == {*METRICS, "class"}
+        told = EDGE[patients] | told  # all that is known of a metric that was near a bound in every setting
         apart = [limits for limits in told.values() if limits[0] < BAND[0] or limits[1] > BAND[1]]
         named = promise(found(patients)).partition("those of ")[2]
         assert named.count(" in ") == len(apart)
