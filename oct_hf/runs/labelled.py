@@ -14,6 +14,7 @@ from oct_hf.data.quality import left_out
 from oct_hf.data.splits import (
     UNUSED,
     check_disjoint,
+    choose_labelled,
     pseudonyms,
     read_split,
     split_by_fold,
@@ -160,6 +161,20 @@ def _sides(split: SplitRecipe, labels: list[str], patients: list[str], hashes: l
     if split.by == "image":
         return split_by_image(labels, shares, split.seed)
     return split_by_patient(labels, patients, shares, split.seed)
+
+
+def training_rows(data: LabelledSet, split: SplitRecipe) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers of the training side: those whose label counts, and those that have none for any training.
+
+    Raises:
+        DataError: a class has fewer images there than `split.labelled_per_class`.
+    """
+    rows = np.flatnonzero(data.sides == "train")
+    if split.labelled_per_class is None:
+        return rows, rows[:0]
+    columns = ([column[row] for row in rows] for column in (data.hashes, data.patients, data.labels))
+    chosen = choose_labelled(*columns, split.labelled_per_class, split.seed)
+    return rows[chosen], rows[~chosen]
 
 
 def predict_sides(predictor: Predictor, data: LabelledSet) -> Predictions:
