@@ -1,6 +1,6 @@
 """Measures what wrong or few training labels cost, and how much of it each method wins back; over folds of patients.
 
-python scripts/few_and_noisy.py [--recipe NAME] --data PATH [KEY=VALUE …] [--folds K] [--seeds N …] [--wrong SHARE …]
+python scripts/few_and_noisy.py [KEY=VALUE …] [--recipe NAME] --data PATH [--folds K] [--seeds N …] [--wrong SHARE …]
                                 [--few N …] [--methods NAME …] [--out FOLDER]
 
 On each fold cross-entropy is trained on the labels as they are; then, with a share of the training side's labels made
@@ -178,8 +178,8 @@ def markdown(result: dict) -> str:
         "",
         f"{first['rows']:,} B-scans of {first['patients']:,} {unit}s, each answered by a network that never saw its "
         f"{unit} ({result['folds']} folds, mean of {first['seeds']} seed(s)); {base['base']} at {base['image_size']} "
-        f"pixels, {result['recipe']['train']['epochs']} epochs. Labels of training sides alone were made wrong or taken "
-        "away; validation sides, by which the epoch is chosen, kept theirs. Balanced accuracy and AUROC of pooled "
+        f"pixels, {result['recipe']['train']['epochs']} epochs. Labels of training sides alone were made wrong or "
+        "taken away; validation sides, by which the epoch is chosen, kept theirs. Balanced accuracy and AUROC of all "
         f"answers. Won back: the method less cross-entropy on the same labels, and as a share of what cross-entropy "
         f"lost; 95 % intervals over {unit}s, Fieller's for the share. Co-teaching is told the share of wrong labels.",
         f"{machine['gpu'] or machine['cpu']}, {machine['cores']} cores.",
