@@ -103,7 +103,8 @@ def answers(recipe: Recipe, place: Path) -> tuple[Predictions, dict]:
         write_json(told, kept | {"balanced_accuracy": run["results"]["test"]["balanced_accuracy"]})
         shutil.rmtree(place)
     known = json.loads(told.read_text(encoding="utf-8"))
-    if different := set(differing(recipe.to_dict(), known["recipe_given"])) - {"data.path"}:
+    moved = {"data.path", "data.corrections", "split.path"}
+    if different := set(differing(recipe.to_dict(), known["recipe_given"])) - moved:
         raise RunError(
             f"{place} is of another recipe (it differs in {', '.join(sorted(different)[:5])}): another --out"
         )

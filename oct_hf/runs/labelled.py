@@ -111,7 +111,7 @@ def assign_sides(dataset: datasets.Dataset, recipe: Recipe) -> LabelledSet:
     """Splits as the recipe says, with near-duplicates on one side, and makes the patient ids publishable.
 
     Raises:
-        DataError: the split can't be made, or would put a patient on two sides.
+        DataError: the split can't be made, would put a patient on two sides, or leaves too few images to be labelled.
     """
     names = dataset.features["label"].names
     labels = [names[i] for i in dataset["label"][:]]
@@ -130,7 +130,9 @@ def assign_sides(dataset: datasets.Dataset, recipe: Recipe) -> LabelledSet:
         check_disjoint(patients, sides, hashes, volumes)
     published = public_ids(patients, recipe.data)
     links = links.across(hashes, published) if links else None
-    return LabelledSet(dataset, hashes, labels, names, published, sides, links, recipe.data.grouped_by)
+    data = LabelledSet(dataset, hashes, labels, names, published, sides, links, recipe.data.grouped_by)
+    training_rows(data, split)  # raises where a class has too few images
+    return data
 
 
 def _sides(split: SplitRecipe, labels: list[str], patients: list[str], hashes: list[str], folds: list[str]):

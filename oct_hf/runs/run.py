@@ -83,7 +83,7 @@ def finetune(
             if recipe.teacher:
                 check_student(recipe, model)
             if recipe.semi:
-                check_semi(recipe)
+                check_semi(recipe, len(data.names))
         facts = run_facts(recipe, data, skipped, model)
         if not processes.from_main(lambda: open_folder(folder, facts, overwrite)):
             _publish(hub, folder)

@@ -51,11 +51,12 @@ def without_labels(
     return parts, {"unlabelled": sum(len(part) for part in parts)} | facts
 
 
-def check_semi(recipe: Recipe) -> None:
+def check_semi(recipe: Recipe, classes: int) -> None:
     """Refuses before anything slow what FixMatch can't learn from.
 
     Raises:
-        RecipeError: no B-scans without labels, an unknown augmentation, or a batch without room for both kinds.
+        RecipeError: no B-scans without labels, an unknown augmentation, a batch without room for both kinds, or a
+            threshold that no answer will reach.
     """
     wanted = recipe.semi
     if not wanted.unlabelled and not recipe.split.labelled_per_class:
@@ -64,6 +65,13 @@ def check_semi(recipe: Recipe) -> None:
         Augmentation(steps)
     share = wanted.ratio / (1 + wanted.ratio)
     others_a_batch(share, images_a_pass(recipe.train)[0], f"semi.ratio: {wanted.ratio}")
+    smoothing = recipe.train.label_smoothing
+    reached = 1 - smoothing + smoothing / classes
+    if wanted.weight and reached <= wanted.threshold:
+        raise RecipeError(
+            f"semi.threshold: train.label_smoothing={smoothing} teaches answers of {reached:.3f}, so none would be "
+            f"sure at {wanted.threshold}; lower one of them"
+        )
 
 
 def semi_pictures(recipe: Recipe, data: LabelledSet, preprocessing: Preprocessing) -> tuple[list[Pixels], dict]:

@@ -75,7 +75,7 @@ class FixMatchTrainer(MixedTrainer):
         args, kwargs: of `OCTTrainer`.
 
     Raises:
-        RecipeError: a batch without room for both kinds, or settings by which no picture ever passes.
+        RecipeError: a batch without room for both kinds, or images with several labels.
     """
 
     def __init__(self, *args, settings: SemiRecipe, others: Sequence[Pixels], strong: Augmentation, **kwargs):
@@ -83,13 +83,6 @@ class FixMatchTrainer(MixedTrainer):
         super().__init__(*args, others=views, share=ratio / (1 + ratio), setting=f"semi.ratio: {ratio}", **kwargs)
         if self.model.config.problem_type == "multi_label_classification":
             raise RecipeError("semi: FixMatch learns one label an image, not several at once")
-        smoothing, classes = self.recipe.label_smoothing, self.model.config.num_labels
-        reached = 1 - smoothing + smoothing / classes
-        if reached <= settings.threshold:
-            raise RecipeError(
-                f"semi.threshold: train.label_smoothing={smoothing} teaches answers of {reached:.3f}, so none would be "
-                f"sure at {settings.threshold}; lower one of them"
-            )
         self.settings = settings
         self._passed: list[torch.Tensor] = []
 

@@ -174,6 +174,7 @@ def test_sections_that_do_not_go_together_are_refused_in_one_line(sections, text
     [
         ({"semi": {}, "split": TINY["split"]}, r"semi has no B-scans without labels: semi.unlabelled=FOLDER, or split"),
         ({"semi": {"ratio": 99}}, r"semi.ratio: 99.0 of a batch of 8 leaves no picture of one kind"),
+        ({"semi": {}, "train": {"label_smoothing": 0.1}}, r"answers of 0\.925, so none would be sure at 0\.95; lower"),
         ({"semi": {"strong": "srong"}}, r'no pipeline "srong" \(did you mean "strong"'),
         ({"split": TINY["split"] | {"labelled_per_class": 500}}, r"labelled_per_class: 500, and CNV has \d+ images"),
     ],
@@ -181,6 +182,7 @@ def test_sections_that_do_not_go_together_are_refused_in_one_line(sections, text
 def test_what_can_not_be_learned_from_is_refused_in_one_line(sections, text, tmp_path):
     with pytest.raises(OCTError, match=text):
         finetune(make_recipe(QUICK | sections), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_several_processes_and_a_search_are_refused(tmp_path, monkeypatch):

@@ -134,13 +134,6 @@ def test_a_resumed_fixmatch_ends_with_the_same_weights(tmp_path, settings):
         assert torch.equal(one, other), name
 
 
-@pytest.mark.parametrize(
-    "semi, settings, text",
-    [
-        ({"ratio": 100}, {}, "semi.ratio: 100.0 of a batch of 8 leaves no picture of one kind"),
-        ({"threshold": 0.95}, {"label_smoothing": 0.2}, r"teaches answers of 0\.900, so none would be sure at 0\.95"),
-    ],
-)
-def test_settings_by_which_nothing_is_learned_are_refused(tmp_path, semi, settings, text):
-    with pytest.raises(RecipeError, match=text):
-        fixmatch(tmp_path, semi=semi, **settings)
+def test_a_batch_without_room_for_both_kinds_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match=r"semi.ratio: 100.0 of a batch of 8 leaves no picture of one kind"):
+        fixmatch(tmp_path, semi={"ratio": 100})
