@@ -302,5 +302,7 @@ def contradicting_sections(recipe: Recipe) -> list[str]:
     if both and train.learning_rate == "find":
         faults.append("co_teaching: the range test is for one network: give train.learning_rate a number")
     if both and both.gradual >= train.epochs:
-        faults.append(f"co_teaching.gradual: {both.gradual} of {train.epochs} epochs never reach the forget rate")
+        faults.append(
+            f"co_teaching.gradual: {both.gradual} of {train.epochs} epochs never reach the forget rate; fewer do"
+        )
     return faults

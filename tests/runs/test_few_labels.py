@@ -199,4 +199,4 @@ def test_the_recipe_takes_its_food_from_either_place():
     assert load_recipe("fixmatch", ["semi.unlabelled=archive"]).semi.unlabelled == "archive"
     given = load_recipe("fixmatch", ["labelled_per_class=25", "semi.weight=0.5"])
     assert given.split.labelled_per_class == 25 and given.semi.ratio == 3 and given.semi.weight == 0.5
-    assert load_recipe("demo", ["co_teaching.forget_rate=0.3"]).co_teaching.forget_rate == 0.3
+    assert load_recipe("folder", ["co_teaching.forget_rate=0.3"]).co_teaching.forget_rate == 0.3
