@@ -8,7 +8,7 @@ wrong, cross-entropy and each method for wrong labels; then, with N labels a cla
 sees the other training B-scans without their labels. Both take the same steps on the labelled ones. Validation sides
 keep their labels, and test sides are never touched. FOLDER gets few_and_noisy.json, few_and_noisy.md and each
 training's predictions, so that a measurement that was stopped goes on. Without --recipe it is `neh_2018` with settings
-that train in about a minute on two cores.
+for a quick training on a machine without a GPU (FAST below).
 """
 
 import argparse
