@@ -9,7 +9,6 @@ chosen on seed 0 (--seeds 0 --compare); the seeds measured by default are others
 """
 
 import argparse
-import csv
 import dataclasses
 import json
 import time
@@ -17,8 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from oct_hf.data.corrections import COLUMNS
-from oct_hf.evaluation.label_errors import find_suspects, recovered
+from oct_hf.evaluation.label_errors import find_suspects, plant_errors, recovered, write_planted
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.runs.folder import write_json
 from oct_hf.runs.labelled import load_data
@@ -46,21 +44,9 @@ def plant(recipe: Recipe, seed: int, unit: str, path: Path) -> dict[str, tuple[s
     """
     dataset, _ = load_data(dataclasses.replace(recipe.data, corrections=None))
     names, hashes = dataset.features["label"].names, dataset["content_hash"][:]
-    labels, rng = dataset["label"][:], np.random.default_rng([seed, 1])
-    units = np.array(hashes if unit == "image" else dataset["patient_id"][:])
-    known = np.unique(units)
-    chosen = rng.choice(known, round(SHARE * len(known)), replace=False)
-    shift = dict(zip(chosen.tolist(), rng.integers(1, len(names), len(chosen)).tolist(), strict=True))
-    wrong = {
-        value: (names[label], names[(label + shift[one]) % len(names)])
-        for value, label, one in zip(hashes, labels, units.tolist(), strict=True)
-        if one in shift
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        writer.writerows((value, planted, true) for value, (true, planted) in wrong.items())
+    units = None if unit == "image" else dataset["patient_id"][:]
+    wrong = plant_errors(hashes, [names[i] for i in dataset["label"][:]], names, SHARE, [seed, 1], units)
+    write_planted(path, wrong)
     return wrong
 
 

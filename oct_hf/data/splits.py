@@ -204,6 +204,42 @@ def split_by_fold(
     return sides
 
 
+def choose_labelled(
+    hashes: Sequence[str], patients: Sequence[str], labels: Sequence[str], per_class: int, seed: int = 0
+) -> np.ndarray:
+    """Which of `n` training images keep their label where few are to have one: of as many patients as there are.
+
+    Each patient of a class gives one image, in an order drawn from `seed` and the content hashes, then each a second
+    one, until there are enough; so anyone who has the split.csv makes the same choice.
+
+    Args:
+        hashes, patients, labels: `n` strings each, of the training side.
+        per_class: how many images of each class.
+        seed: another one gives another choice.
+
+    Returns:
+        bool `(n,)`.
+
+    Raises:
+        DataError: a class has fewer images.
+    """
+    keys = [hashlib.blake2b(f"{seed} {value}".encode(), digest_size=16).digest() for value in hashes]
+    turn, placed = dict.fromkeys(zip(labels, patients, strict=True), 0), []
+    for row in sorted(range(len(hashes)), key=keys.__getitem__):
+        group = labels[row], patients[row]
+        placed.append((turn[group], keys[row], row))
+        turn[group] += 1
+    chosen, counts = np.zeros(len(hashes), bool), dict.fromkeys(labels, 0)
+    for _, _, row in sorted(placed):
+        if counts[labels[row]] < per_class:
+            counts[labels[row]] += 1
+            chosen[row] = True
+    for label, count in counts.items():
+        if count < per_class:
+            raise DataError(f"split.labelled_per_class: {per_class}, and {label} has {count} images to train on")
+    return chosen
+
+
 def check_disjoint(
     patients: Sequence[str], sides: Sequence[str], hashes: Sequence[str], volumes: Sequence[str] = ()
 ) -> None:

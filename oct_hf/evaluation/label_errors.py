@@ -8,9 +8,11 @@ import importlib.util
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from oct_hf.data.corrections import Correction, write_corrections
 from oct_hf.errors import DataError
 from oct_hf.evaluation.predictions import Predictions
 
@@ -108,6 +110,44 @@ def _described(predictions, values, given, ranked: list[int], units) -> list[Sus
         )
         for row in ranked
     ]
+
+
+def plant_errors(
+    hashes: Sequence[str],
+    labels: Sequence[str],
+    names: Sequence[str],
+    share: float,
+    seed: int | Sequence[int],
+    units: Sequence[str] | None = None,
+) -> dict[str, tuple[str, str]]:
+    """Makes labels wrong, each into any other with equal chance (symmetric noise).
+
+    Args:
+        hashes, labels: `n` content hashes and their labels.
+        names: every label there is.
+        share: of the units, 0 to 1, whose label becomes wrong.
+        seed: of which, and into what.
+        units: `n` strings; all images of one get the same shift. Each image on its own where not given.
+
+    Returns:
+        content hash -> true label, planted label.
+    """
+    units, rng = np.array(hashes if units is None else units), np.random.default_rng(seed)
+    known, index = np.unique(units), {name: i for i, name in enumerate(names)}
+    chosen = rng.choice(known, round(share * len(known)), replace=False)
+    shift = dict(zip(chosen.tolist(), rng.integers(1, len(names), len(chosen)).tolist(), strict=True))
+    return {
+        value: (label, names[(index[label] + shift[one]) % len(names)])
+        for value, label, one in zip(hashes, labels, units.tolist(), strict=True)
+        if one in shift
+    }
+
+
+def write_planted(path: Path, wrong: dict[str, tuple[str, str]]) -> None:
+    """Writes planted errors as a corrections.csv, by which they enter as any correction does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = enumerate(wrong.items(), 2)
+    write_corrections(path, [Correction(value, planted, true, line) for line, (value, (true, planted)) in lines])
 
 
 def recovered(suspects: Sequence[str], planted: set[str]) -> dict[str, float]:

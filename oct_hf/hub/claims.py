@@ -109,7 +109,7 @@ class Claims:
         run["training"] |= {
             "epochs": len(history),
             "best_epoch": 1 + max(range(len(history)), key=lambda i: selection(history[i])),
-            "images": sides.count("train"),
+            "images": _trained_on(labels, sides, recipe["split"]["labelled_per_class"]),
         }
         run["recipe"] = {key: recipe[key] for key in run["recipe"] if key in recipe}
         run["name"] = recipe["name"]
@@ -157,6 +157,12 @@ class Claims:
         if made["near_duplicates"]:  # how they were searched for is told by no file
             made["near_duplicates"] |= {key: said["near_duplicates"][key] for key in ("method", "copy", "neighbour")}
         return {key: made[key] for key in said if key in made}  # oct-hf 0.1 counted less
+
+
+def _trained_on(labels: list[str], sides: list[str], per_class: int | None) -> int:
+    """Images whose label was trained on."""
+    training = [label for label, side in zip(labels, sides, strict=True) if side == "train"]
+    return len(training) if per_class is None else per_class * len(set(training))
 
 
 def equal(one, other) -> bool:

@@ -18,7 +18,7 @@ from oct_hf.data.splits import count_sides, fingerprint
 from oct_hf.hub.allowed import CODE_BRANCH
 from oct_hf.model.pip_bases import pip_base
 from oct_hf.runs.labelled import LabelledSet, is_public
-from oct_hf.training.recipe import HubRecipe, Recipe, TeacherRecipe
+from oct_hf.training.recipe import HubRecipe, Recipe, SemiRecipe, TeacherRecipe
 
 LIBRARIES = (
     "torch",
@@ -145,14 +145,14 @@ def public_recipe(recipe: Recipe) -> Recipe:
         hub=HubRecipe(),
         search={},
         model=dataclasses.replace(recipe.model, base=_name_only(recipe.model.base), weights=_name_only(weights)),
-        teacher=_public_teacher(recipe.teacher),
+        teacher=_without_paths(recipe.teacher, "base", "weights", "unlabelled"),
+        semi=_without_paths(recipe.semi, "unlabelled"),
     )
 
 
-def _public_teacher(teacher: TeacherRecipe | None) -> TeacherRecipe | None:
-    if teacher is None:
+def _without_paths(section: TeacherRecipe | SemiRecipe | None, *keys: str) -> TeacherRecipe | SemiRecipe | None:
+    if section is None:
         return None
-    named = {
-        key: _name_only(getattr(teacher, key)) for key in ("base", "weights", "unlabelled") if getattr(teacher, key)
-    }
-    return dataclasses.replace(teacher, **named)
+    return dataclasses.replace(
+        section, **{key: _name_only(getattr(section, key)) for key in keys if getattr(section, key)}
+    )

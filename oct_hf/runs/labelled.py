@@ -14,6 +14,7 @@ from oct_hf.data.quality import left_out
 from oct_hf.data.splits import (
     UNUSED,
     check_disjoint,
+    choose_labelled,
     pseudonyms,
     read_split,
     split_by_fold,
@@ -110,7 +111,7 @@ def assign_sides(dataset: datasets.Dataset, recipe: Recipe) -> LabelledSet:
     """Splits as the recipe says, with near-duplicates on one side, and makes the patient ids publishable.
 
     Raises:
-        DataError: the split can't be made, or would put a patient on two sides.
+        DataError: the split can't be made, would put a patient on two sides, or leaves too few images to be labelled.
     """
     names = dataset.features["label"].names
     labels = [names[i] for i in dataset["label"][:]]
@@ -129,7 +130,9 @@ def assign_sides(dataset: datasets.Dataset, recipe: Recipe) -> LabelledSet:
         check_disjoint(patients, sides, hashes, volumes)
     published = public_ids(patients, recipe.data)
     links = links.across(hashes, published) if links else None
-    return LabelledSet(dataset, hashes, labels, names, published, sides, links, recipe.data.grouped_by)
+    data = LabelledSet(dataset, hashes, labels, names, published, sides, links, recipe.data.grouped_by)
+    training_rows(data, split)  # raises where a class has too few images
+    return data
 
 
 def _sides(split: SplitRecipe, labels: list[str], patients: list[str], hashes: list[str], folds: list[str]):
@@ -160,6 +163,20 @@ def _sides(split: SplitRecipe, labels: list[str], patients: list[str], hashes: l
     if split.by == "image":
         return split_by_image(labels, shares, split.seed)
     return split_by_patient(labels, patients, shares, split.seed)
+
+
+def training_rows(data: LabelledSet, split: SplitRecipe) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers of the training side: those whose label counts, and those that have none for any training.
+
+    Raises:
+        DataError: a class has fewer images there than `split.labelled_per_class`.
+    """
+    rows = np.flatnonzero(data.sides == "train")
+    if split.labelled_per_class is None:
+        return rows, rows[:0]
+    columns = ([column[row] for row in rows] for column in (data.hashes, data.patients, data.labels))
+    chosen = choose_labelled(*columns, split.labelled_per_class, split.seed)
+    return rows[chosen], rows[~chosen]
 
 
 def predict_sides(predictor: Predictor, data: LabelledSet) -> Predictions:

@@ -5,16 +5,12 @@ was and took is in `teacher/teacher.json`.
 """
 
 import dataclasses
-import hashlib
 import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from oct_hf.data.leakage import Thumbnails
 from oct_hf.data.pixels import Pixels
 from oct_hf.data.splits import read_split_table
 from oct_hf.data.transforms import Augmentation
@@ -24,11 +20,13 @@ from oct_hf.model.folder import model_folder
 from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.runs.facts import base_facts
 from oct_hf.runs.folder import write_json
-from oct_hf.runs.labelled import LabelledSet
+from oct_hf.runs.labelled import LabelledSet, training_rows
+from oct_hf.runs.unlabelled import HELD_OUT, without_labels
 from oct_hf.training.callbacks import steps_an_epoch
-from oct_hf.training.distillation import Teacher, draw_phantoms, others_a_batch, read_unlabelled, width
+from oct_hf.training.distillation import Teacher, draw_phantoms, width
 from oct_hf.training.recipe import ModelRecipe, Recipe, TeacherRecipe
 from oct_hf.training.trainer import OCTTrainer, last_checkpoint
+from oct_hf.training.unlabelled import others_a_batch
 
 FACTS = "teacher.json"
 
@@ -47,8 +45,9 @@ def check_student(recipe: Recipe, model: OCTForImageClassification) -> None:
     train = recipe.train
     if train.mixup or train.cutmix or train.loss == "elr":
         raise RecipeError("teacher: distillation goes with neither mixup, cutmix nor the loss elr")
-    if recipe.teacher.phantoms or recipe.teacher.unlabelled:
-        others_a_batch(recipe.teacher, recipe.train.batch_size)
+    share = recipe.teacher.share
+    if recipe.teacher.phantoms or recipe.teacher.unlabelled or recipe.split.labelled_per_class:
+        others_a_batch(share, train.batch_size, f"teacher.share: {share}")
 
 
 def prepare_teacher(
@@ -108,9 +107,10 @@ def _fine_tuned(recipe, data, folder, student, build, score, callbacks):
     model = build(dataclasses.replace(recipe, model=network), data.names, "teacher")
     preprocessing = Preprocessing.from_pretrained_cfg(model.config.pretrained_cfg)
     augmentation = Augmentation(recipe.augment, recipe.train.seed)
+    rows = training_rows(data, recipe.split)[0], (data.sides == "validation").nonzero()[0]
     train, validation = (
-        Pixels.from_dataset(data.dataset.select((data.sides == side).nonzero()[0]), preprocessing, augmented)
-        for side, augmented in (("train", augmentation), ("validation", None))
+        Pixels.from_dataset(data.dataset.select(chosen), preprocessing, augmented)
+        for chosen, augmented in zip(rows, (augmentation, None), strict=True)
     )
     own = {key: getattr(wanted, key) for key in ("epochs", "batch_size", "learning_rate", "bf16")}
     settings = dataclasses.replace(recipe.train, **own)
@@ -162,7 +162,7 @@ def _ready(wanted: TeacherRecipe, data: LabelledSet) -> OCTForImageClassificatio
     if split.is_file():
         learned = read_split_table(split)
         theirs = {h for h, side in zip(learned["content_hash"], learned["side"], strict=True) if side == "train"}
-        shared = sum(h in theirs for h, side in zip(data.hashes, data.sides, strict=True) if side in _HELD_OUT)
+        shared = sum(h in theirs for h, side in zip(data.hashes, data.sides, strict=True) if side in HELD_OUT)
         if shared:
             raise DataError(
                 f"teacher.base: {wanted.base} was trained on {shared} of the B-scans that this split holds out; take "
@@ -172,22 +172,13 @@ def _ready(wanted: TeacherRecipe, data: LabelledSet) -> OCTForImageClassificatio
     return model
 
 
-_HELD_OUT = ("validation", "test")
-
-
 def other_pictures(recipe: Recipe, data: LabelledSet, preprocessing: Preprocessing) -> tuple[list[Pixels], dict]:
     """What the student looks at beside the labelled B-scans: phantoms and unlabelled B-scans; and their facts."""
     began, wanted = time.monotonic(), recipe.teacher
     augmentation = Augmentation(recipe.augment, recipe.train.seed)
-    parts, facts = [], {"phantoms": wanted.phantoms, "unlabelled": 0}
+    parts, facts = [], {"phantoms": wanted.phantoms}
     if wanted.phantoms:
         names = data.names if wanted.phantom_labels else None
         parts.append(draw_phantoms(wanted.phantoms, preprocessing, names, recipe.train.seed, augmentation))
-    if wanted.unlabelled:
-        rows = np.flatnonzero(np.isin(data.sides, _HELD_OUT))
-        held_out = {data.hashes[row] for row in rows}, Thumbnails(data.dataset, rows)[:]
-        pictures, left_out = read_unlabelled(wanted.unlabelled, preprocessing, *held_out, augmentation)
-        parts.append(pictures)
-        facts |= {"unlabelled": len(pictures), "unlabelled_left_out": left_out}
-        facts["unlabelled_fingerprint"] = hashlib.sha256("\n".join(sorted(pictures.hashes)).encode()).hexdigest()
-    return parts, facts | {"seconds": round(time.monotonic() - began, 1)}
+    found, told = without_labels(wanted.unlabelled, recipe, data, preprocessing, augmentation)
+    return parts + found, facts | told | {"seconds": round(time.monotonic() - began, 1)}

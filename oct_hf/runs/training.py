@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 import transformers
 from transformers import TrainerState
 
@@ -21,11 +22,14 @@ from oct_hf.labels import describe
 from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.model.pip_bases import pip_base
 from oct_hf.runs.folder import read_run, write_json
-from oct_hf.runs.labelled import LabelledSet
+from oct_hf.runs.labelled import LabelledSet, training_rows
 from oct_hf.runs.teacher import other_pictures, prepare_teacher
+from oct_hf.runs.unlabelled import semi_pictures
 from oct_hf.training import processes
 from oct_hf.training.callbacks import EpochLines, OnBest, StopOnSignal, epoch_rows, steps_an_epoch
+from oct_hf.training.co_teaching import CoTeachingTrainer
 from oct_hf.training.distillation import DistillingTrainer
+from oct_hf.training.fixmatch import FixMatchTrainer
 from oct_hf.training.pretrain import pretrain
 from oct_hf.training.recipe import Recipe
 from oct_hf.training.trainer import OCTTrainer, last_checkpoint
@@ -101,7 +105,8 @@ def train(
         data: B-scans on their sides.
         model: on its base weights; changed in place.
         preprocessing, augmentation: of its input.
-        facts: of the run; `training` and `seconds` are filled in, `pretraining` and `teacher` where there are such.
+        facts: of the run; `training` and `seconds` are filled in, `pretraining`, `teacher` and `semi` where there are
+            such.
         on_best: called after each checkpoint that is the best so far.
 
     Returns:
@@ -113,13 +118,13 @@ def train(
     if recipe.pretrain:
         facts["pretraining"] = _pretrain(recipe, folder, model)
     began = time.monotonic()
-    rows = {side: data.dataset.select(np.flatnonzero(data.sides == side)) for side in ("train", "validation")}
-    validation = Pixels.from_dataset(rows["validation"], preprocessing)
+    labelled = data.dataset.select(training_rows(data, recipe.split)[0])
+    validation = Pixels.from_dataset(data.dataset.select(np.flatnonzero(data.sides == "validation")), preprocessing)
     if recipe.data.stream:
         settings = recipe.train
-        pixels = StreamedPixels(rows["train"], preprocessing, augmentation, settings.seed, settings.batch_size)
+        pixels = StreamedPixels(labelled, preprocessing, augmentation, settings.seed, settings.batch_size)
     else:
-        pixels = Pixels.from_dataset(rows["train"], preprocessing, augmentation)
+        pixels = Pixels.from_dataset(labelled, preprocessing, augmentation)
     facts["seconds"]["decoding"] = round(time.monotonic() - began, 1)
     stop, score = StopOnSignal(), validation_score(data.names)
     known = processes.from_main(lambda: read_run(folder))
@@ -135,6 +140,10 @@ def train(
         if stop.stopped is not None:
             raise Stopped(stop.stopped, folder)
         kind = DistillingTrainer
+    elif recipe.semi:
+        kind, more = FixMatchTrainer, _unlabelled(recipe, data, preprocessing, facts)
+    elif recipe.co_teaching:
+        kind, more = CoTeachingTrainer, {"peer": _peer(recipe, data.names), "settings": recipe.co_teaching}
     trainer = kind(model, recipe.train, preprocessing, pixels, validation, checkpoints, score, callbacks, **more)
     if on_best:
         trainer.add_callback(OnBest(lambda state: on_best(trainer, state)))
@@ -195,6 +204,20 @@ def _teacher(recipe, folder, data, preprocessing, score, callbacks, facts) -> di
     # Whatever the teacher drew, the student's training starts as it would have without.
     transformers.set_seed(recipe.train.seed)
     return {"teacher": teacher, "settings": recipe.teacher, "others": others}
+
+
+def _unlabelled(recipe: Recipe, data: LabelledSet, preprocessing: Preprocessing, facts: dict) -> dict:
+    """What `FixMatchTrainer` is given beside `OCTTrainer`'s."""
+    others, facts["semi"] = semi_pictures(recipe, data, preprocessing)
+    strong = Augmentation(recipe.semi.strong, recipe.train.seed)
+    return {"settings": recipe.semi, "others": others, "strong": strong}
+
+
+def _peer(recipe: Recipe, labels: list[str]) -> OCTForImageClassification:
+    """The other network of co-teaching, on a start of its own, without a change to what is drawn after it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed + 1)
+        return build_model(recipe, labels)
 
 
 def validation_score(names: list[str]) -> Callable[[np.ndarray, np.ndarray], dict]:

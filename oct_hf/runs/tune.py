@@ -86,6 +86,10 @@ def tune(
     quiet_libraries()
     if recipe.pretrain or recipe.teacher:
         raise RunError("a search trains no teacher and no pretraining: set pretrain=null teacher=null")
+    if recipe.semi or recipe.co_teaching or recipe.split.labelled_per_class:
+        raise RunError(
+            "a search trains one network on all labels: set semi=null co_teaching=null split.labelled_per_class=null"
+        )
     if processes.count() > 1:
         raise RunError("a search runs on one process; start it without torchrun")
     with plain_errors(out):

@@ -37,11 +37,17 @@ class EpochSampler(Sampler):
 
 
 def collate(items: list[dict]) -> dict:
-    """A batch: uint8 `(N, height, width)`, int64 labels `(N,)`, and which pictures they are, int64 `(N,)`."""
+    """A batch: uint8 `(N, height, width)`, int64 labels `(N,)`, and which pictures they are, int64 `(N,)`.
+
+    Where some have a second view, `strong` holds it, and of the others the picture itself.
+    """
     batch = {"pixel_values": torch.from_numpy(np.stack([item["pixel_values"] for item in items]))}
     for key in ("labels", "index"):
         if key in items[0]:
             batch[key] = torch.from_numpy(np.array([item[key] for item in items], np.int64))
+    if any("strong" in item for item in items):
+        views = [item.get("strong", item["pixel_values"]) for item in items]
+        batch["strong"] = torch.from_numpy(np.stack(views))
     return batch
 
 

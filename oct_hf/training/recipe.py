@@ -68,6 +68,7 @@ class SplitRecipe:
     path: str | None = None  # a split.csv, for `by: file`
     near_duplicates: bool = True  # search for them and keep them on one side
     mirrored: bool = False  # copies turned left to right too, which takes three times as long
+    labelled_per_class: Count | None = None  # so many training labels of each class count; the rest have none
     seed: int = 0
 
 
@@ -201,6 +202,29 @@ class TeacherRecipe:
 
 
 @checked(frozen=True, config=_STRICT)
+class SemiRecipe:
+    """Learning from B-scans without labels beside the labelled ones: FixMatch (`training/fixmatch.py` has the loss).
+
+    Labelled ones are augmented by the recipe's `augment`. `train.batch_size` counts both kinds.
+    """
+
+    unlabelled: str | None = None  # folder or archive; beside it, those that split.labelled_per_class leaves
+    ratio: Positive = 7.0  # of a batch, B-scans without a label for each one with
+    threshold: Share = 0.95  # how sure an answer must be to be learned from
+    weight: NotNegative = 1.0  # of their loss; 0 takes the same steps on the labelled ones alone
+    weak: str | tuple[str | dict[str, Any], ...] = "light"  # augmentation of what is answered,
+    strong: str | tuple[str | dict[str, Any], ...] = "strong"  # and of what must get the same answer
+
+
+@checked(frozen=True, config=_STRICT)
+class CoTeachingRecipe:
+    """Two networks, each choosing the labels that the other learns from (`training/co_teaching.py`)."""
+
+    forget_rate: Annotated[float, Field(ge=0, lt=1)] = 0.2  # share of a batch left out: as many labels as seem wrong
+    gradual: Count = 10  # epochs over which it rises from 0
+
+
+@checked(frozen=True, config=_STRICT)
 class EvaluationRecipe:
     """How the trained model is measured, and what it may decline."""
 
@@ -242,6 +266,8 @@ class Recipe:
     pretrain: PretrainRecipe | None = None
     train: TrainRecipe = field(default_factory=TrainRecipe)
     teacher: TeacherRecipe | None = None
+    semi: SemiRecipe | None = None
+    co_teaching: CoTeachingRecipe | None = None
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
     card: CardRecipe = field(default_factory=CardRecipe)
     push_to_hub: bool = False  # the best weights so far to the branch in-training, at the end everything to main
@@ -255,3 +281,28 @@ class Recipe:
     def to_yaml(self) -> str:
         """The YAML that reads back as this recipe."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def contradicting_sections(recipe: Recipe) -> list[str]:
+    """What in a recipe's sections doesn't go together, each as a line that says what to do."""
+    faults, train = [], recipe.train
+    kinds = [name for name in ("teacher", "semi", "co_teaching") if getattr(recipe, name)]
+    if len(kinds) > 1:
+        faults.append(f"{' and '.join(kinds)} are different ways to train: keep one and set {kinds[-1]}=null")
+    for name in ("semi", "co_teaching"):
+        if getattr(recipe, name) and (train.mixup or train.cutmix):
+            faults.append(f"{name} needs each image's own label: train.mixup=0 train.cutmix=0")
+    semi, both = recipe.semi, recipe.co_teaching
+    if semi and recipe.data.stream:
+        faults.append("semi takes no streamed data: data.stream=false")
+    if both and recipe.pretrain:
+        faults.append("co_teaching starts both networks from model.base: pretrain=null")
+    if both and train.loss == "elr":
+        faults.append("co_teaching: two networks can't share what the loss elr remembers: train.loss=cross_entropy")
+    if both and train.learning_rate == "find":
+        faults.append("co_teaching: the range test is for one network: give train.learning_rate a number")
+    if both and both.gradual >= train.epochs:
+        faults.append(
+            f"co_teaching.gradual: {both.gradual} of {train.epochs} epochs never reach the forget rate; fewer do"
+        )
+    return faults

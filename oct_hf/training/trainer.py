@@ -164,12 +164,16 @@ class OCTTrainer(Trainer):
         inputs = super()._prepare_inputs(inputs)
         images = inputs["pixel_values"]
         if images.dtype == torch.uint8:
-            if self.model.training and self.recipe.start_size:
-                images = shrink(images, *self._training_size())
-            inputs["pixel_values"] = normalise(images, self.preprocessing)
+            inputs["pixel_values"] = self.normalised(images)
         if self.model.training and self._mixing:
             inputs["pixel_values"], inputs["labels"] = self._mixing(inputs["pixel_values"], inputs["labels"])
         return inputs
+
+    def normalised(self, images: torch.Tensor) -> torch.Tensor:
+        """The network's input of uint8 pictures, in training at the size of the epoch."""
+        if self.model.training and self.recipe.start_size:
+            images = shrink(images, *self._training_size())
+        return normalise(images, self.preprocessing)
 
     def _training_size(self) -> tuple[int, int]:
         place, epochs = self._progress() * self.recipe.epochs, self.recipe.epochs

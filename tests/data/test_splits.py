@@ -3,6 +3,7 @@ import pytest
 
 from oct_hf.data.splits import (
     check_disjoint,
+    choose_labelled,
     pseudonyms,
     read_split,
     split_by_fold,
@@ -131,3 +132,26 @@ def test_pseudonyms_hide_ids_and_keep_them_apart(tmp_path):
     assert pseudonyms(["Smith"], key) == first[:1]
     assert pseudonyms(["Smith"], tmp_path / "other.key") != first[:1]
     assert key.stat().st_mode & 0o077 == 0
+
+
+def test_the_few_labels_that_are_kept_come_from_as_many_patients_as_there_are():
+    labels, patients = cohort(30)
+    hashes = [f"h{i}" for i in range(len(labels))]
+    chosen = choose_labelled(hashes, patients, labels, 16, seed=3)
+    for label in ("CNV", "DME", "NORMAL"):
+        mine = np.flatnonzero(chosen & (np.array(labels) == label))
+        having = {p for p, own in zip(patients, labels, strict=True) if own == label}
+        taken = [patients[row] for row in mine]
+        assert len(mine) == 16
+        assert set(taken) == having if len(having) <= 16 else len(set(taken)) == 16
+    # Neither order nor names of patients count, and the first ones of a larger choice are those of a smaller one.
+    order = np.random.default_rng(1).permutation(len(labels))
+    columns = [[column[i] for i in order] for column in (hashes, [f"{p} by another name" for p in patients], labels)]
+    assert np.array_equal(choose_labelled(*columns, 16, seed=3), chosen[order])
+    assert not np.array_equal(choose_labelled(hashes, patients, labels, 16, seed=4), chosen)
+    assert not (choose_labelled(hashes, patients, labels, 5, seed=3) & ~chosen).any()
+
+
+def test_more_labels_than_a_class_has_are_refused():
+    with pytest.raises(DataError, match=r"split.labelled_per_class: 3, and B has 2 images to train on"):
+        choose_labelled(list("abcde"), list("pqrst"), ["A"] * 3 + ["B"] * 2, 3)

@@ -22,11 +22,16 @@ def pixels(count: int = 24, seed: int = 0) -> Pixels:
     return Pixels(images, labels, [f"{seed} {i}" for i in range(count)], Augmentation("light", 1))
 
 
-def trainer(folder, callbacks=(), **settings) -> OCTTrainer:
-    torch.manual_seed(0)
+def network(seed: int = 0) -> OCTForImageClassification:
+    torch.manual_seed(seed)
+    return OCTForImageClassification.from_timm("test_efficientnet", NAMES, image_size=64, drop_rate=0.2)
+
+
+def trainer(folder, callbacks=(), kind=OCTTrainer, more=None, **settings) -> OCTTrainer:
+    """An `OCTTrainer`, or another kind with what it is given more."""
     settings = {"epochs": 3, "batch_size": 8, "workers": 0, "bf16": False, "learning_rate": 3e-3, **settings}
-    return OCTTrainer(
-        OCTForImageClassification.from_timm("test_efficientnet", NAMES, image_size=64, drop_rate=0.2),
+    return kind(
+        network(),
         TrainRecipe(**settings),
         Preprocessing(64, 64),
         pixels(),
@@ -34,6 +39,7 @@ def trainer(folder, callbacks=(), **settings) -> OCTTrainer:
         folder,
         lambda probabilities, labels: measure(probabilities, labels, NAMES),
         callbacks,
+        **(more or {}),
     )
 
 
