@@ -23,6 +23,11 @@ class OCTConfig(TimmWrapperConfig):
     there, and true, where timm lacks the network, so that only this package's code can build it.
     """
 
+    @property
+    def several(self) -> bool:
+        """Whether a picture may have several labels at once, so that each probability is a sigmoid of its own."""
+        return self.problem_type == "multi_label_classification"
+
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
         """As the parent's; both types are this class's own."""

@@ -22,7 +22,7 @@ from oct_hf.evaluation.predictions import Predictions
 from oct_hf.hub.download import Downloaded
 from oct_hf.inference.predictor import Predictor
 from oct_hf.runs.explained import measure_explanations
-from oct_hf.runs.labelled import LabelledSet, load_data, predict_sides, public_ids
+from oct_hf.runs.labelled import LabelledSet, load_data, one_label_only, predict_sides, public_ids
 from oct_hf.runs.run import finetune
 from oct_hf.training.recipe import Recipe
 from oct_hf.training.recipe_file import load_recipe
@@ -144,6 +144,7 @@ def rerun_recipe(model: Downloaded, overrides: list[str]) -> Recipe:
     if not (model.folder / "recipe.yaml").is_file() or not (model.folder / "split.csv").is_file():
         raise ModelError(f"{model.name}: no recipe.yaml and split.csv in it, so it can't be trained again")
     recipe = _with_its_corrections(load_recipe(model.folder / "recipe.yaml", overrides), model.folder)
+    one_label_only(recipe.data, "--rerun")
     split = recipe.split
     unsaid = (split.by == "file" and not split.path) or (split.by == "fold" and not split.test_fold)
     if unsaid:

@@ -18,7 +18,7 @@ from oct_hf.data.splits import count_sides, fingerprint
 from oct_hf.hub.allowed import CODE_BRANCH
 from oct_hf.model.pip_bases import pip_base
 from oct_hf.runs.labelled import LabelledSet, is_public
-from oct_hf.training.recipe import HubRecipe, Recipe, TeacherRecipe
+from oct_hf.training.recipe import HubRecipe, PretrainRecipe, Recipe, TeacherRecipe
 
 LIBRARIES = (
     "torch",
@@ -49,7 +49,7 @@ def run_facts(recipe: Recipe, data: LabelledSet, skipped: list[dict], model) -> 
         "status": "training",
         "name": recipe.name,
         "package": __version__,
-        "labels": data.names,
+        "labels": data.outputs,
         "recipe": public_recipe(recipe).to_dict(),
         "recipe_given": recipe.to_dict(),
         "data": {
@@ -145,8 +145,15 @@ def public_recipe(recipe: Recipe) -> Recipe:
         hub=HubRecipe(),
         search={},
         model=dataclasses.replace(recipe.model, base=_name_only(recipe.model.base), weights=_name_only(weights)),
+        pretrain=_public_pretrain(recipe.pretrain),
         teacher=_public_teacher(recipe.teacher),
     )
+
+
+def _public_pretrain(pretrain: PretrainRecipe | None) -> PretrainRecipe | None:
+    if pretrain is None or pretrain.unlabelled is None:
+        return pretrain
+    return dataclasses.replace(pretrain, unlabelled=_name_only(pretrain.unlabelled))
 
 
 def _public_teacher(teacher: TeacherRecipe | None) -> TeacherRecipe | None:

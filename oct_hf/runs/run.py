@@ -28,6 +28,7 @@ from oct_hf.runs.facts import HOME_FACTS, public_recipe, run_facts
 from oct_hf.runs.folder import check_free, open_folder, plain_errors, write_json
 from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data, predict_sides
 from oct_hf.runs.report_page import write_report
+from oct_hf.runs.signs import measure_and_write_signs
 from oct_hf.runs.teacher import check_student
 from oct_hf.runs.training import build_model, train
 from oct_hf.training import processes
@@ -78,7 +79,7 @@ def finetune(
             if check:
                 check(data)
             augmentation = Augmentation(recipe.augment, recipe.train.seed)
-            model = build_model(recipe, data.names)
+            model = build_model(recipe, data.outputs)
             if recipe.teacher:
                 check_student(recipe, model)
         facts = run_facts(recipe, data, skipped, model)
@@ -92,7 +93,8 @@ def finetune(
         on_best = partial(_push_best, hub, recipe, preprocessing) if hub else None
         trainer = train(recipe, folder, data, model, preprocessing, augmentation, facts, on_best)
         if processes.is_main():
-            _measure_and_write(recipe, folder, data, trainer, preprocessing, facts)
+            write = measure_and_write_signs if recipe.data.signs else _measure_and_write
+            write(recipe, folder, data, trainer, preprocessing, facts)
             facts["seconds"]["total"] = round(time.monotonic() - started, 1)
             facts["status"] = "done"
             write_json(folder / "run.json", facts)

@@ -1,7 +1,8 @@
 """The teacher of a run: had from its base, fine-tuned once on the run's training side, and kept in the run's folder.
 
-It is trained by the same Trainer as its student, so a stopped run goes on in the middle of it; what a finished one
-was and took is in `teacher/teacher.json`.
+Beside it, the pictures without labels that its student or a pretraining looks at. A teacher is trained by the same
+Trainer as its student, so a stopped run goes on in the middle of it; what a finished one was and took is in
+`teacher/teacher.json`.
 """
 
 import dataclasses
@@ -26,8 +27,8 @@ from oct_hf.runs.facts import base_facts
 from oct_hf.runs.folder import write_json
 from oct_hf.runs.labelled import LabelledSet
 from oct_hf.training.callbacks import steps_an_epoch
-from oct_hf.training.distillation import Teacher, draw_phantoms, others_a_batch, read_unlabelled, width
-from oct_hf.training.recipe import ModelRecipe, Recipe, TeacherRecipe
+from oct_hf.training.distillation import Teacher, Together, draw_phantoms, others_a_batch, read_unlabelled, width
+from oct_hf.training.recipe import ModelRecipe, PretrainRecipe, Recipe, TeacherRecipe
 from oct_hf.training.trainer import OCTTrainer, last_checkpoint
 
 FACTS = "teacher.json"
@@ -184,10 +185,33 @@ def other_pictures(recipe: Recipe, data: LabelledSet, preprocessing: Preprocessi
         names = data.names if wanted.phantom_labels else None
         parts.append(draw_phantoms(wanted.phantoms, preprocessing, names, recipe.train.seed, augmentation))
     if wanted.unlabelled:
-        rows = np.flatnonzero(np.isin(data.sides, _HELD_OUT))
-        held_out = {data.hashes[row] for row in rows}, Thumbnails(data.dataset, rows)[:]
-        pictures, left_out = read_unlabelled(wanted.unlabelled, preprocessing, *held_out, augmentation)
+        pictures, found = _unlabelled(wanted.unlabelled, data, preprocessing, augmentation, "teacher")
         parts.append(pictures)
-        facts |= {"unlabelled": len(pictures), "unlabelled_left_out": left_out}
-        facts["unlabelled_fingerprint"] = hashlib.sha256("\n".join(sorted(pictures.hashes)).encode()).hexdigest()
+        facts |= found
     return parts, facts | {"seconds": round(time.monotonic() - began, 1)}
+
+
+def pictures_to_denoise(settings: PretrainRecipe, data: LabelledSet, preprocessing: Preprocessing) -> tuple:
+    """What `pretrain` asks for: B-scans to learn from (the training side, and what lies in `unlabelled`), those of the
+    validation side to be measured on, content hashes of the former, and facts."""
+    augmentation = Augmentation(settings.augment, settings.seed)
+    train, held_out = (
+        Pixels.from_dataset(data.dataset.select((data.sides == side).nonzero()[0]), preprocessing, augmented)
+        for side, augmented in (("train", augmentation), ("validation", None))
+    )
+    seen, facts = list(train.hashes), {"training_side": len(train), "unlabelled": 0}
+    if settings.unlabelled:
+        more, found = _unlabelled(settings.unlabelled, data, preprocessing, augmentation, "pretrain")
+        seen, facts = seen + list(more.hashes), facts | found
+        train = Together(train, more)
+    return train, held_out, seen, facts
+
+
+def _unlabelled(path: str, data: LabelledSet, preprocessing, augmentation, section: str) -> tuple[Pixels, dict]:
+    """Pictures without labels, none of them held out or near one that is; and facts."""
+    rows = np.flatnonzero(np.isin(data.sides, _HELD_OUT))
+    held_out = {data.hashes[row] for row in rows}, Thumbnails(data.dataset, rows)[:]
+    pictures, left_out = read_unlabelled(path, preprocessing, *held_out, augmentation, section)
+    fingerprint = hashlib.sha256("\n".join(sorted(pictures.hashes)).encode()).hexdigest()
+    facts = {"unlabelled": len(pictures), "unlabelled_left_out": left_out, "unlabelled_fingerprint": fingerprint}
+    return pictures, facts

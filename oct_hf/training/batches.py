@@ -37,7 +37,7 @@ class EpochSampler(Sampler):
 
 
 def collate(items: list[dict]) -> dict:
-    """A batch: uint8 `(N, height, width)`, int64 labels `(N,)`, and which pictures they are, int64 `(N,)`."""
+    """A batch: uint8 `(N, height, width)`, int64 labels `(N,)` or `(N, classes)`, int64 numbers of the pictures."""
     batch = {"pixel_values": torch.from_numpy(np.stack([item["pixel_values"] for item in items]))}
     for key in ("labels", "index"):
         if key in items[0]:

@@ -149,7 +149,12 @@ def _number_of(label: str, names: list[str]) -> int:
 
 
 def read_unlabelled(
-    path: str | Path, preprocessing: Preprocessing, hashes: set[str], thumbnails: np.ndarray, augmentation=None
+    path: str | Path,
+    preprocessing: Preprocessing,
+    hashes: set[str],
+    thumbnails: np.ndarray,
+    augmentation=None,
+    section: str = "teacher",
 ) -> tuple[Pixels, int]:
     """The pictures below a folder or in an archive, whatever its folders are called, as the student's pixels.
 
@@ -159,6 +164,7 @@ def read_unlabelled(
         hashes: content hashes of what is held out; files that are one of these are left out.
         thumbnails: uint8 `(n, SIDE, SIDE)` of the same; near-duplicates and neighbours of them are left out too.
         augmentation: for training.
+        section: of the recipe that an error names.
 
     Returns:
         the pictures, and how many were left out: held out, or there before.
@@ -182,7 +188,7 @@ def read_unlabelled(
         if row not in left_out and digest not in hashes:
             taken.setdefault(digest, name)
     if not taken:
-        raise DataError(f"teacher.unlabelled: every picture of {path} is one of the B-scans held out, or near one")
+        raise DataError(f"{section}.unlabelled: every picture of {path} is one of the B-scans held out, or near one")
 
     def small(name: str) -> np.ndarray:
         return preprocessing.resize(to_gray(read_image(source.read(name), name)))
