@@ -1,6 +1,6 @@
 """Networks of published OCT systems that timm lacks, registered with it, so that whatever takes a timm name takes them.
 
-Like its two neighbours this file imports nothing of the package: a repository's remote-code branch carries it. Another
+Like its neighbours this file imports nothing else of the package: a repository's remote-code branch carries it. Another
 network is a class with timm's methods and one `@register_model` function named in NETWORKS.
 """
 
@@ -13,7 +13,9 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 from torch.nn import functional
 
-NETWORKS = ("custom_cnn", "roct_net")
+from .denoised import DENOISED
+
+NETWORKS = ("custom_cnn", "roct_net", DENOISED)
 
 
 class CustomCNN(nn.Module):
@@ -210,80 +212,6 @@ def squash(x: torch.Tensor) -> torch.Tensor:
     """Vectors along the last axis, in their direction, of length |x|² / (1 + |x|²) (Sabour et al., equation 1)."""
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x * (length / (1 + length.square()))
-
-
-class PyramidHead(nn.Module):
-    """Pictures from a network's feature maps: each projected by 1x1, the coarser laid over the finer (Lin et al.,
-    "Feature pyramid networks", CVPR 2017), then one 3x3 convolution, whose channels may make finer pixels (Shi et al.,
-    "Real-time single image and video super-resolution", CVPR 2016).
-
-    Args:
-        channels: of the maps, finest first.
-        outputs: channels of the picture.
-        width: of what is laid together.
-        finer: pixels of the answer along one cell of the finest map.
-
-    Shape:
-        maps `(N, channels[i], h_i, w_i)` to `(N, outputs, finer h_0, finer w_0)`.
-    """
-
-    def __init__(self, channels: Sequence[int], outputs: int, width: int = 24, finer: int = 1):
-        super().__init__()
-        self.finer = finer
-        self.lateral = nn.ModuleList(nn.Conv2d(count, width, 1) for count in channels)
-        self.out = nn.Conv2d(width, outputs * finer**2, 3, padding=1)
-
-    def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        total = self.lateral[-1](maps[-1])
-        for project, finer in zip(reversed(self.lateral[:-1]), reversed(maps[:-1]), strict=True):
-            total = project(finer) + functional.interpolate(total, finer.shape[2:], mode="bilinear")
-        return functional.pixel_shuffle(self.out(functional.relu(total)), self.finer)
-
-
-class Decoder(PyramidHead):
-    """What is to be added to a picture so that it is clean, from an encoder's feature maps of it.
-
-    To learn the noise and not the picture is easier (Zhang et al., "Beyond a Gaussian denoiser", IEEE TIP 2017), and
-    encoders learned so transfer better (Brempong et al., "Denoising pretraining for semantic segmentation", CVPRW
-    2022). It starts at 0, the picture as it is.
-
-    Args:
-        encoder: a timm network with `forward_intermediates`.
-        width: as of `PyramidHead`.
-
-    Shape: a picture's maps to `(N, 1, height, width)`, in units of the display range.
-
-    Raises:
-        ValueError: the network gives no feature maps of strides 2 to 32.
-    """
-
-    def __init__(self, encoder: nn.Module, width: int = 32):
-        levels = {}
-        if hasattr(encoder, "forward_intermediates"):
-            for index, level in enumerate(getattr(encoder, "feature_info", None) or []):
-                if isinstance(level, dict) and 2 <= level["reduction"] <= 32:
-                    levels[level["reduction"]] = (index, level["num_chs"])
-        if not levels:
-            raise ValueError("it gives no feature maps")
-        strides = sorted(levels)
-        super().__init__([levels[stride][1] for stride in strides], 1, width, strides[0])
-        self.levels = [levels[stride][0] for stride in strides]
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
-
-
-def noise_of(pixels: torch.Tensor, encoder: nn.Module, decoder: Decoder) -> torch.Tensor:
-    """What a denoising autoencoder would add to pictures, in units of the display range.
-
-    Args:
-        pixels: float `(N, 3, height, width)`, normalised as the encoder wants them.
-
-    Returns:
-        `(N, 1, height, width)`.
-    """
-    maps = encoder.forward_intermediates(pixels, indices=decoder.levels, intermediates_only=True)
-    found = decoder([m.float() for m in maps])
-    return found[:, :, : pixels.shape[2], : pixels.shape[3]]
 
 
 class _Joined(nn.Module):

@@ -21,6 +21,7 @@ from oct_hf.evaluation.intervals import intervals
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.hub.download import Downloaded
 from oct_hf.inference.predictor import Predictor
+from oct_hf.runs.autoencoder import autoencoder_facts
 from oct_hf.runs.explained import measure_explanations
 from oct_hf.runs.labelled import LabelledSet, load_data, one_label_only, predict_sides, public_ids
 from oct_hf.runs.run import finetune
@@ -150,6 +151,10 @@ def rerun_recipe(model: Downloaded, overrides: list[str]) -> Recipe:
     if unsaid:
         split = dataclasses.replace(split, by="file", path=str(model.folder / "split.csv"))
         recipe = dataclasses.replace(recipe, split=split)
+    if recipe.model.denoise:
+        said = json.loads((model.folder / "run.json").read_text(encoding="utf-8"))["model"]["denoise"]
+        if autoencoder_facts(Path(recipe.model.denoise).expanduser())["weights_sha256"] != said["weights_sha256"]:
+            raise ModelError(f"model.denoise: {recipe.model.denoise} holds another autoencoder than {model.name} has")
     weights = recipe.model.weights
     if weights not in ("hub", "random"):
         expected = json.loads((model.folder / "run.json").read_text(encoding="utf-8"))["model"]["weights_sha256"]

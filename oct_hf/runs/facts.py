@@ -17,6 +17,7 @@ from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import count_sides, fingerprint
 from oct_hf.hub.allowed import CODE_BRANCH
 from oct_hf.model.pip_bases import pip_base
+from oct_hf.runs.autoencoder import autoencoder_facts
 from oct_hf.runs.labelled import LabelledSet, is_public
 from oct_hf.training.recipe import HubRecipe, PretrainRecipe, Recipe, TeacherRecipe
 
@@ -80,6 +81,7 @@ def run_facts(recipe: Recipe, data: LabelledSet, skipped: list[dict], model) -> 
             "parameters": sum(p.numel() for p in model.parameters()),
             "image_size": recipe.model.image_size,
             **({"code": CODE_BRANCH} if own else {}),
+            **({"denoise": autoencoder_facts(Path(recipe.model.denoise).expanduser())} if recipe.model.denoise else {}),
         },
         "versions": {"python": platform.python_version(), **_versions()},
         "hardware": hardware(),
@@ -144,7 +146,12 @@ def public_recipe(recipe: Recipe) -> Recipe:
         push_to_hub=False,
         hub=HubRecipe(),
         search={},
-        model=dataclasses.replace(recipe.model, base=_name_only(recipe.model.base), weights=_name_only(weights)),
+        model=dataclasses.replace(
+            recipe.model,
+            base=_name_only(recipe.model.base),
+            weights=_name_only(weights),
+            denoise=_name_only(recipe.model.denoise) if recipe.model.denoise else None,
+        ),
         pretrain=_public_pretrain(recipe.pretrain),
         teacher=_public_teacher(recipe.teacher),
     )

@@ -51,7 +51,7 @@ def evaluate_model(
     """
     quiet_libraries()
     folder = model_folder(model)
-    if recorded(folder, "signs"):
+    if folder.is_dir() and recorded(folder, "signs"):
         if record:
             raise ModelError(f"{model}: its outputs are signs, and no card tells of those yet; leave out --record")
         return evaluate_signs(folder, data, out)

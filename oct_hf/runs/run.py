@@ -23,6 +23,7 @@ from oct_hf.evaluation.predictions import Predictions
 from oct_hf.hub.repository import write_repository
 from oct_hf.images import Preprocessing
 from oct_hf.inference.predictor import Predictor, quiet_transformers
+from oct_hf.runs.autoencoder import check_unseen
 from oct_hf.runs.explained import measure_explanations, worst_errors
 from oct_hf.runs.facts import HOME_FACTS, public_recipe, run_facts
 from oct_hf.runs.folder import check_free, open_folder, plain_errors, write_json
@@ -76,6 +77,8 @@ def finetune(
             if len(names := dataset.features["label"].names) < 2:
                 raise DataError(f"data.labels: a classifier needs two classes or more, found {', '.join(names)} alone")
             data = assign_sides(dataset, recipe)
+            if recipe.model.denoise:
+                check_unseen(Path(recipe.model.denoise).expanduser(), data)
             if check:
                 check(data)
             augmentation = Augmentation(recipe.augment, recipe.train.seed)

@@ -22,6 +22,7 @@ from oct_hf.images import Preprocessing
 from oct_hf.labels import describe
 from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.model.pip_bases import pip_base
+from oct_hf.runs.autoencoder import behind_autoencoder
 from oct_hf.runs.folder import read_run, write_json
 from oct_hf.runs.labelled import LabelledSet
 from oct_hf.runs.teacher import other_pictures, pictures_to_denoise, prepare_teacher
@@ -72,6 +73,8 @@ def build_model(recipe: Recipe, labels: list[str], section: str = "model") -> OC
             descriptions={name: describe(name) for name in labels},
             **options,
         )
+        if wanted.denoise and section == "model":
+            model = behind_autoencoder(model, Path(wanted.denoise).expanduser(), **options)
         if recipe.data.signs:
             model.config.problem_type = "multi_label_classification"
         return model

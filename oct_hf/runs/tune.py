@@ -85,8 +85,11 @@ def tune(
     settings = {"recipe": recipe.to_dict(), "space": space, "folds": folds, "seed": seed}
     quiet_libraries()
     one_label_only(recipe.data, "a search")
-    if recipe.pretrain or recipe.teacher:
-        raise RunError("a search trains no teacher and no pretraining: set pretrain=null teacher=null")
+    if recipe.pretrain or recipe.teacher or recipe.model.denoise:
+        raise RunError(
+            "a search trains no teacher and no pretraining, and an autoencoder has seen what its folds hold out: set "
+            "pretrain=null teacher=null model.denoise=null"
+        )
     if processes.count() > 1:
         raise RunError("a search runs on one process; start it without torchrun")
     with plain_errors(out):

@@ -18,7 +18,7 @@ from oct_hf.data.pixels import Pixels
 from oct_hf.data.speckle import speckle
 from oct_hf.errors import RecipeError
 from oct_hf.images import Preprocessing
-from oct_hf.model.architectures import Decoder, noise_of
+from oct_hf.model.denoised import Decoder, noise_of
 from oct_hf.training.batches import collate
 from oct_hf.training.recipe import TrainRecipe
 from oct_hf.training.trainer import SELECTION, OCTTrainer

@@ -27,7 +27,7 @@ from oct_hf.data.pixels import PixelFile, Pixels
 from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import RecipeError
 from oct_hf.images import Preprocessing
-from oct_hf.model.architectures import PyramidHead
+from oct_hf.model.denoised import PyramidHead
 from oct_hf.model.modeling_oct import OCTForImageClassification, calm_head
 from oct_hf.parallel import in_order
 from oct_hf.training.denoising import HEAD, DenoisingTrainer, NoisyPictures, write_seen
@@ -340,7 +340,8 @@ def _keep(trainer: OCTTrainer, settings: PretrainRecipe, facts: dict, folder: Pa
         save_file({key: value.cpu().contiguous() for key, value in decoder.items()}, folder / DECODER)
         write_seen(folder / SEEN, seen)
     beside = folder / f"{FACTS}.new"
-    beside.write_text(json.dumps({"settings": _plain(settings), "facts": facts}, indent=2) + "\n", encoding="utf-8")
+    kept = {"settings": _plain(settings), "facts": facts, "architecture": model.config.architecture}
+    beside.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     beside.replace(folder / FACTS)
 
 

@@ -80,6 +80,7 @@ class ModelRecipe:
     base: str = "tf_efficientnetv2_b0"  # a timm name, a Hub repository, a model folder, or pip:efficientnet_lite0
     weights: str = "hub"  # "hub" (the base's own), "random", or a local safetensors file
     image_size: Annotated[int, Field(ge=32)] = 224  # pixels, height and width
+    denoise: str | None = None  # a run's pretraining/ of task denoise, which then cleans pictures inside the network
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # stochastic depth
 
@@ -159,6 +160,18 @@ def contradictions(train: TrainRecipe) -> list[str]:
         faults.append(f"train.loss: {train.loss} needs each image's own label, so neither mixup nor cutmix")
     if train.optimizer == "schedule_free" and (train.ema or train.swa_epochs):
         faults.append("train.optimizer: schedule_free averages weights itself, so neither ema nor swa_epochs")
+    return faults
+
+
+def cleaning_contradictions(recipe: "Recipe") -> list[str]:
+    """What doesn't go with `model.denoise`, whose autoencoder stays as it is and cleans pictures of one size."""
+    if not recipe.model.denoise:
+        return []
+    faults, train = [], recipe.train
+    if train.start_size:
+        faults.append("train.start_size: model.denoise cleans pictures of one size only; start_size=null")
+    if train.swa_epochs or train.optimizer == "schedule_free":
+        faults.append("model.denoise: swa_epochs and schedule_free would measure its batch norm anew; take ema")
     return faults
 
 

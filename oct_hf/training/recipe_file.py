@@ -21,6 +21,7 @@ from oct_hf.training.recipe import (
     PretrainRecipe,
     Recipe,
     TeacherRecipe,
+    cleaning_contradictions,
     contradictions,
     pretrain_contradictions,
     sign_contradictions,
@@ -93,7 +94,8 @@ def make_recipe(content: dict, where: str = "recipe") -> Recipe:
     except ValidationError as error:
         faults = dict.fromkeys(_fault(item) for item in error.errors())
         raise RecipeError(f"{where}: " + "; ".join(faults)) from None
-    faults = contradictions(recipe.train) + sign_contradictions(recipe) + pretrain_contradictions(recipe.pretrain)
+    faults = contradictions(recipe.train) + pretrain_contradictions(recipe.pretrain)
+    faults += sign_contradictions(recipe) + cleaning_contradictions(recipe)
     labels = recipe.data.labels or ()
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
         faults.append(f"data.labels: {', '.join(twice)} stands there twice")
