@@ -9,11 +9,11 @@ from itertools import pairwise
 
 import timm
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 from torch.nn import functional
 
-from .denoised import DENOISED
+from .denoised import DENOISED, has_weights
 
 NETWORKS = ("custom_cnn", "roct_net", DENOISED)
 
@@ -265,7 +265,7 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def custom_cnn(pretrained: bool = False, **kwargs) -> CustomCNN:
     """Mesiti's small network; nobody published weights of it."""
-    if pretrained and not _has_weights("custom_cnn", kwargs):
+    if pretrained and not has_weights("custom_cnn", kwargs):
         raise ValueError("nobody published weights of custom_cnn: it starts from nothing (model.weights=random)")
     return build_model_with_cfg(CustomCNN, "custom_cnn", pretrained, **kwargs)
 
@@ -273,11 +273,5 @@ def custom_cnn(pretrained: bool = False, **kwargs) -> CustomCNN:
 @register_model
 def roct_net(pretrained: bool = False, **kwargs) -> ROCTNet:
     """ROCT-Net; its authors published no weights, so `pretrained` means those of the two backbones (ImageNet)."""
-    backbones = pretrained and not _has_weights("roct_net", kwargs)
+    backbones = pretrained and not has_weights("roct_net", kwargs)
     return build_model_with_cfg(ROCTNet, "roct_net", pretrained and not backbones, backbones=backbones, **kwargs)
-
-
-def _has_weights(name: str, kwargs: dict) -> bool:
-    """Whether a file or repository with the whole network's weights is given."""
-    given = {key: kwargs.get(key) for key in ("pretrained_cfg", "pretrained_cfg_overlay")}
-    return bool(resolve_pretrained_cfg(name, **given).has_weights)

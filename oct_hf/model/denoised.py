@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import timm
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from torch import nn
 from torch.nn import functional
 
@@ -197,13 +197,22 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def denoised(pretrained: bool = False, **kwargs) -> Denoised:
-    """A classifier behind a denoising autoencoder; its parts are filled one by one, so it has no weights of its own."""
-    if pretrained:
+    """A classifier behind a denoising autoencoder; both are filled after they are built, from where each was trained."""
+    if pretrained and not has_weights(DENOISED, kwargs):
         raise ValueError("a denoised network starts from its parts: give model.base and model.denoise")
     network = build_model_with_cfg(Denoised, DENOISED, pretrained, **kwargs)
-    own = network.network.pretrained_cfg
-    names = own.get("classifier") or ()
-    names = [names] if isinstance(names, str) else list(names)
-    network.pretrained_cfg |= {key: own[key] for key in ("mean", "std", "interpolation", "input_size") if key in own}
-    network.pretrained_cfg["classifier"] = [f"network.{name}" for name in names]
+    if not pretrained:  # pictures as the classifier wants them
+        own = network.network.pretrained_cfg
+        network.pretrained_cfg |= {
+            key: own[key] for key in ("mean", "std", "interpolation", "input_size") if key in own
+        }
+        names = own.get("classifier") or ()
+        names = [f"network.{name}" for name in ([names] if isinstance(names, str) else names)]
+        network.pretrained_cfg["classifier"] = names[0] if len(names) == 1 else names
     return network
+
+
+def has_weights(name: str, kwargs: dict) -> bool:
+    """Whether a file or repository with the whole network's weights is given."""
+    given = {key: kwargs.get(key) for key in ("pretrained_cfg", "pretrained_cfg_overlay")}
+    return bool(resolve_pretrained_cfg(name, **given).has_weights)
