@@ -197,7 +197,7 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def denoised(pretrained: bool = False, **kwargs) -> Denoised:
-    """A classifier behind a denoising autoencoder; both are filled after they are built, from where each was trained."""
+    """A classifier behind a denoising autoencoder; both are filled after they are built, from where each learned."""
     if pretrained and not has_weights(DENOISED, kwargs):
         raise ValueError("a denoised network starts from its parts: give model.base and model.denoise")
     network = build_model_with_cfg(Denoised, DENOISED, pretrained, **kwargs)
