@@ -96,6 +96,8 @@ class Denoised(nn.Module):
         num_classes: outputs.
         base: timm name of the classifier.
         cleaner: timm name of the autoencoder's encoder.
+        norms: (mean, std) by which pictures come normalised, and those by which the encoder wants them, each of three
+            channels; what timm names for the two networks where not given.
         in_chans: 3; pictures are gray, and their first channel is looked at.
         kwargs: of the classifier, such as `drop_rate`.
 
@@ -107,6 +109,7 @@ class Denoised(nn.Module):
         num_classes: int = 1000,
         base: str = "tf_efficientnetv2_b0",
         cleaner: str = "tf_efficientnetv2_b0",
+        norms: Sequence | None = None,
         in_chans: int = 3,
         global_pool: str = "avg",
         **kwargs,
@@ -122,8 +125,9 @@ class Denoised(nn.Module):
         self.feature_info = [
             {**level, "module": f"network.{level['module']}"} for level in _levels(self.network) if level.get("module")
         ]
-        own, theirs = (timm.get_pretrained_cfg(name) for name in (base, cleaner))
-        self._own, self._theirs = ((tuple(cfg.mean), tuple(cfg.std)) for cfg in (own, theirs))
+        if norms is None:
+            norms = [(cfg.mean, cfg.std) for cfg in map(timm.get_pretrained_cfg, (base, cleaner))]
+        self._own, self._theirs = norms
 
     def train(self, mode: bool = True) -> "Denoised":
         """The cleaner's batch norm keeps its statistics."""

@@ -20,7 +20,7 @@ from oct_hf.training.pretrain import DECODER, FACTS, SEEN, WEIGHTS
 
 
 def kept_autoencoder(folder: Path) -> dict:
-    """What a run's `pretraining/` of task denoise says of itself: `facts`, `settings` and `architecture`.
+    """What a run's `pretraining/` of task denoise says: `facts`, `settings`, `architecture`, `mean` and `std`.
 
     Raises:
         RecipeError: there is none.
@@ -64,8 +64,10 @@ def behind_autoencoder(model: OCTForImageClassification, folder: Path, **options
         descriptions=config.label_descriptions,
         base=config.architecture,
         cleaner=kept["architecture"],
+        norms=[[list(cfg["mean"]), list(cfg["std"])] for cfg in (config.pretrained_cfg, kept)],
         **options,
     )
+    joined.config.pretrained_cfg |= {key: config.pretrained_cfg[key] for key in ("mean", "std", "interpolation")}
     joined.config.pretrained_cfg.pop("license", None)
     if licence := config.pretrained_cfg.get("license"):  # of the weights that the classifier starts from
         joined.config.pretrained_cfg["license"] = licence

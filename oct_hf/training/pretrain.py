@@ -340,7 +340,9 @@ def _keep(trainer: OCTTrainer, settings: PretrainRecipe, facts: dict, folder: Pa
         save_file({key: value.cpu().contiguous() for key, value in decoder.items()}, folder / DECODER)
         write_seen(folder / SEEN, seen)
     beside = folder / f"{FACTS}.new"
+    cfg = model.config.pretrained_cfg
     kept = {"settings": _plain(settings), "facts": facts, "architecture": model.config.architecture}
+    kept |= {key: list(cfg[key]) for key in ("mean", "std")}
     beside.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     beside.replace(folder / FACTS)
 

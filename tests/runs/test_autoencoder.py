@@ -60,6 +60,14 @@ def test_the_network_cleans_as_the_pretraining_measured(autoencoder):
     facts = json.loads((autoencoder / "facts.json").read_text())["facts"]
     assert (gray - clean).square().mean().item() == pytest.approx(facts["mse"], rel=1e-3)
     assert facts["mse"] < facts["mse_noisy"] and found.shape == pixels.shape
+    # A classifier that wants its pictures normalised otherwise has them cleaned as well.
+    other = network()
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    other.config.pretrained_cfg |= {"mean": mean, "std": std}
+    as_others = ((pixels * 0.5 + 0.5) - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    with torch.inference_mode():
+        theirs = behind_autoencoder(other, autoencoder).eval().timm_model.clean(as_others)
+    assert torch.allclose(theirs[:, 1] * std[1] + mean[1], gray, atol=1e-5)
     # What the classifier answers is its answer on the cleaned picture.
     with torch.inference_mode():
         alone = network().eval()(pixel_values=found).logits
