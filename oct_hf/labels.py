@@ -3,7 +3,7 @@
 All of it is data: a new label or map adds one entry, and the code below only reads them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from oct_hf.errors import DataError
 
@@ -24,6 +24,9 @@ DESCRIPTIONS = {
     "DR": "diabetic retinopathy",
     "MH": "macular hole",
     "ABNORMAL": "signs of a disease",
+    "MNV": "tissue of a macular neovascularisation",
+    "IRF": "intraretinal fluid in cystoid spaces",
+    "exudates": "hard exudates",
 }
 
 LABEL_SETS = {
@@ -49,6 +52,16 @@ COARSER = {name: ("ABNORMAL",) for name in _DISEASES} | {
     "NO": ("NORMAL",),
     "NORMAL": ("NO",),  # two words for one thing
 }
+
+# Signs, of which one B-scan may show several at once, in the order of a model's outputs; each with the lesion of the
+# phantoms that it is. Phantoms draw neither epiretinal membranes nor pigment-epithelial detachments apart from MNV.
+SIGNS = {"drusen": "drusen", "MNV": "cnv", "SRF": "subretinal_fluid", "IRF": "cyst", "exudates": "exudate"}
+UNDETERMINED = "undetermined"
+# The disease that signs stand for: the first rule of which a sign is there. Vessels decide first, since fluid and
+# exudates come with them; fluid under the retina alone has many causes, of which a B-scan doesn't tell.
+DISEASE_BY_SIGNS = (("CNV", ("MNV",)), ("DME", ("IRF", "exudates")), (UNDETERMINED, ("SRF",)), ("DRUSEN", ("drusen",)))
+# What a label of other sets says of a sign.
+SIGN_OF_LABEL = {"SRF": ("SRF", True), "NoSRF": ("SRF", False)}
 
 NORMAL_LABELS = ("NORMAL", "NO")  # NoSRF isn't one of them: no fluid isn't no disease
 
@@ -79,6 +92,11 @@ REFERRAL_COST = {
 def describe(label: str) -> str:
     """What `label` means in words; the label itself where no description is known."""
     return DESCRIPTIONS.get(label, label)
+
+
+def disease_of(signs: Collection[str]) -> str:
+    """The disease of a B-scan that shows these of `SIGNS`, by `DISEASE_BY_SIGNS`; `NORMAL` for none of them."""
+    return next((disease for disease, any_of in DISEASE_BY_SIGNS if not {*any_of}.isdisjoint(signs)), "NORMAL")
 
 
 def label_map(source: Sequence[str], target: Sequence[str]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from oct_hf.cli.options import Data, overrides_of, prepare_for_other_hubs
-from oct_hf.cli.printing import print_result, print_table, say, score
+from oct_hf.cli.printing import print_disease, print_result, print_signs, print_table, say, score
 from oct_hf.errors import OCTError
 
 
@@ -43,6 +43,9 @@ def evaluate(
     if prevalence is not None and given is not None:
         raise OCTError("--prevalence works with the thresholds of the model's own predictions: leave out --data")
     found = evaluate_model(model, given, out, record)
+    if "signs" in found:
+        _print_signs(model, found, data, as_json)
+        return
     points = _predictive_values(found, prevalence) if prevalence is not None else []
     if as_json:
         shown = {"at_prevalence": {"prevalence": prevalence, "points": points}} if points else {}
@@ -108,6 +111,15 @@ def compare(
         for count, whose in ((one["only_first"], found["first"]), (one["only_second"], name)):
             if count:
                 say(f"{count} test B-scans are in {whose} alone and were left out")
+
+
+def _print_signs(model: str, found: dict, data: Path | None, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    print_signs(found["signs"], f"{model} on {data or 'its own test predictions'}")
+    if "disease" in found:
+        print_disease(found)
 
 
 def _predictive_values(found: dict, prevalence: float) -> list[tuple]:

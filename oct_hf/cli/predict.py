@@ -27,7 +27,8 @@ def predict(
     """Classify B-scans: one row a file, with a probability for each label.
 
     The column `answer` has the label, "unsure: DME or CNV" where the model can't rule out others,
-    or "not an OCT B-scan"; the model's run measured when to say so.
+    or "not an OCT B-scan"; the model's run measured when to say so. Of a model of signs it has the
+    disease that they stand for, and the signs: "CNV: MNV, SRF".
 
     Of a device's file (DICOM, Heidelberg, Topcon, Zeiss, Optovue, Bioptigen) one row a B-scan and
     one an eye. They are joined by the rule that the model's run found best on its validation eyes,
@@ -39,6 +40,8 @@ def predict(
 
     if out is not None:
         table.check_format(out)
+    from dataclasses import replace
+
     from tqdm import tqdm
 
     from oct_hf.data.volumes import is_volume
@@ -58,7 +61,10 @@ def predict(
     pictures = [file for file in files if not is_volume(file)]
     folder = model_folder(model)
     predictor = Predictor(folder, batch_size=batch_size)
-    predictor.gate = None if always else recorded_gate(folder, predictor.labels)
+    gate = recorded_gate(folder, predictor.labels)
+    if always:  # signs keep their thresholds
+        gate = replace(gate, likeness=None) if gate and predictor.several else None
+    predictor.gate = gate
     chosen, chosen_on = recorded_rule(folder)
     bar = tqdm(total=len(files), desc="predicting", unit="file", disable=None, leave=False)
     rows, eyes = [], []

@@ -43,3 +43,35 @@ def print_result(result: dict, title: str, unit: str = "patient", spans: dict | 
         found = (spans or {"metrics": {}})["metrics"].get(key, {})
         interval = f"  95 % interval {found['low']:.3f} to {found['high']:.3f}" if "low" in found else ""
         print(f"{short_name(key):<18} {score(result[key])}{interval}")
+
+
+def print_signs(signs: dict, title: str) -> None:
+    """What `evaluation.signs` found of each sign: on the test side, or on other data."""
+
+    def spanned(value: float | None, span: dict) -> str:
+        interval = f" ({span['low']:.3f} to {span['high']:.3f})" if "low" in span else ""
+        return score(value) + interval
+
+    rows = []
+    for name, one in signs.items():
+        results, calibration = one["results"], one["calibration"]
+        results, calibration = results.get("test", results), calibration.get("after", {"test": calibration})["test"]
+        at = (one["at_youden"] or {}).get("test")
+        shares = [spanned(at[key], at["intervals"][key]) if at else "n/a" for key in ("sensitivity", "specificity")]
+        areas = [spanned(results[key]["value"], results[key]) for key in ("auroc", "auprc")]
+        rows.append((name, f"{results['positive']} of {results['n']}", *areas, *shares, score(calibration["ece"])))
+    columns = ("sign", "B-scans", "AUROC", "AUPRC", "sens.", "spec.", "ECE")
+    print_table(f"{title}; in brackets 95 % intervals, thresholds from validation", columns, rows)
+
+
+def print_disease(found: dict) -> None:
+    """The disease that follows from the signs on the test side."""
+    disease, rows = found["disease"]["test"], []
+    for name, counts in zip(disease["labels"], disease["confusion"], strict=True):
+        if any(counts):
+            rows.append((name, *map(str, counts), score(disease["recall"].get(name))))
+    columns = ("true", *(f"→ {name}" for name in disease["labels"]), "sens.")
+    print_table(f"the disease by the signs ({found['rule']})", columns, rows)
+    value = disease["balanced_accuracy"]
+    interval = f"  95 % interval {value['low']:.3f} to {value['high']:.3f}" if "low" in value else ""
+    print(f"{'balanced accuracy':<18} {score(value['value'])}{interval}")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from oct_hf.cli.options import Data, exit_when_stopped, overrides_of, prepare_for_other_hubs
-from oct_hf.cli.printing import print_result, print_table, say, score
+from oct_hf.cli.printing import print_disease, print_result, print_signs, print_table, say, score
 from oct_hf.errors import OCTError
 
 
@@ -78,7 +78,12 @@ def finetune(
         return
     if was_done:
         say(f"{folder} was already finished; --overwrite trains it again")
-    print_result(run["results"]["test"], f"{run['name']} on the test side", run["data"]["grouped_by"], run["intervals"])
+    if "signs" in run:
+        print_signs(run["signs"]["signs"], f"{run['name']} on the test side")
+        print_disease(run["signs"])
+    else:
+        unit = run["data"]["grouped_by"]
+        print_result(run["results"]["test"], f"{run['name']} on the test side", unit, run["intervals"])
     if run["data"]["left_out"]:
         say(f"left out: {run['data']['left_out']} files that can't be used or repeat others")
     _print_places(folder)
@@ -154,10 +159,13 @@ def _print_difference(difference, published: str) -> None:
 
 
 def _print_places(folder: Path) -> None:
+    card = folder / "model" / "README.md"  # a model of signs has none
     for path, what in (
-        (folder / "model", "the repository: weights, card, predictions, split"),
-        (folder / "model" / "README.md", "the model card"),
+        (folder / "model", f"the repository: weights, {'card, ' if card.exists() else ''}predictions, split"),
+        (card, "the model card"),
         (folder / "run.json", "facts and all metrics"),
         (folder / "log", "epochs and augmentation"),
     ):
+        if not path.exists():
+            continue
         print(f"{path!s:<{len(str(folder)) + 18}}{what}")

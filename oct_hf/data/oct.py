@@ -40,6 +40,7 @@ from oct_hf.data.shards import Shards
 from oct_hf.data.sources import Source, open_source
 from oct_hf.data.stored import PLACE, address, labels_of, stored_work
 from oct_hf.errors import DataError, did_you_mean
+from oct_hf.labels import SIGNS
 from oct_hf.parallel import give_memory_back, in_order, in_processes, lean_arrow
 
 SKIPPED_FILE = "skipped.json"
@@ -61,6 +62,7 @@ class OCTDataConfig(datasets.BuilderConfig):
         label_by: `image`; `eye`, every image by the worst case of its eye; or `worst`, only the images that show it.
         skip_bad: go on without the files that can't be read, instead of refusing.
         stream: leave the pictures of `parquet` in their shards; each row then says in which.
+        signs: of `phantom`, a column `signs` too: which of `labels.SIGNS` each picture shows.
         patients, scans, seed, height, width: size of the `phantom` set: patients a class, B-scans a patient, pixels.
     """
 
@@ -72,6 +74,7 @@ class OCTDataConfig(datasets.BuilderConfig):
     without_patients: bool = False
     label_by: str = "image"
     skip_bad: bool = False
+    signs: bool = False
     patients: int = 100
     scans: int = 4
     seed: int = 0
@@ -147,6 +150,8 @@ class OCT(datasets.GeneratorBasedBuilder):
             "content_hash": datasets.Value("string"),  # SHA-256 of the file
             **{name: datasets.Value(kind) for name, kind in MEASURED.items()},
         }
+        if self.config.signs:
+            columns["signs"] = datasets.Sequence(datasets.ClassLabel(names=list(SIGNS)))
         if self.config.stream:
             del columns["image"]
             columns |= {name: datasets.Value(kind) for name, kind in PLACE.items()}
@@ -167,7 +172,7 @@ class OCT(datasets.GeneratorBasedBuilder):
         self.skipped: list[dict] = []  # files left out, each with its reason
         labels = self.info.features["label"].names
         if self.config.name == "phantom":
-            draw = partial(_phantoms, self.config.seed, self.config.height, self.config.width)
+            draw = partial(_phantoms, self.config.seed, self.config.height, self.config.width, self.config.signs)
             size = self.config.height * self.config.width  # speckle leaves about a byte a pixel
             work = {"train": Work(draw, partial(_phantom_jobs, self.config, labels), lambda jobs: size * len(jobs))}
         elif self.config.name == "parquet":
@@ -260,6 +265,8 @@ def builder_of(name: str, data_dir: str | Path | None = None, cache_dir: str | P
         raise DataError(f"data.stream reads Parquet: oct-hf data prepare {name} --out FOLDER, then data.name=parquet")
     if options.get("label_by", "image") not in LABELLED_BY:
         raise DataError(f"data.label_by: found {options['label_by']!r}, expected one of {', '.join(LABELLED_BY)}")
+    if options.get("signs") and name != "phantom":
+        raise DataError(f"data.signs: {name} says of no B-scan which signs it shows; phantoms do (data.name=phantom)")
     if name == "parquet" and options.get("label_by", "image") != "image":
         raise DataError("data.label_by: shards have the labels they were written with; give it when they are prepared")
     size = options.pop("size", 224)
@@ -283,7 +290,7 @@ def _phantom_jobs(config: OCTDataConfig, labels: list[str]) -> Iterator[list[tup
         yield block
 
 
-def _phantoms(seed: int, height: int, width: int, jobs: list[tuple[str, int, int]]) -> list[dict]:
+def _phantoms(seed: int, height: int, width: int, signs: bool, jobs: list[tuple[str, int, int]]) -> list[dict]:
     rows = []
     for label, patient, scan in jobs:
         drawn = phantom.draw(label, seed, patient, scan, height, width)
@@ -291,5 +298,7 @@ def _phantoms(seed: int, height: int, width: int, jobs: list[tuple[str, int, int
         row = {"label": label, "patient_id": f"P{patient:05d}", "eye": drawn.eye, "fold": "", "side": "train"}
         row |= {"volume": f"P{patient:05d}", "device": "phantom"}
         row |= {"source": f"{label}/P{patient:05d}_{scan:02d}.png"}
+        if signs:
+            row["signs"] = [sign for sign, lesion in SIGNS.items() if lesion in drawn.lesions]
         rows.append(row | {"image": picture(data), "content_hash": sha256(data)} | measure(drawn.image))
     return rows

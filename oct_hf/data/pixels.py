@@ -83,6 +83,14 @@ class _Chosen:
         return self.images[self.rows[row]]
 
 
+def multi_hot(dataset: datasets.Dataset) -> np.ndarray:
+    """The column `signs` as 0 and 1, int64 `(n, signs)`."""
+    found = np.zeros((len(dataset), len(dataset.features["signs"].feature.names)), np.int64)
+    for row, signs in enumerate(dataset["signs"][:]):
+        found[row, signs] = 1
+    return found
+
+
 def _remove(path: str, owner: int) -> None:
     if os.getpid() == owner:  # not where a worker process ends that has a copy of the object
         with suppress(OSError):
@@ -96,7 +104,7 @@ class Pixels:
 
     Attributes:
         images: uint8 `(n, height, width)`, an array or a `PixelFile`.
-        labels: int64 `(n,)`.
+        labels: int64 `(n,)`; or 0 and 1, `(n, signs)`, where a picture may have several.
         hashes: `n` content hashes.
         sources: a data set whose column `source` names each picture's file, or None.
     """
@@ -121,7 +129,7 @@ class Pixels:
         preprocessing: Preprocessing,
         augmentation: Augmentation | None = None,
     ) -> "Pixels":
-        """Decodes and resizes the column `image` on all cores; `label` and `content_hash` come along."""
+        """Decodes and resizes the column `image` on all cores; `content_hash` comes along, and `signs` or `label`."""
         encoded = Encoded(dataset)
 
         def small(row: int) -> np.ndarray:
@@ -140,7 +148,8 @@ class Pixels:
         sources = dataset.select_columns(["source"]) if "source" in dataset.column_names else None
         blocks = dataset.select_columns("content_hash").iter(1000)
         hashes = Texts(text for block in blocks for text in block["content_hash"])  # a list would take twice as much
-        return cls(images, dataset["label"][:], hashes, augmentation, sources)
+        labels = multi_hot(dataset) if "signs" in dataset.column_names else dataset["label"][:]
+        return cls(images, labels, hashes, augmentation, sources)
 
     def rows(self, chosen: Sequence[int], augmentation: Augmentation | None = None) -> "Pixels":
         """Some of the pictures by their numbers, as the sides of a fold; decoded once for all folds."""

@@ -28,7 +28,7 @@ from oct_hf.parallel import in_order, in_processes, on_ray
 
 FACTS_FILE = "prepared.json"
 ENGINES = ("processes", "ray")
-_NOT_CONTENT = ("version", "data_dir", "data_files", "description", "skip_bad", "stream", "labels")
+_NOT_CONTENT = ("version", "data_dir", "data_files", "description", "skip_bad", "stream", "labels", "signs")
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,8 @@ def write_prepared(
     """
     if engine not in ENGINES:
         raise OCTError(f"--engine: found {engine}{did_you_mean(engine, ENGINES)}, expected {' or '.join(ENGINES)}")
+    if builder.config.signs:
+        raise DataError("data.signs: shards hold one label a picture; draw phantoms with signs where they are used")
     workers = workers or os.cpu_count() or 1
     schema = builder.info.features.arrow_schema
     labels = tuple(builder.info.features["label"].names)

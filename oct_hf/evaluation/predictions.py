@@ -1,7 +1,8 @@
 """predictions.parquet: the file that every published number is computed from.
 
 One row a B-scan: content hash, group (patient, or pseudonym), true label, side, one probability a class, and what
-tells B-scans apart when results are looked at by subgroup. No path and no picture, so it can be published.
+tells B-scans apart when results are looked at by subgroup. No path and no picture, so it can be published. Of a model
+whose outputs are signs, several a picture, which of them are there too (columns `t_…`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,8 @@ class Predictions:
         eyes: `n` strings, "OD", "OS", "one" where each group is a single eye, or "" where unknown; None where no eye
             of the set is known.
         traits: of each B-scan what `TRAITS` lists, `n` values each; what wasn't recorded is absent.
+        truth: float32 `(n, k)` where the outputs are signs: 1 where a sign is there, 0 where it isn't, NaN where nobody
+            knows; `labels` are then the diseases. None where the outputs are the labels.
     """
 
     names: tuple[str, ...]
@@ -48,6 +51,7 @@ class Predictions:
     probabilities: np.ndarray
     eyes: np.ndarray | None = None
     traits: Mapping[str, np.ndarray] = field(default_factory=dict)
+    truth: np.ndarray | None = None
 
     def of(self, side: str) -> "Predictions":
         """The rows of one side."""
@@ -57,7 +61,22 @@ class Predictions:
         """Some of the rows, by a bool mask or by their numbers."""
         columns = (getattr(self, c)[chosen] for c in ("hashes", "groups", "labels", "sides", "probabilities"))
         eyes = None if self.eyes is None else self.eyes[chosen]
-        return Predictions(self.names, *columns, eyes, {name: values[chosen] for name, values in self.traits.items()})
+        traits = {name: values[chosen] for name, values in self.traits.items()}
+        return Predictions(self.names, *columns, eyes, traits, None if self.truth is None else self.truth[chosen])
+
+    def of_sign(self, name: str) -> "Predictions":
+        """The answers on one sign as those of a model with the two labels `no NAME` and `NAME`, where it is known."""
+        column = self.names.index(name)
+        rows = self.rows(~np.isnan(self.truth[:, column]))
+        there = rows.probabilities[:, column].astype(np.float64)
+        names = (f"no {name}", name)
+        return replace(
+            rows,
+            names=names,
+            labels=np.array([names[int(known)] for known in rows.truth[:, column]], dtype=object),
+            probabilities=np.stack([1 - there, there], axis=1),
+            truth=None,
+        )
 
     def with_probabilities(self, probabilities: np.ndarray) -> "Predictions":
         """The same B-scans with other answers, float32 `(n, k)`."""
@@ -70,6 +89,8 @@ class Predictions:
         Raises:
             DataError: they don't know the same labels, or an image is in two of them.
         """
+        if any(part.truth is not None for part in parts):
+            raise DataError("predictions of signs can't be pooled yet")
         if len({part.names for part in parts}) != 1:
             raise DataError("predictions of different labels can't be pooled")
         columns = ("hashes", "groups", "labels", "sides", "probabilities")
@@ -88,8 +109,10 @@ class Predictions:
         """True labels as int `(n,)`.
 
         Raises:
-            DataError: a true label that the model doesn't know.
+            DataError: a true label that the model doesn't know, or outputs that are signs.
         """
+        if self.truth is not None:
+            raise DataError(f"these are answers on signs ({', '.join(self.names)}), several a picture; it takes labels")
         index = {name: i for i, name in enumerate(self.names)}
         unknown = sorted(set(self.labels) - set(index))
         if unknown:
@@ -112,6 +135,8 @@ class Predictions:
         table |= {name: pa.array(values.tolist(), TRAITS[name]) for name, values in self.traits.items()}
         for i, name in enumerate(self.names):
             table[f"p_{name}"] = pa.array(self.probabilities[:, i].astype(np.float32))
+        for i, name in enumerate(self.names if self.truth is not None else ()):
+            table[f"t_{name}"] = pa.array(self.truth[:, i].astype(np.float32))
         parquet.write_table(pa.table(table), path)
 
     @classmethod
@@ -128,6 +153,9 @@ class Predictions:
             values = np.stack([table[f"p_{name}"].to_numpy() for name in names], axis=1)
             eyes = np.array(table["eye"].to_pylist(), dtype=object) if "eye" in table.column_names else None
             traits = {name: table[name].to_numpy(zero_copy_only=False) for name in TRAITS if name in table.column_names}
-            return cls(names, *text, values, eyes, traits)
+            truth = None
+            if f"t_{names[0]}" in table.column_names:
+                truth = np.stack([table[f"t_{name}"].to_numpy() for name in names], axis=1)
+            return cls(names, *text, values, eyes, traits, truth)
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             raise DataError(f"{path}: not a predictions.parquet ({' '.join(str(error).split())})") from None

@@ -38,7 +38,7 @@ _SCORES = {
 
 
 def model_licence(run: dict) -> str | None:
-    """The weights' licence: the recipe's own word, else the most demanding of base, teacher and data;
+    """The weights' licence: the recipe's own word, else the most demanding of base, teacher, autoencoder and data;
     None where one is unknown.
 
     Training from random weights adds no base licence, and this package's own (Apache-2.0) is the least there is.
@@ -50,6 +50,10 @@ def model_licence(run: dict) -> str | None:
         parts.append(run["model"]["license"])
     if run.get("teacher") and run["teacher"]["weights"] != "random":
         parts.append(run["teacher"]["license"])
+    if cleaner := run["model"].get("denoise"):
+        parts.append(cleaner["licenses"]["data"])
+        if cleaner["weights"] != "random":
+            parts.append(cleaner["licenses"]["weights"])
     if any(part not in _LICENCES for part in parts):
         return None
     return max(parts, key=_LICENCES.index)

@@ -56,7 +56,9 @@ class Claims:
             self.said = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
             known = "files" in self.said and "results" in self.said
         except (OSError, ValueError, TypeError):
-            known = False
+            known = None
+        if known is not None and "signs" in self.said:
+            raise ModelError(f"{model.name}: its outputs are signs, several a B-scan, and verify knows one label each")
         if not known:
             raise ModelError(f"{model.name}: no run.json of oct-hf in it, so there is nothing to verify")
 

@@ -25,7 +25,7 @@ def file_faults(folder: Path, files: Sequence[str], revision: str | None = None)
     Args:
         folder: where the repository's files lie; those that weren't fetched are judged by their names.
         files: every path of the repository.
-        revision: on `remote-code`, the custom class's two files may be there, as this package has them.
+        revision: on `remote-code`, the custom class's files may be there, as this package has them.
     """
     faults = []
     for name in files:

@@ -24,6 +24,7 @@ from oct_hf.hub.plain_errors import PublishError
 from oct_hf.hub.talking import talking_to, usable_token
 from oct_hf.model.folder import model_folder
 
+SEVERAL = "multi_label_classification"  # `problem_type` in config.json
 AUTO_MAP = {
     "AutoConfig": "configuration_oct.OCTConfig",
     "AutoModelForImageClassification": "modeling_oct.OCTForImageClassification",
@@ -120,6 +121,7 @@ def repository_folder(run: str | Path) -> Path:
         RunError: it holds a kind of file that may not be published.
     """
     folder = model_folder(run)
+    refuse_signs(folder)
     for name in ("config.json", "model.safetensors", "run.json", "README.md"):
         if not (folder / name).is_file():
             raise PublishError(f"{run}: no {name} in it, so this is no finished run; finish it with oct-hf finetune")
@@ -132,6 +134,17 @@ def repository_folder(run: str | Path) -> Path:
     for fault in file_faults(folder, names):  # a pickle may be called weights.bin
         raise PublishError(f"{fault}; take it out of {folder}")
     return folder
+
+
+def refuse_signs(folder: Path) -> None:
+    """A model of signs has no card that would be true of it.
+
+    Raises:
+        PublishError: the folder is that of one.
+    """
+    config = folder / "config.json"
+    if config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("problem_type") == SEVERAL:
+        raise PublishError(f"{folder}: its outputs are signs, several a B-scan, and no card tells of those yet")
 
 
 def contents(folder: Path, repo: str) -> dict[str, Path | bytes]:

@@ -28,12 +28,12 @@ class Query:
     Attributes:
         image: the encoded file.
         top_k: this many labels, the most probable first; all where None.
-        function_to_apply: from logits to scores, one of `FUNCTIONS`.
+        function_to_apply: from logits to scores, one of `FUNCTIONS`; the model's own where None.
     """
 
     image: bytes
     top_k: int | None = None
-    function_to_apply: str = "softmax"
+    function_to_apply: str | None = None
 
 
 def read_query(body: bytes) -> Query:
@@ -55,9 +55,12 @@ def read_query(body: bytes) -> Query:
     return Query(_image(fields["inputs"]), **_parameters(fields.get("parameters")))
 
 
-def answer(labels: tuple[str, ...], logits: np.ndarray, query: Query) -> list[dict]:
-    """`[{"label", "score"}, …]`, the highest score first, of one image's logits `(labels,)`."""
-    scores = _scores(logits.astype(np.float64), query.function_to_apply)
+def answer(labels: tuple[str, ...], logits: np.ndarray, query: Query, own: str = "softmax") -> list[dict]:
+    """`[{"label", "score"}, …]`, the highest score first, of one image's logits `(labels,)`.
+
+    `own` of `FUNCTIONS` is what the model's logits take where the query names nothing.
+    """
+    scores = _scores(logits.astype(np.float64), query.function_to_apply or own)
     best = np.argsort(-scores, kind="stable")[: query.top_k]
     return [{"label": labels[i], "score": float(scores[i])} for i in best]
 
@@ -117,7 +120,10 @@ _INPUT = {
                     "minimum": 1,
                     "description": "Only the most probable; all labels where not given.",
                 },
-                "function_to_apply": {"enum": [*FUNCTIONS, None], "default": "softmax"},
+                "function_to_apply": {
+                    "enum": [*FUNCTIONS, None],
+                    "description": "From logits to scores; where not given softmax, or sigmoid of a model of signs.",
+                },
             },
         },
     },

@@ -50,6 +50,8 @@ def explain_files(
     folder = model_folder(model)
     files = find_images(paths)
     predictor = Predictor(folder)
+    if predictor.several:
+        raise OCTError(f"{model}: its outputs are signs, several a B-scan, and heat maps are drawn of one label alone")
     if label is not None and label not in predictor.labels:
         raise OCTError(f"--label: the model has no {label}; its labels are {', '.join(predictor.labels)}")
     chosen, why = (method, "as asked") if method else recorded_method(folder)

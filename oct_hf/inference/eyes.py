@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from oct_hf.data.volumes import Volume, read_volumes
+from oct_hf.errors import DataError
 from oct_hf.evaluation.aggregation import DEFAULT, join
 
 DRIVING = 3  # B-scans that are named
@@ -54,10 +55,12 @@ def answer_eyes(predictor, path: str | Path, rule: str = DEFAULT) -> Iterator[Ey
         rule: a key of `RULES`.
 
     Raises:
-        DataError: the file can't be read.
+        DataError: the file can't be read, or the predictor's labels are signs, several a B-scan.
         OCTError: no such rule.
     """
     labels = predictor.labels
+    if predictor.several:
+        raise DataError(f"{path}: signs of an eye's B-scans aren't joined yet; give its B-scans as pictures")
     for volume in read_volumes(path):
         answers = predictor.predict(iter(volume.bscans))
         bscans = np.array([list(answer.probabilities.values()) for answer in answers], np.float32)

@@ -14,6 +14,7 @@ import numpy as np
 from oct_hf.data import quality
 from oct_hf.data.shrunken import shrink
 from oct_hf.errors import ModelError
+from oct_hf.labels import disease_of
 
 NOT_OCT = "not an OCT B-scan"
 UNSURE = "unsure"
@@ -55,6 +56,11 @@ class Decision:
         return not self.labels
 
     @property
+    def predicted(self) -> str | None:
+        """The most probable label; None of what was refused."""
+        return self.labels[0] if self.labels else None
+
+    @property
     def unsure(self) -> bool:
         """Whether more than one label is left."""
         return len(self.labels) > 1
@@ -65,6 +71,32 @@ class Decision:
         if not self.unsure:
             return self.labels[0]
         return f"{UNSURE}: {', '.join(self.labels[:-1])} or {self.labels[-1]}"
+
+
+@dataclass(frozen=True)
+class SignDecision:
+    """What is said of one picture by a model of signs; as text "CNV: MNV, SRF", "NORMAL: no sign".
+
+    Attributes:
+        signs: that reach their thresholds, in the order of the outputs; None where the picture was refused.
+        likeness: as of `Decision`.
+    """
+
+    signs: tuple[str, ...] | None
+    likeness: float | None = None
+
+    @property
+    def refused(self) -> bool:
+        """Whether the picture is no B-scan."""
+        return self.signs is None
+
+    @property
+    def predicted(self) -> str | None:
+        """The disease that the signs stand for (`labels.disease_of`); None of what was refused."""
+        return None if self.signs is None else disease_of(self.signs)
+
+    def __str__(self) -> str:
+        return NOT_OCT if self.signs is None else f"{self.predicted}: {', '.join(self.signs) or 'no sign'}"
 
 
 @dataclass(frozen=True)
@@ -137,6 +169,40 @@ class Gate:
             # Its threshold means nothing for other numbers, and to refuse nothing would be worse than the common one.
             gate = replace(gate, likeness=quality.threshold(), version=quality.version())
         return gate
+
+
+@dataclass(frozen=True)
+class SignGate(Gate):
+    """A `Gate` for a model of signs: no sets, but a threshold each, from which the disease follows.
+
+    Attributes:
+        thresholds: in the order of `labels`; 0.5 each where none were chosen on a validation side, None for a sign
+            that is never called because validation had no case of it.
+    """
+
+    thresholds: tuple[float | None, ...] = ()
+
+    def decide(self, probabilities: Sequence[float], likeness: float | None = None) -> SignDecision:
+        """The answer for one picture; arguments as of `Gate.decide`."""
+        if None not in (likeness, self.likeness) and likeness < self.likeness:
+            return SignDecision(None, likeness)
+        cuts = self.thresholds or (0.5,) * len(self.labels)
+        found = zip(self.labels, probabilities, cuts, strict=True)
+        return SignDecision(tuple(name for name, p, cut in found if cut is not None and p >= cut), likeness)
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"thresholds": dict(zip(self.labels, self.thresholds, strict=True))}
+
+    @classmethod
+    def from_dict(cls, found: dict[str, Any], labels: Sequence[str]) -> "SignGate":
+        gate = Gate.from_dict({**found, "conformal": None}, labels)
+        try:
+            cuts = tuple(found["thresholds"][name] for name in gate.labels)
+            if not all(cut is None or 0 <= cut <= 1 for cut in cuts):
+                raise ValueError(f"thresholds {cuts}")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"the thresholds of signs can't be read ({type(error).__name__}: {error})") from None
+        return cls(gate.labels, None, gate.likeness, gate.version, cuts)
 
 
 def prediction_sets(probabilities: np.ndarray, conformal: dict) -> np.ndarray:

@@ -18,7 +18,7 @@ from transformers.utils import cached_file, logging
 from oct_hf.data.volumes import VOLUME_EXTENSIONS
 from oct_hf.errors import BadImageError, ModelError
 from oct_hf.images import EXTENSIONS, MAX_PIXELS, Preprocessing, read_image
-from oct_hf.inference.gate import Decision, Gate
+from oct_hf.inference.gate import Decision, Gate, SignDecision, SignGate
 from oct_hf.model.configuration_oct import OCTConfig
 from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.parallel import in_order
@@ -31,13 +31,15 @@ class Prediction:
     file: str
     probabilities: dict[str, float] | None = None
     error: str | None = None
-    decision: Decision | None = None
+    decision: Decision | SignDecision | None = None
 
     @property
     def predicted(self) -> str | None:
-        """The most probable label; None of what a gate refused, whatever the network makes of it."""
-        if not self.probabilities or (self.decision is not None and self.decision.refused):
+        """The most probable label, or the disease of the signs; None of what a gate refused."""
+        if not self.probabilities:
             return None
+        if self.decision is not None:
+            return self.decision.predicted
         return max(self.probabilities, key=self.probabilities.get)
 
 
@@ -49,7 +51,11 @@ class Predictor:
         preprocessing: only with a model object; a folder or repository brings its own.
         batch_size: images a forward pass.
         device: such as "cuda"; the best there is where not given.
-        gate: says of each picture whether it is a B-scan and which labels are left.
+        gate: says of each picture whether it is a B-scan and which labels are left; a model of signs, which always has
+            one, then takes thresholds of 0.5.
+
+    Attributes:
+        several: whether its labels are signs, several a picture: each probability is then a sigmoid of its own.
 
     Raises:
         ModelError: it can't be loaded.
@@ -68,8 +74,21 @@ class Predictor:
             model = model.to(memory_format=torch.channels_last)  # a fifth faster on a CPU, to the same answers
         self.model = model.to(device or best_device()).eval()
         self.preprocessing = preprocessing
-        self.batch_size, self.gate = batch_size, gate
-        self.labels = tuple(self.model.config.id2label[i] for i in range(self.model.config.num_labels))
+        self._describe(self.model.config, batch_size, gate)
+
+    def _describe(self, config: PretrainedConfig, batch_size: int, gate: Gate | None) -> None:
+        self.batch_size, self._gate = batch_size, gate
+        self.labels = tuple(config.id2label[i] for i in range(config.num_labels))
+        self.several = config.problem_type == "multi_label_classification"
+
+    @property
+    def gate(self) -> Gate | None:
+        """What decides on answers; of a model of signs never None."""
+        return SignGate(self.labels) if self._gate is None and self.several else self._gate
+
+    @gate.setter
+    def gate(self, gate: Gate | None) -> None:
+        self._gate = gate
 
     def read(self, source: str | Path | bytes | np.ndarray, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """Pixels for the model, float32 `(3, height, width)`; raises BadImageError, also of a file too large."""
@@ -83,8 +102,9 @@ class Predictor:
         return self.model(pixel_values=batch).logits.float().cpu().numpy()
 
     def probabilities(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """As `logits`, after the softmax."""
-        return torch.from_numpy(self.logits(pixels)).softmax(-1).numpy()
+        """As `logits`, after the softmax, or after the sigmoid where labels are signs."""
+        logits = torch.from_numpy(self.logits(pixels))
+        return (logits.sigmoid() if self.several else logits.softmax(-1)).numpy()
 
     def predict(self, sources: Iterable[str | Path | bytes | np.ndarray]) -> Iterator[Prediction]:
         """One `Prediction` a source, in order; a file that can't be read gives one with `error` and the rest go on.

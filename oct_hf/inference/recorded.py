@@ -8,7 +8,7 @@ from transformers.utils import cached_file
 
 from oct_hf.errors import ModelError
 from oct_hf.evaluation.aggregation import DEFAULT, RULES
-from oct_hf.inference.gate import Gate
+from oct_hf.inference.gate import Gate, SignGate
 
 
 def recorded(model: str | Path, key: str):
@@ -35,7 +35,9 @@ def recorded_gate(model: str | Path, labels: Sequence[str]) -> Gate | None:
     """What lets a model decline; None where its run recorded nothing that fits its labels."""
     found = recorded(model, "gate")
     try:
-        return None if found is None else Gate.from_dict(found, labels)
+        if found is None:
+            return None
+        return (SignGate if "thresholds" in found else Gate).from_dict(found, labels)
     except ModelError:
         return None
 

@@ -39,8 +39,7 @@ class ONNXPredictor(Predictor):
 
         name = Path(model).as_posix()
         config, self.preprocessing = load_description(name)
-        self.labels = tuple(config.id2label[i] for i in range(config.num_labels))
-        self.batch_size, self.gate = batch_size, gate
+        self._describe(config, batch_size, gate)
         file = _onnx_file(name)
         if file is None:
             raise ModelError(f"{name}: no {ONNX_FILE} in it")

@@ -97,7 +97,10 @@ def create_app(
 
     def answer(items: list) -> list:
         rows = classifier.logits([pixels for pixels, _ in items])
-        return [contract.answer(classifier.labels, row, query) for row, (_, query) in zip(rows, items, strict=True)]
+        own = "sigmoid" if getattr(classifier, "several", False) else "softmax"
+        return [
+            contract.answer(classifier.labels, row, query, own) for row, (_, query) in zip(rows, items, strict=True)
+        ]
 
     batcher = Batcher(answer, classifier.batch_size, model_threads, metrics.batches.observe)
 

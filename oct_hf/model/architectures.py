@@ -1,6 +1,6 @@
 """Networks of published OCT systems that timm lacks, registered with it, so that whatever takes a timm name takes them.
 
-Like its two neighbours this file imports nothing of the package: a repository's remote-code branch carries it. Another
+Like its neighbours this file imports nothing else of the package: a repository's remote-code branch carries it. Another
 network is a class with timm's methods and one `@register_model` function named in NETWORKS.
 """
 
@@ -9,11 +9,13 @@ from itertools import pairwise
 
 import timm
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 from torch.nn import functional
 
-NETWORKS = ("custom_cnn", "roct_net")
+from .denoised import DENOISED, has_weights
+
+NETWORKS = ("custom_cnn", "roct_net", DENOISED)
 
 
 class CustomCNN(nn.Module):
@@ -263,7 +265,7 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def custom_cnn(pretrained: bool = False, **kwargs) -> CustomCNN:
     """Mesiti's small network; nobody published weights of it."""
-    if pretrained and not _has_weights("custom_cnn", kwargs):
+    if pretrained and not has_weights("custom_cnn", kwargs):
         raise ValueError("nobody published weights of custom_cnn: it starts from nothing (model.weights=random)")
     return build_model_with_cfg(CustomCNN, "custom_cnn", pretrained, **kwargs)
 
@@ -271,11 +273,5 @@ def custom_cnn(pretrained: bool = False, **kwargs) -> CustomCNN:
 @register_model
 def roct_net(pretrained: bool = False, **kwargs) -> ROCTNet:
     """ROCT-Net; its authors published no weights, so `pretrained` means those of the two backbones (ImageNet)."""
-    backbones = pretrained and not _has_weights("roct_net", kwargs)
+    backbones = pretrained and not has_weights("roct_net", kwargs)
     return build_model_with_cfg(ROCTNet, "roct_net", pretrained and not backbones, backbones=backbones, **kwargs)
-
-
-def _has_weights(name: str, kwargs: dict) -> bool:
-    """Whether a file or repository with the whole network's weights is given."""
-    given = {key: kwargs.get(key) for key in ("pretrained_cfg", "pretrained_cfg_overlay")}
-    return bool(resolve_pretrained_cfg(name, **given).has_weights)

@@ -2,8 +2,8 @@
 
 One config.json serves four readers: this class, AutoConfig, the native TimmWrapper and `timm.create_model`. That of a
 network which timm lacks says another type, so that no reader takes it for one that loads without code. This file and
-its neighbours architectures.py and modeling_oct.py import nothing else of the package: the Hub's remote-code branch
-carries just the three.
+its neighbours architectures.py, denoised.py and modeling_oct.py import nothing else of the package: the Hub's
+remote-code branch carries just the four.
 """
 
 from typing import Any
@@ -22,6 +22,11 @@ class OCTConfig(TimmWrapperConfig):
     output); its name isn't `temperature`, which transformers takes for a setting of text generation. `needs_code` is
     there, and true, where timm lacks the network, so that only this package's code can build it.
     """
+
+    @property
+    def several(self) -> bool:
+        """Whether a picture may have several labels at once, so that each probability is a sigmoid of its own."""
+        return self.problem_type == "multi_label_classification"
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:

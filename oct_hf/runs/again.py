@@ -21,8 +21,9 @@ from oct_hf.evaluation.intervals import intervals
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.hub.download import Downloaded
 from oct_hf.inference.predictor import Predictor
+from oct_hf.runs.autoencoder import autoencoder_facts
 from oct_hf.runs.explained import measure_explanations
-from oct_hf.runs.labelled import LabelledSet, load_data, predict_sides, public_ids
+from oct_hf.runs.labelled import LabelledSet, load_data, one_label_only, predict_sides, public_ids
 from oct_hf.runs.run import finetune
 from oct_hf.training.recipe import Recipe
 from oct_hf.training.recipe_file import load_recipe
@@ -144,11 +145,16 @@ def rerun_recipe(model: Downloaded, overrides: list[str]) -> Recipe:
     if not (model.folder / "recipe.yaml").is_file() or not (model.folder / "split.csv").is_file():
         raise ModelError(f"{model.name}: no recipe.yaml and split.csv in it, so it can't be trained again")
     recipe = _with_its_corrections(load_recipe(model.folder / "recipe.yaml", overrides), model.folder)
+    one_label_only(recipe.data, "--rerun")
     split = recipe.split
     unsaid = (split.by == "file" and not split.path) or (split.by == "fold" and not split.test_fold)
     if unsaid:
         split = dataclasses.replace(split, by="file", path=str(model.folder / "split.csv"))
         recipe = dataclasses.replace(recipe, split=split)
+    if recipe.model.denoise:
+        said = json.loads((model.folder / "run.json").read_text(encoding="utf-8"))["model"]["denoise"]
+        if autoencoder_facts(Path(recipe.model.denoise).expanduser())["weights_sha256"] != said["weights_sha256"]:
+            raise ModelError(f"model.denoise: {recipe.model.denoise} holds another autoencoder than {model.name} has")
     weights = recipe.model.weights
     if weights not in ("hub", "random"):
         expected = json.loads((model.folder / "run.json").read_text(encoding="utf-8"))["model"]["weights_sha256"]

@@ -27,7 +27,7 @@ from oct_hf.hub.licences import require_redistributable
 from oct_hf.hub.publish import Published
 from oct_hf.hub.publish_data import CROISSANT_FILE, FACTS_FILE, building_folder, contents, publish_data_folder
 from oct_hf.runs.folder import write_json
-from oct_hf.runs.labelled import LabelledSet, assign_sides, is_public, load_data
+from oct_hf.runs.labelled import LabelledSet, assign_sides, is_public, load_data, one_label_only
 from oct_hf.runs.published_rows import Pictures, features_of, fold_names, published_columns, published_rows
 from oct_hf.training.recipe import DataRecipe, Recipe
 
@@ -97,6 +97,7 @@ def load_for_publishing(recipe: Recipe) -> tuple[LabelledSet, list[dict]]:
     Raises:
         DataError: the licence doesn't allow publishing, which is asked before any file is read; or as `load_data`.
     """
+    one_label_only(recipe.data, "a published data set")
     require_redistributable(_licence(recipe.data))
     if recipe.split.by == "image":
         raise DataError("split.by is image: a data set is published with a split that keeps patients apart")

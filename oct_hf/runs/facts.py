@@ -17,8 +17,9 @@ from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import count_sides, fingerprint
 from oct_hf.hub.allowed import CODE_BRANCH
 from oct_hf.model.pip_bases import pip_base
+from oct_hf.runs.autoencoder import autoencoder_facts
 from oct_hf.runs.labelled import LabelledSet, is_public
-from oct_hf.training.recipe import HubRecipe, Recipe, SemiRecipe, TeacherRecipe
+from oct_hf.training.recipe import HubRecipe, Recipe
 
 LIBRARIES = (
     "torch",
@@ -49,7 +50,7 @@ def run_facts(recipe: Recipe, data: LabelledSet, skipped: list[dict], model) -> 
         "status": "training",
         "name": recipe.name,
         "package": __version__,
-        "labels": data.names,
+        "labels": data.outputs,
         "recipe": public_recipe(recipe).to_dict(),
         "recipe_given": recipe.to_dict(),
         "data": {
@@ -80,6 +81,7 @@ def run_facts(recipe: Recipe, data: LabelledSet, skipped: list[dict], model) -> 
             "parameters": sum(p.numel() for p in model.parameters()),
             "image_size": recipe.model.image_size,
             **({"code": CODE_BRANCH} if own else {}),
+            **({"denoise": autoencoder_facts(Path(recipe.model.denoise).expanduser())} if recipe.model.denoise else {}),
         },
         "versions": {"python": platform.python_version(), **_versions()},
         "hardware": hardware(),
@@ -134,7 +136,6 @@ def _name_only(text: str) -> str:
 
 def public_recipe(recipe: Recipe) -> Recipe:
     """The recipe without this machine's paths and its author's repository; a weights file keeps its name."""
-    weights = recipe.model.weights
     # Where each patient is a fold, its name is the patient's id; a rerun then takes split.csv.
     folds = {} if is_public(recipe.data) else {"test_fold": None, "validation_fold": None}
     return dataclasses.replace(
@@ -144,13 +145,15 @@ def public_recipe(recipe: Recipe) -> Recipe:
         push_to_hub=False,
         hub=HubRecipe(),
         search={},
-        model=dataclasses.replace(recipe.model, base=_name_only(recipe.model.base), weights=_name_only(weights)),
+        model=_without_paths(recipe.model, "base", "weights", "denoise"),
+        pretrain=_without_paths(recipe.pretrain, "unlabelled"),
         teacher=_without_paths(recipe.teacher, "base", "weights", "unlabelled"),
         semi=_without_paths(recipe.semi, "unlabelled"),
     )
 
 
-def _without_paths(section: TeacherRecipe | SemiRecipe | None, *keys: str) -> TeacherRecipe | SemiRecipe | None:
+def _without_paths(section, *keys: str):
+    """A section whose files and folders are named without the way to them."""
     if section is None:
         return None
     return dataclasses.replace(

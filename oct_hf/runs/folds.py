@@ -22,7 +22,7 @@ from oct_hf.evaluation.predictions import Predictions
 from oct_hf.hub.card import operating_rows
 from oct_hf.runs.facts import public_recipe
 from oct_hf.runs.folder import plain_errors, read_run, write_json, written_beside
-from oct_hf.runs.labelled import load_data
+from oct_hf.runs.labelled import load_data, one_label_only
 from oct_hf.runs.run import finetune
 from oct_hf.training import processes
 from oct_hf.training.recipe import Recipe
@@ -97,6 +97,7 @@ def fold_recipes(recipe: Recipe, folds: int, cache_dir: str | None = None, own: 
     Raises:
         RunError: fewer than two folds, or the data set has another number of its own.
     """
+    one_label_only(recipe.data, "training on folds")
     if folds < 2:
         raise RunError(f"{folds} fold(s) leave nothing to train on; take 2 or more")
     # A validation fold of the data set's own would be one of ours by chance of its name.

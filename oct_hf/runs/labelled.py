@@ -10,6 +10,7 @@ from oct_hf.data.corrections import correct_labels
 from oct_hf.data.encoded import Encoded
 from oct_hf.data.leakage import Links, search, stand_in_patients, units
 from oct_hf.data.oct import prepare
+from oct_hf.data.pixels import multi_hot
 from oct_hf.data.quality import left_out
 from oct_hf.data.splits import (
     UNUSED,
@@ -22,7 +23,7 @@ from oct_hf.data.splits import (
     split_by_patient,
     split_folds,
 )
-from oct_hf.errors import DataError
+from oct_hf.errors import DataError, RecipeError
 from oct_hf.evaluation.per_eye import ONE_EYE
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.images import picture_size
@@ -41,6 +42,8 @@ class LabelledSet:
         sides: `n` strings: train, validation, test or unused.
         links: near-duplicates across patients; None where none were searched for.
         grouped_by: what `patients` really tells apart, as the recipe has it.
+        signs: 0 and 1, `(n, k)`, which of `sign_names` each shows, where those are what is learned; else None.
+        sign_names: `k` names.
     """
 
     dataset: datasets.Dataset
@@ -51,6 +54,19 @@ class LabelledSet:
     sides: np.ndarray
     links: Links | None = None
     grouped_by: str = "patient"
+    signs: np.ndarray | None = None
+    sign_names: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> list[str]:
+        """What a model of these B-scans answers: the classes, or the signs."""
+        return self.names if self.signs is None else list(self.sign_names)
+
+
+def one_label_only(data: DataRecipe, verb: str) -> None:
+    """Raises RecipeError where a recipe learns signs, several a picture, and `verb` can't do that."""
+    if data.signs:
+        raise RecipeError(f"data.signs: {verb} takes one label a picture, and signs are several (data.signs=false)")
 
 
 def load_data(
@@ -93,6 +109,8 @@ def builder_options(data: DataRecipe) -> dict:
         options["labels"] = data.labels
     if data.name == "phantom":
         options |= {key: getattr(data, key) for key in ("patients", "scans", "seed", "height", "width")}
+    if data.signs:
+        options["signs"] = True
     if data.name == "folder":
         options |= {"csv": data.csv, "columns": dict(data.columns), "pattern": data.pattern}
         options["without_patients"] = data.without_patients
@@ -130,7 +148,10 @@ def assign_sides(dataset: datasets.Dataset, recipe: Recipe) -> LabelledSet:
         check_disjoint(patients, sides, hashes, volumes)
     published = public_ids(patients, recipe.data)
     links = links.across(hashes, published) if links else None
-    data = LabelledSet(dataset, hashes, labels, names, published, sides, links, recipe.data.grouped_by)
+    signs = ()
+    if recipe.data.signs:
+        signs = multi_hot(dataset), tuple(dataset.features["signs"].feature.names)
+    data = LabelledSet(dataset, hashes, labels, names, published, sides, links, recipe.data.grouped_by, *signs)
     training_rows(data, split)  # raises where a class has too few images
     return data
 
@@ -198,6 +219,7 @@ def predict_sides(predictor: Predictor, data: LabelledSet) -> Predictions:
         probabilities=np.array([list(a.probabilities.values()) for a in answers], dtype=np.float32),
         eyes=eyes if any(eyes) else None,
         traits=traits,
+        truth=None if data.signs is None else data.signs[rows].astype(np.float32),
     )
 
 

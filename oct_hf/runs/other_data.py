@@ -17,11 +17,13 @@ from oct_hf.evaluation.predictions import Predictions
 from oct_hf.hub.card import render_card
 from oct_hf.hub.repository import checksums
 from oct_hf.inference.predictor import Predictor
+from oct_hf.inference.recorded import recorded
 from oct_hf.labels import label_map
 from oct_hf.model.folder import model_folder
 from oct_hf.runs.folder import write_json
 from oct_hf.runs.labelled import LabelledSet, is_public, load_data, predict_sides, public_ids
 from oct_hf.runs.run import quiet_libraries
+from oct_hf.runs.signs import evaluate_signs
 from oct_hf.training.recipe import DataRecipe, EvaluationRecipe
 
 PREDICTIONS = "predictions.parquet"
@@ -40,7 +42,8 @@ def evaluate_model(
 
     Returns:
         `results`, the metrics as `OCTMetrics` gives them; `intervals`; `subgroups`; `calibration`; of the repository's
-        own predictions `operating_points` and `abstention` too, and of other data what `external_facts` has.
+        own predictions `operating_points` and `abstention` too, and of other data what `external_facts` has. Of a model
+        of signs what `evaluate_signs` gives.
 
     Raises:
         OCTError: the model or data can't be read, the data's labels are unknown to the model, or the model isn't a
@@ -48,6 +51,10 @@ def evaluate_model(
     """
     quiet_libraries()
     folder = model_folder(model)
+    if folder.is_dir() and recorded(folder, "signs"):
+        if record:
+            raise ModelError(f"{model}: its outputs are signs, and no card tells of those yet; leave out --record")
+        return evaluate_signs(folder, data, out)
     home = Predictions.read(folder / PREDICTIONS) if (folder / PREDICTIONS).exists() else None
     if data is None:
         if home is None:

@@ -23,11 +23,13 @@ from oct_hf.evaluation.predictions import Predictions
 from oct_hf.hub.repository import write_repository
 from oct_hf.images import Preprocessing
 from oct_hf.inference.predictor import Predictor, quiet_transformers
+from oct_hf.runs.autoencoder import check_unseen
 from oct_hf.runs.explained import measure_explanations, worst_errors
 from oct_hf.runs.facts import HOME_FACTS, public_recipe, run_facts
 from oct_hf.runs.folder import check_free, open_folder, plain_errors, write_json
 from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data, predict_sides
 from oct_hf.runs.report_page import write_report
+from oct_hf.runs.signs import measure_and_write_signs
 from oct_hf.runs.teacher import check_student
 from oct_hf.runs.training import build_model, train
 from oct_hf.runs.unlabelled import check_semi
@@ -76,10 +78,12 @@ def finetune(
             if len(names := dataset.features["label"].names) < 2:
                 raise DataError(f"data.labels: a classifier needs two classes or more, found {', '.join(names)} alone")
             data = assign_sides(dataset, recipe)
+            if recipe.model.denoise:
+                check_unseen(Path(recipe.model.denoise).expanduser(), data)
             if check:
                 check(data)
             augmentation = Augmentation(recipe.augment, recipe.train.seed)
-            model = build_model(recipe, data.names)
+            model = build_model(recipe, data.outputs)
             if recipe.teacher:
                 check_student(recipe, model)
             if recipe.semi:
@@ -95,7 +99,8 @@ def finetune(
         on_best = partial(_push_best, hub, recipe, preprocessing) if hub else None
         trainer = train(recipe, folder, data, model, preprocessing, augmentation, facts, on_best)
         if processes.is_main():
-            _measure_and_write(recipe, folder, data, trainer, preprocessing, facts)
+            write = measure_and_write_signs if recipe.data.signs else _measure_and_write
+            write(recipe, folder, data, trainer, preprocessing, facts)
             facts["seconds"]["total"] = round(time.monotonic() - started, 1)
             facts["status"] = "done"
             write_json(folder / "run.json", facts)

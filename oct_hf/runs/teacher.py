@@ -1,7 +1,8 @@
 """The teacher of a run: had from its base, fine-tuned once on the run's training side, and kept in the run's folder.
 
-It is trained by the same Trainer as its student, so a stopped run goes on in the middle of it; what a finished one
-was and took is in `teacher/teacher.json`.
+Beside it, the pictures without labels that its student or a pretraining looks at. A teacher is trained by the same
+Trainer as its student, so a stopped run goes on in the middle of it; what a finished one was and took is in
+`teacher/teacher.json`.
 """
 
 import dataclasses

@@ -4,6 +4,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,16 @@ from oct_hf.data.stream import StreamedPixels
 from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import ModelError
 from oct_hf.evaluation.oct_metrics import measure
+from oct_hf.evaluation.signs import sign_scores
 from oct_hf.images import Preprocessing
 from oct_hf.labels import describe
 from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.model.pip_bases import pip_base
+from oct_hf.runs.autoencoder import behind_autoencoder
 from oct_hf.runs.folder import read_run, write_json
 from oct_hf.runs.labelled import LabelledSet, training_rows
 from oct_hf.runs.teacher import other_pictures, prepare_teacher
-from oct_hf.runs.unlabelled import semi_pictures
+from oct_hf.runs.unlabelled import pictures_to_denoise, semi_pictures
 from oct_hf.training import processes
 from oct_hf.training.callbacks import EpochLines, OnBest, StopOnSignal, epoch_rows, steps_an_epoch
 from oct_hf.training.co_teaching import CoTeachingTrainer
@@ -65,7 +68,7 @@ def build_model(recipe: Recipe, labels: list[str], section: str = "model") -> OC
     if wanted.drop_path:
         options["drop_path_rate"] = wanted.drop_path
     try:
-        return OCTForImageClassification.from_timm(
+        model = OCTForImageClassification.from_timm(
             packed.architecture if packed else wanted.base,
             labels,
             pretrained=weights == "hub" and not packed,
@@ -74,6 +77,11 @@ def build_model(recipe: Recipe, labels: list[str], section: str = "model") -> OC
             descriptions={name: describe(name) for name in labels},
             **options,
         )
+        if wanted.denoise and section == "model":
+            model = behind_autoencoder(model, Path(wanted.denoise).expanduser(), **options)
+        if recipe.data.signs:
+            model.config.problem_type = "multi_label_classification"
+        return model
     except ValueError as error:
         raise ModelError(f"{section}.base: {error}") from None
     except OSError as error:
@@ -116,7 +124,7 @@ def train(
         Stopped: Ctrl-C or SIGTERM; a checkpoint is saved.
     """
     if recipe.pretrain:
-        facts["pretraining"] = _pretrain(recipe, folder, model)
+        facts["pretraining"] = _pretrain(recipe, folder, data, model)
     began = time.monotonic()
     labelled = data.dataset.select(training_rows(data, recipe.split)[0])
     validation = Pixels.from_dataset(data.dataset.select(np.flatnonzero(data.sides == "validation")), preprocessing)
@@ -126,7 +134,7 @@ def train(
     else:
         pixels = Pixels.from_dataset(labelled, preprocessing, augmentation)
     facts["seconds"]["decoding"] = round(time.monotonic() - began, 1)
-    stop, score = StopOnSignal(), validation_score(data.names)
+    stop, score = StopOnSignal(), sign_scores if recipe.data.signs else validation_score(data.names)
     known = processes.from_main(lambda: read_run(folder))
     checkpoints = folder / "checkpoints"
     callbacks = [EpochLines(folder / "log" / "epochs.csv"), stop]
@@ -175,13 +183,24 @@ def train(
     return trainer
 
 
-def _pretrain(recipe: Recipe, folder: Path, model: OCTForImageClassification) -> dict:
-    """Phantoms before the fine-tuning; its facts."""
-    print(f"pretraining on {recipe.pretrain.phantoms} phantoms", file=sys.stderr)
+def _pretrain(recipe: Recipe, folder: Path, data: LabelledSet, model: OCTForImageClassification) -> dict:
+    """What the network learns before the fine-tuning; its facts."""
+    denoise = recipe.pretrain.task == "denoise"
+    what = "by taking noise off B-scans" if denoise else f"on {recipe.pretrain.phantoms} phantoms"
+    print(f"pretraining {what}", file=sys.stderr)
     stop = StopOnSignal()
     callbacks = [EpochLines(folder / "log" / "pretraining_epochs.csv"), stop]
     place, score = folder / "pretraining", validation_score(phantom.LABELS)
-    facts = pretrain(model, recipe.pretrain, recipe.train, place, score, callbacks, lambda: stop.stopped is not None)
+    facts = pretrain(
+        model,
+        recipe.pretrain,
+        recipe.train,
+        place,
+        score,
+        callbacks,
+        lambda: stop.stopped is not None,
+        partial(pictures_to_denoise, recipe.pretrain, data),
+    )
     if facts is None:
         raise Stopped(stop.stopped, folder)
     shutil.rmtree(place / "checkpoints", ignore_errors=True)

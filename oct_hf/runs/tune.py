@@ -30,7 +30,7 @@ from oct_hf.errors import OCTError, RunError
 from oct_hf.images import Preprocessing
 from oct_hf.runs.folder import differing, plain_errors, write_json, written_beside
 from oct_hf.runs.folds import own_folds
-from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data
+from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data, one_label_only
 from oct_hf.runs.run import quiet_libraries
 from oct_hf.runs.training import Stopped, build_model, validation_score
 from oct_hf.training import processes
@@ -84,8 +84,12 @@ def tune(
     recipe = dataclasses.replace(recipe, search={}, push_to_hub=False)
     settings = {"recipe": recipe.to_dict(), "space": space, "folds": folds, "seed": seed}
     quiet_libraries()
-    if recipe.pretrain or recipe.teacher:
-        raise RunError("a search trains no teacher and no pretraining: set pretrain=null teacher=null")
+    one_label_only(recipe.data, "a search")
+    if recipe.pretrain or recipe.teacher or recipe.model.denoise:
+        raise RunError(
+            "a search trains no teacher and no pretraining, and an autoencoder has seen what its folds hold out: set "
+            "pretrain=null teacher=null model.denoise=null"
+        )
     if recipe.semi or recipe.co_teaching or recipe.split.labelled_per_class:
         raise RunError(
             "a search trains one network on all labels: set semi=null co_teaching=null split.labelled_per_class=null"

@@ -11,9 +11,9 @@ from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import RecipeError
 from oct_hf.images import Preprocessing
 from oct_hf.runs.labelled import LabelledSet, training_rows
-from oct_hf.training.recipe import Recipe
+from oct_hf.training.recipe import PretrainRecipe, Recipe
 from oct_hf.training.trainer import images_a_pass
-from oct_hf.training.unlabelled import NO_LABEL, others_a_batch, read_unlabelled
+from oct_hf.training.unlabelled import NO_LABEL, Together, others_a_batch, read_unlabelled
 
 HELD_OUT = ("validation", "test")
 
@@ -42,13 +42,34 @@ def without_labels(
         known = Pixels.from_dataset(data.dataset.select(rest), preprocessing)
         parts.append(Pixels(known.images, [NO_LABEL] * len(rest), known.hashes, augmentation, known.sources))
     if path:
-        rows = np.flatnonzero(np.isin(data.sides, HELD_OUT))
-        held_out = {data.hashes[row] for row in rows}, Thumbnails(data.dataset, rows)[:]
-        pictures, left_out = read_unlabelled(path, preprocessing, *held_out, augmentation)
+        pictures, facts = _from_elsewhere(path, data, preprocessing, augmentation)
         parts.append(pictures)
-        facts["unlabelled_left_out"] = left_out
-        facts["unlabelled_fingerprint"] = hashlib.sha256("\n".join(sorted(pictures.hashes)).encode()).hexdigest()
     return parts, {"unlabelled": sum(len(part) for part in parts)} | facts
+
+
+def pictures_to_denoise(settings: PretrainRecipe, data: LabelledSet, preprocessing: Preprocessing) -> tuple:
+    """What `pretrain` asks for: B-scans to learn from (the training side, and what lies in `unlabelled`), those of the
+    validation side to be measured on, content hashes of the former, and facts."""
+    augmentation = Augmentation(settings.augment, settings.seed)
+    train, held_out = (
+        Pixels.from_dataset(data.dataset.select((data.sides == side).nonzero()[0]), preprocessing, augmented)
+        for side, augmented in (("train", augmentation), ("validation", None))
+    )
+    seen, facts = list(train.hashes), {"training_side": len(train), "unlabelled": 0}
+    if settings.unlabelled:
+        more, found = _from_elsewhere(settings.unlabelled, data, preprocessing, augmentation)
+        seen, facts = seen + list(more.hashes), facts | {"unlabelled": len(more)} | found
+        train = Together(train, more)
+    return train, held_out, seen, facts
+
+
+def _from_elsewhere(path: str, data: LabelledSet, preprocessing: Preprocessing, augmentation) -> tuple[Pixels, dict]:
+    """Pictures of a folder or archive, none of them held out or near one that is; and facts."""
+    rows = np.flatnonzero(np.isin(data.sides, HELD_OUT))
+    held_out = {data.hashes[row] for row in rows}, Thumbnails(data.dataset, rows)[:]
+    pictures, left_out = read_unlabelled(path, preprocessing, *held_out, augmentation)
+    fingerprint = hashlib.sha256("\n".join(sorted(pictures.hashes)).encode()).hexdigest()
+    return pictures, {"unlabelled_left_out": left_out, "unlabelled_fingerprint": fingerprint}
 
 
 def check_semi(recipe: Recipe, classes: int) -> None:

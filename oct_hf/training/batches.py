@@ -37,7 +37,7 @@ class EpochSampler(Sampler):
 
 
 def collate(items: list[dict]) -> dict:
-    """A batch: uint8 `(N, height, width)`, int64 labels `(N,)`, and which pictures they are, int64 `(N,)`.
+    """A batch: uint8 `(N, height, width)`, int64 labels `(N,)` or `(N, classes)`, int64 numbers of the pictures.
 
     Where some have a second view, `strong` holds it, and of the others the picture itself.
     """

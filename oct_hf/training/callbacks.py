@@ -47,7 +47,10 @@ class EpochLines(TrainerCallback):
         left = spent / max(1, state.global_step - self.first_step) * (state.max_steps - state.global_step)
         line = f"epoch {round(row['epoch'])}/{round(state.num_train_epochs)}"
         line += f"  loss {row['loss']:.3f}" if row.get("loss") is not None else ""
-        line += f"  validation: balanced accuracy {row['balanced_accuracy']:.3f}, log loss {row['log_loss']:.3f}"
+        if "mse" in row:
+            line += f"  held out: mean square {row['mse']:.5f} from clean, with noise {row['mse_noisy']:.5f}"
+        else:
+            line += f"  validation: balanced accuracy {row['balanced_accuracy']:.3f}, log loss {row['log_loss']:.3f}"
         tqdm.write(f"{line}  ({spent:.0f} s, {left:.0f} s left)", file=sys.stderr)
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -118,7 +121,7 @@ def epoch_rows(history: list[dict]) -> list[dict]:
         if "eval_loss" in entry or "loss" in entry:
             row = rows.setdefault(entry["epoch"], {"epoch": entry["epoch"], "loss": None, "learning_rate": None})
             row.update({key.removeprefix("eval_"): v for key, v in entry.items() if key != "eval_loss"})
-    return [row for _, row in sorted(rows.items()) if "balanced_accuracy" in row]
+    return [row for _, row in sorted(rows.items()) if "balanced_accuracy" in row or "mse" in row]
 
 
 def selection(measured: dict) -> float:

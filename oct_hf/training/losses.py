@@ -144,7 +144,7 @@ class Asymmetric(TrainingLoss):
 
     def forward(self, logits, labels, index=None, progress=0.0):
         if labels.ndim == 2:
-            return self.many(logits, labels)
+            return self.many(logits, labels.float())
         each = self.one(logits, labels)
         weights = torch.ones_like(each) if self.weights is None else self.weights[labels]
         return (weights * each).sum() / weights.sum()

@@ -1,8 +1,9 @@
-"""Pretraining on phantoms, whose labels and lesion masks are free: what a network without weights learns first.
+"""Pretraining: what a network learns before anybody's labels, on phantoms or by denoising (`denoising.py`).
 
-A light head on the feature maps marks the lesions beside the labels, so that the network must find them and can't do
-with how bright a picture is; head and classifier are dropped at the end. The result lies in the run's folder: a run
-that was stopped later doesn't pretrain again, and another may start from it (model.weights=…/weights.safetensors).
+Of phantoms labels and lesion masks are free: a light head on the feature maps marks the lesions beside the labels, so
+that the network must find them and can't do with how bright a picture is. Heads are dropped at the end. The result lies
+in the run's folder: a run that was stopped later doesn't pretrain again, and another may start from it
+(model.weights=…/weights.safetensors).
 """
 
 import copy
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from oct_hf.data import phantom
@@ -25,13 +27,14 @@ from oct_hf.data.pixels import PixelFile, Pixels
 from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import RecipeError
 from oct_hf.images import Preprocessing
+from oct_hf.model.denoised import PyramidHead
 from oct_hf.model.modeling_oct import OCTForImageClassification, calm_head
 from oct_hf.parallel import in_order
+from oct_hf.training.denoising import HEAD, DenoisingTrainer, NoisyPictures, write_seen
 from oct_hf.training.recipe import PretrainRecipe, TrainRecipe
 from oct_hf.training.trainer import OCTTrainer, collate, last_checkpoint
 
-WEIGHTS, FACTS = "weights.safetensors", "facts.json"
-HEAD = "mask_head"
+WEIGHTS, DECODER, FACTS, SEEN = "weights.safetensors", "decoder.safetensors", "facts.json", "pictures.txt"
 _POPULATION = 1_000_000  # added to the seed, so that nobody meets the phantoms of a data set that is itself drawn
 _STRIDES = 4, 32  # of the feature maps that the mask head reads, finest and coarsest
 
@@ -44,8 +47,9 @@ def pretrain(
     metrics: Callable[[np.ndarray, np.ndarray], dict],
     callbacks: Sequence = (),
     stopped: Callable[[], bool] = lambda: False,
+    pictures: Callable[[Preprocessing], tuple[Dataset, Dataset, list[str], dict]] | None = None,
 ) -> dict | None:
-    """Trains a model's backbone on phantoms; its classifier stays as it was.
+    """Trains a model's backbone; its classifier stays as it was.
 
     Args:
         model: changed in place.
@@ -55,13 +59,16 @@ def pretrain(
         metrics: as `OCTTrainer` takes them, for `phantom.LABELS`.
         callbacks: of the Trainer.
         stopped: whether a callback ended the training early.
+        pictures: for `task: denoise`, gives B-scans to learn from and held-out ones, of that size; the content hashes
+            of the former; and facts about them.
 
     Returns:
-        phantoms, held-out phantoms, epochs, seconds, accuracy on held-out phantoms, and of the masks the intersection
-        over union of each kind and their mean (None without a mask head); or None where it was stopped.
+        task, held-out pictures, image size, epochs, seconds; of phantoms how many, accuracy on the held-out ones, and
+        of the masks the intersection over union of each kind and their mean (None without a mask head); of denoising
+        what `pictures` tells and `DenoisingTrainer.measured`; or None where it was stopped.
 
     Raises:
-        RecipeError: masks are asked of a network without feature maps.
+        RecipeError: masks or denoising are asked of a network without feature maps.
     """
     finished = _finished(folder, settings)
     if finished:
@@ -69,34 +76,33 @@ def pretrain(
         return finished
     began = time.monotonic()
     student, preprocessing = _student(model, settings)
-    train, held_out = draw_sides(settings, preprocessing)
+    if settings.task == "denoise":
+        learned, tested, seen, about = pictures(preprocessing)
+        train, held_out = (NoisyPictures(one, settings.looks, settings.seed) for one in (learned, tested))
+        kind, more = DenoisingTrainer, {}
+    else:
+        train, held_out = draw_sides(settings, preprocessing)
+        seen, about = [], {"phantoms": len(train)}
+        kind, more = PretrainTrainer, {"mask_weight": settings.mask_weight}
     drawing = time.monotonic() - began
-    trainer = PretrainTrainer(
-        student,
-        _as_training(settings, fine_tuning),
-        preprocessing,
-        train,
-        held_out,
-        folder / "checkpoints",
-        metrics,
-        callbacks,
-        mask_weight=settings.mask_weight,
-    )
-    checkpoint = last_checkpoint(folder / "checkpoints")
+    as_training, checkpoints = _as_training(settings, fine_tuning), folder / "checkpoints"
+    trainer = kind(student, as_training, preprocessing, train, held_out, checkpoints, metrics, callbacks, **more)
+    checkpoint = last_checkpoint(checkpoints)
     trainer.train(resume_from_checkpoint=checkpoint)
     if stopped():
         return None
     facts = {
-        "phantoms": len(train),
+        "task": settings.task,
+        **about,
         "held_out": len(held_out),
         "image_size": preprocessing.height,
         "epochs": settings.epochs,
         "seconds": round(time.monotonic() - began, 1),
         "seconds_drawing": round(drawing, 1),
         "resumed": checkpoint is not None,
-        **_measured(trainer),
+        **trainer.measured(),
     }
-    _keep(trainer, settings, facts, folder)
+    _keep(trainer, settings, facts, folder, seen)
     _take_over(model, load_file(folder / WEIGHTS))
     return facts
 
@@ -106,17 +112,6 @@ def _as_training(settings: PretrainRecipe, fine_tuning: TrainRecipe) -> TrainRec
     return TrainRecipe(
         **taken, ema=0.99, weight_decay=fine_tuning.weight_decay, bf16=fine_tuning.bf16, workers=fine_tuning.workers
     )
-
-
-def _measured(trainer: "PretrainTrainer") -> dict:
-    """What the best weights show on the held-out phantoms."""
-    best = trainer.state.best_global_step
-    row = next(row for row in trainer.state.log_history if row["step"] == best and "eval_accuracy" in row)
-    return {
-        "accuracy": row["eval_accuracy"],
-        "balanced_accuracy": row["eval_balanced_accuracy"],
-        "iou": trainer.mask_iou() if trainer.mask_weight else None,
-    }
 
 
 # --- phantoms --------------------------------------------------------------------------------------------------------
@@ -178,25 +173,16 @@ def coverage(bits: torch.Tensor, height: int, width: int) -> torch.Tensor:
 # --- network ---------------------------------------------------------------------------------------------------------
 
 
-class MaskHead(nn.Module):
-    """Lesion masks from a network's feature maps: each projected by 1x1, the coarser laid over the finer (Lin et al.,
-    "Feature pyramid networks", CVPR 2017), then one 3x3 convolution.
+class MaskHead(PyramidHead):
+    """Logits of lesion masks from a network's feature maps, at the finest map's cells.
 
     Shape:
         maps `(N, channels[i], h_i, w_i)`, finest first, to logits `(N, kinds, h_0, w_0)`.
     """
 
-    def __init__(self, channels: Sequence[int], kinds: int = len(phantom.LESIONS), width: int = 24):
-        super().__init__()
-        self.lateral = nn.ModuleList(nn.Conv2d(count, width, 1) for count in channels)
-        self.out = nn.Conv2d(width, kinds, 3, padding=1)
+    def __init__(self, channels: Sequence[int], kinds: int = len(phantom.LESIONS)):
+        super().__init__(channels, kinds)
         nn.init.constant_(self.out.bias, -4.0)  # lesions cover little; else the first steps learn nothing but that
-
-    def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        total = self.lateral[-1](maps[-1])
-        for project, finer in zip(reversed(self.lateral[:-1]), reversed(maps[:-1]), strict=True):
-            total = project(finer) + functional.interpolate(total, finer.shape[2:], mode="bilinear")
-        return self.out(functional.relu(total))
 
 
 def mask_loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
@@ -268,6 +254,13 @@ class PretrainTrainer(OCTTrainer):
         head = self.accelerator.unwrap_model(self.model).timm_model.get_submodule(HEAD)
         return head([self._maps[name].float() for name in self._names])
 
+    def measured(self) -> dict:
+        """What the best weights show on the held-out phantoms: `accuracy`, `balanced_accuracy` and `iou` of masks."""
+        best = self.state.best_global_step
+        row = next(row for row in self.state.log_history if row["step"] == best and "eval_accuracy" in row)
+        shown = {key: row[f"eval_{key}"] for key in ("accuracy", "balanced_accuracy")}
+        return shown | {"iou": self.mask_iou() if self.mask_weight else None}
+
     @torch.no_grad()
     def mask_iou(self) -> dict:
         """Intersection over union on the validation side at the head's grid: of each kind there, and their mean."""
@@ -313,14 +306,16 @@ def _collate(items: list[dict]) -> dict:
 
 
 def _student(model: OCTForImageClassification, settings: PretrainRecipe) -> tuple:
-    """The same network with a new classifier for the phantoms' labels, and its preprocessing."""
+    """The same network, with a new classifier where phantoms' labels are learned, and its preprocessing."""
     student = copy.deepcopy(model)
-    student.config.id2label = dict(enumerate(phantom.LABELS))
-    student.config.label2id = {name: i for i, name in enumerate(phantom.LABELS)}
-    network = student.timm_model
+    student.config.problem_type = None  # phantoms have one label each, whatever the fine-tuning learns
     torch.manual_seed(settings.seed)
-    network.reset_classifier(len(phantom.LABELS))
-    calm_head(network.get_classifier())
+    if settings.task == "phantoms":
+        student.config.id2label = dict(enumerate(phantom.LABELS))
+        student.config.label2id = {name: i for i, name in enumerate(phantom.LABELS)}
+        network = student.timm_model
+        network.reset_classifier(len(phantom.LABELS))
+        calm_head(network.get_classifier())
     cfg = dict(student.config.pretrained_cfg)
     if settings.image_size:
         cfg["input_size"] = [3, settings.image_size, settings.image_size]
@@ -328,20 +323,27 @@ def _student(model: OCTForImageClassification, settings: PretrainRecipe) -> tupl
 
 
 def _backbone(state: dict, network: nn.Module) -> dict:
-    """timm's keys and weights without classifier and mask head."""
+    """timm's keys and weights without classifier and the pretraining's head."""
     classifier = {id(p) for p in network.get_classifier().parameters()}
     dropped = {name for name, p in network.named_parameters() if id(p) in classifier}
     bare = {key.removeprefix("timm_model."): value for key, value in state.items()}
     return {key: v for key, v in bare.items() if key not in dropped and not key.startswith(f"{HEAD}.")}
 
 
-def _keep(trainer: PretrainTrainer, settings: PretrainRecipe, facts: dict, folder: Path) -> None:
+def _keep(trainer: OCTTrainer, settings: PretrainRecipe, facts: dict, folder: Path, seen: list[str]) -> None:
     """Weights first and facts last: facts that are there mean that the weights are whole."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     weights = _backbone(model.state_dict(), model.timm_model)
     save_file({key: value.cpu().contiguous() for key, value in weights.items()}, folder / WEIGHTS)
+    if settings.task == "denoise":
+        decoder = model.timm_model.get_submodule(HEAD).state_dict()
+        save_file({key: value.cpu().contiguous() for key, value in decoder.items()}, folder / DECODER)
+        write_seen(folder / SEEN, seen)
     beside = folder / f"{FACTS}.new"
-    beside.write_text(json.dumps({"settings": _plain(settings), "facts": facts}, indent=2) + "\n", encoding="utf-8")
+    cfg = model.config.pretrained_cfg
+    kept = {"settings": _plain(settings), "facts": facts, "architecture": model.config.architecture}
+    kept |= {key: list(cfg[key]) for key in ("mean", "std")}
+    beside.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     beside.replace(folder / FACTS)
 
 

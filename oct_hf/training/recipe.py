@@ -16,6 +16,7 @@ _STRICT = ConfigDict(extra="forbid")
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+Looks = Annotated[int, Field(ge=1, le=31)]  # what speckle.py draws
 Count = Annotated[int, Field(ge=1)]
 Fold = Annotated[str, BeforeValidator(str)]  # YAML reads a fold's name 4 as a number
 
@@ -44,6 +45,7 @@ class DataRecipe:
     require_oct: bool = False  # leave out pictures that don't look like an OCT B-scan
     stream: bool = False  # of Parquet: train from the shards, without a copy of the pictures on this disk
     corrections: str | None = None  # a corrections.csv, laid over the labels
+    signs: bool = False  # of phantoms: learn the signs, several a picture, from which the disease then follows
     patients: Count = 100
     scans: Count = 4
     seed: int = 0
@@ -79,6 +81,7 @@ class ModelRecipe:
     base: str = "tf_efficientnetv2_b0"  # a timm name, a Hub repository, a model folder, or pip:efficientnet_lite0
     weights: str = "hub"  # "hub" (the base's own), "random", or a local safetensors file
     image_size: Annotated[int, Field(ge=32)] = 224  # pixels, height and width
+    denoise: str | None = None  # a run's pretraining/ of task denoise, which then cleans pictures inside the network
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # stochastic depth
 
@@ -161,10 +164,49 @@ def contradictions(train: TrainRecipe) -> list[str]:
     return faults
 
 
+def cleaning_contradictions(recipe: "Recipe") -> list[str]:
+    """What doesn't go with `model.denoise`, whose autoencoder stays as it is and cleans pictures of one size."""
+    if not recipe.model.denoise:
+        return []
+    faults, train = [], recipe.train
+    if train.start_size:
+        faults.append("train.start_size: model.denoise cleans pictures of one size only; start_size=null")
+    if train.swa_epochs or train.optimizer == "schedule_free":
+        faults.append("model.denoise: swa_epochs and schedule_free would measure its batch norm anew; take ema")
+    return faults
+
+
+def sign_contradictions(recipe: "Recipe") -> list[str]:
+    """What doesn't go with `data.signs`, where a picture has several labels at once."""
+    if not recipe.data.signs:
+        return []
+    faults, train = [], recipe.train
+    if recipe.data.name != "phantom":
+        faults.append(f"data.signs: {recipe.data.name} doesn't say which signs a B-scan shows; data.name=phantom does")
+    if train.loss not in ("cross_entropy", "focal", "asymmetric"):
+        faults.append(
+            f"train.loss: {train.loss} is for one label a picture; signs take asymmetric, focal or cross_entropy"
+        )
+    if train.mixup or train.cutmix:
+        faults.append("data.signs: mixed pictures have no signs of their own, so neither mixup nor cutmix")
+    if recipe.teacher:
+        faults.append("data.signs: a teacher's answers are of one label a picture; teacher=null")
+    if recipe.push_to_hub:
+        faults.append("data.signs: what is measured on signs can't be published yet; push_to_hub=false")
+    return faults
+
+
 @checked(frozen=True, config=_STRICT)
 class PretrainRecipe:
-    """Training on phantoms before the fine-tuning (`training/pretrain.py`): their labels and lesion masks are free."""
+    """What the network learns before the fine-tuning, without anybody's labels (`training/pretrain.py`).
 
+    `task: phantoms` classifies drawn B-scans and marks their lesions, whose labels and masks are free; `task: denoise`
+    takes speckle off real B-scans (`training/denoising.py`): those of the training side, and of `unlabelled`.
+    """
+
+    task: Literal["phantoms", "denoise"] = "phantoms"
+    unlabelled: str | None = None  # denoise: a folder or archive of B-scans more, of nobody who is held out
+    looks: tuple[Looks, Looks] = (1, 8)  # denoise: bounds of the looks of the speckle put on; one look is the roughest
     phantoms: Annotated[int, Field(ge=8)] = 9600  # drawn once, of as many patients, all four classes in turn
     image_size: Annotated[int, Field(ge=64)] | None = None  # pixels; the model's where not given
     epochs: Count = 4
@@ -174,6 +216,16 @@ class PretrainRecipe:
     wide: bool = False  # phantoms of layers, devices and fields of view beyond any that exist; takes more of them
     augment: str | tuple[str | dict[str, Any], ...] = "light"  # "drawn" goes with wide ones
     seed: int = 0
+
+
+def pretrain_contradictions(pretrain: PretrainRecipe | None) -> list[str]:
+    """What in a pretraining's settings doesn't go together."""
+    faults = []
+    if pretrain and pretrain.unlabelled and pretrain.task != "denoise":
+        faults.append("pretrain.unlabelled: B-scans without labels are for pretrain.task=denoise")
+    if pretrain and pretrain.looks[0] > pretrain.looks[1]:
+        faults.append(f"pretrain.looks: {pretrain.looks[0]} to {pretrain.looks[1]} are no bounds; the lower one first")
+    return faults
 
 
 @checked(frozen=True, config=_STRICT)

@@ -23,8 +23,11 @@ from oct_hf.training.recipe import (
     Recipe,
     SemiRecipe,
     TeacherRecipe,
+    cleaning_contradictions,
     contradicting_sections,
     contradictions,
+    pretrain_contradictions,
+    sign_contradictions,
 )
 
 
@@ -94,7 +97,8 @@ def make_recipe(content: dict, where: str = "recipe") -> Recipe:
     except ValidationError as error:
         faults = dict.fromkeys(_fault(item) for item in error.errors())
         raise RecipeError(f"{where}: " + "; ".join(faults)) from None
-    faults = contradictions(recipe.train) + contradicting_sections(recipe)
+    faults = contradictions(recipe.train) + pretrain_contradictions(recipe.pretrain)
+    faults += contradicting_sections(recipe) + sign_contradictions(recipe) + cleaning_contradictions(recipe)
     labels = recipe.data.labels or ()
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
         faults.append(f"data.labels: {', '.join(twice)} stands there twice")

@@ -63,6 +63,7 @@ class OCTTrainer(Trainer):
 
     Attributes:
         loss: the training loss, a `losses.TrainingLoss`.
+        several: whether a picture may have several labels; probabilities are then sigmoids, labels `(n, classes)`.
         ema: the averaged weights, or None.
         thawing: which part of the network trains.
         range_test: what `learning_rate: find` found, or None.
@@ -90,8 +91,8 @@ class OCTTrainer(Trainer):
         self.recipe = recipe
         self.preprocessing = preprocessing
         names = [model.config.id2label[i] for i in range(model.config.num_labels)]
-        several = model.config.problem_type == "multi_label_classification"
-        self.loss = make_loss(recipe, train.labels, names, several)
+        self.several = model.config.several
+        self.loss = make_loss(recipe, train.labels, names, self.several)
         self.range_test, self.batch = None, None
         self._mixing = make_mixing(recipe, len(names))
         self._metrics = metrics
@@ -312,7 +313,7 @@ class OCTTrainer(Trainer):
     def _compute_metrics(self, prediction) -> dict:
         if not np.isfinite(prediction.predictions).all():
             raise self._no_number(None)  # before it becomes a checkpoint
-        probabilities = softmax(prediction.predictions)
+        probabilities = (sigmoid if self.several else softmax)(prediction.predictions)
         measured = self._metrics(probabilities, prediction.label_ids)
         return {**measured, SELECTION: selection(measured)}
 
@@ -342,6 +343,11 @@ class OCTTrainer(Trainer):
 def softmax(logits: np.ndarray) -> np.ndarray:
     """float64 probabilities `(n, classes)` of logits of that shape."""
     return torch.from_numpy(np.asarray(logits)).double().softmax(-1).numpy()
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """float64 probabilities `(n, classes)`, each label's on its own, of logits of that shape."""
+    return torch.from_numpy(np.asarray(logits)).double().sigmoid().numpy()
 
 
 def bf16_is_faster() -> bool:

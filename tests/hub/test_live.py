@@ -92,7 +92,8 @@ print(json.dumps({
     assert seen["branches"] == ["main", "remote-code"] and seen["tags"] == {"v1": seen["sha"]}
     written = {p.relative_to(finished_run / "model").as_posix() for p in (finished_run / "model").rglob("*.*")}
     assert set(seen["files"]) == written | {".gitattributes"}
-    assert set(seen["code"]) == set(seen["files"]) | {"architectures.py", "configuration_oct.py", "modeling_oct.py"}
+    code = {"architectures.py", "configuration_oct.py", "denoised.py", "modeling_oct.py"}
+    assert set(seen["code"]) == set(seen["files"]) | code
 
 
 def test_every_loader_reads_it_and_gives_the_same(live, finished_run):

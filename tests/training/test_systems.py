@@ -16,6 +16,7 @@ from oct_hf.data.phantom import LABELS, draw
 from oct_hf.data.pixels import Pixels
 from oct_hf.data.transforms import Augmentation
 from oct_hf.evaluation.oct_metrics import measure
+from oct_hf.evaluation.signs import sign_scores
 from oct_hf.runs.folder import write_json
 from oct_hf.runs.training import build_model
 from oct_hf.training.recipe import Recipe
@@ -27,6 +28,7 @@ SLOW = pytest.mark.slow
 # Recipe, pixels of an image here; Inception-v3 needs 75 of them.
 RECIPES = (
     ("custom_cnn", 32),
+    ("denoising_autoencoder", 32),  # its fine-tuning; test_denoising.py has what comes before
     ("efficientnetv2_b0", 32),
     ("limited_noisy", 32),
     ("retfound_linear", 32),
@@ -35,6 +37,7 @@ RECIPES = (
     pytest.param("roct_net", 32, marks=SLOW),
     pytest.param("efficientnetv2_s", 32, marks=SLOW),
     pytest.param("vgg16", 32, marks=SLOW),
+    pytest.param("key_signs", 32, marks=SLOW),
 )
 # Recipe, pixels, learning rate; from random weights, so not always the recipe's own, which is for ImageNet's.
 LEARNERS = (
@@ -46,7 +49,9 @@ LEARNERS = (
     ("kermany_inceptionv3", 96, 1e-3),
     ("roct_net", 64, 1e-3),
     ("efficientnetv2_s", 64, 1e-3),
+    ("denoising_autoencoder", 64, 2e-3),
     ("vgg16", 64, 1e-4),
+    ("key_signs", 64, 1e-4),
 )
 
 
@@ -77,6 +82,8 @@ def trainer_of(recipe: Recipe, model, train: Pixels, folder: Path, callbacks=(),
     settings = {"batch_size": 8, "workers": 0, "bf16": False, **settings}
     preprocessing = Preprocessing.from_pretrained_cfg(model.config.pretrained_cfg)
     score = lambda probabilities, labels: measure(probabilities, labels, NAMES)  # noqa: E731
+    if recipe.data.signs:  # each label a sign of its own
+        score, train.labels = sign_scores, np.eye(len(NAMES), dtype=np.int64)[train.labels]
     train_recipe = dataclasses.replace(recipe.train, **settings)
     return OCTTrainer(model, train_recipe, preprocessing, train, train, folder, score, callbacks)
 

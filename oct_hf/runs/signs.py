@@ -1,0 +1,129 @@
+"""A run that learns signs, several a picture: measured and written, and checked on B-scans of another set.
+
+The folder `model/` loads in every library as any other model's. It has no card: a card, its figures and `oct-hf verify`
+tell of one label a picture, and what they can't tell of truly isn't published (`hub/publish.py` refuses it).
+"""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from oct_hf.data.leakage import LINKS_FILE, write_links
+from oct_hf.data.splits import write_split
+from oct_hf.errors import DataError, ModelError
+from oct_hf.evaluation.predictions import Predictions
+from oct_hf.evaluation.signs import assess_known_signs, assess_signs, calibrate_signs, make_sign_gate
+from oct_hf.hub.repository import checksums
+from oct_hf.inference.predictor import Predictor
+from oct_hf.labels import SIGN_OF_LABEL
+from oct_hf.runs.facts import HOME_FACTS, public_recipe
+from oct_hf.runs.folder import write_json
+from oct_hf.runs.labelled import LabelledSet, load_data, predict_sides, public_ids
+from oct_hf.training.recipe import DataRecipe, Recipe
+
+PREDICTIONS = "predictions.parquet"
+
+
+def measure_and_write_signs(recipe: Recipe, folder: Path, data: LabelledSet, trainer, preprocessing, facts: dict):
+    """Predicts the held-out sides once, calibrates each sign, measures, and writes the folder `model`.
+
+    Args:
+        recipe, folder, data: of the run.
+        trainer: whose model holds the best weights.
+        preprocessing: of its input.
+        facts: of the run; `signs`, `gate` and `seconds` are filled in.
+    """
+    began = time.monotonic()
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    model = model.to(memory_format=torch.contiguous_format)
+    predictions = predict_sides(Predictor(model, preprocessing), data)
+    calibration = None
+    if recipe.evaluation.calibrate:
+        calibrated, calibration = calibrate_signs(predictions)
+        try:
+            model.fold_temperature([calibration[name]["temperature"] for name in predictions.names])
+            predictions = calibrated
+        except ValueError as error:
+            calibration, facts["not_calibrated"] = None, str(error)
+    facts["signs"] = assess_signs(predictions, facts["recipe"]["evaluation"], calibration)
+    facts["gate"] = make_sign_gate(predictions, facts["signs"]["thresholds"]).to_dict()
+    facts["seconds"]["evaluation"] = round(time.monotonic() - began, 1)
+    _write(folder / "model", recipe, data, model.to("cpu"), preprocessing, predictions, facts)
+
+
+def _write(target: Path, recipe, data: LabelledSet, model, preprocessing, predictions: Predictions, facts: dict):
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        model.save_pretrained(partial)
+        write_json(partial / "preprocessor_config.json", preprocessing.to_dict())
+        predictions.write(partial / PREDICTIONS)
+        write_split(partial / "split.csv", data.hashes, data.patients, data.labels, data.sides.tolist())
+        if data.links is not None:
+            write_links(partial / LINKS_FILE, data.links)
+        (partial / "recipe.yaml").write_text(public_recipe(recipe).to_yaml(), encoding="utf-8")
+        facts["files"] = checksums(partial)
+        write_json(partial / "run.json", {key: value for key, value in facts.items() if key not in HOME_FACTS})
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+
+
+def evaluate_signs(folder: Path, data: DataRecipe | None = None, out: str | Path | None = None) -> dict:
+    """Measures a model of signs again from its own predictions, or on B-scans whose labels tell of a sign.
+
+    Args:
+        folder: the model's.
+        data: a set with labels of `labels.SIGN_OF_LABEL` (SRF, NoSRF); without it, the folder's own predictions.
+        out: a Parquet file for the predictions on `data`.
+
+    Returns:
+        what `assess_signs` gives; or of other data `signs`, what `assess_known_signs` gives, and `grouped_by`.
+
+    Raises:
+        DataError: labels that tell of no sign.
+        ModelError: the folder has no run.json of a model of signs.
+    """
+    try:
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        said, settings = run["signs"], run["recipe"]["evaluation"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ModelError(f"{folder}: no run.json of a model of signs in it, so there are no thresholds") from None
+    if data is None:
+        return assess_signs(Predictions.read(folder / PREDICTIONS), settings)
+    predictions, whose = _predicted(Predictor(folder), data)
+    if out:
+        predictions.write(Path(out))
+    return {"signs": assess_known_signs(predictions, said["thresholds"]), "grouped_by": whose}
+
+
+def _predicted(predictor: Predictor, data: DataRecipe) -> tuple[Predictions, str]:
+    """Answers on a labelled set, all on the side "test", with what its labels tell of signs; and what groups are."""
+    dataset, _ = load_data(data)
+    names = dataset.features["label"].names
+    if strange := [name for name in names if name not in SIGN_OF_LABEL]:
+        raise DataError(
+            f"label(s) {', '.join(strange)} tell of no sign; known are {', '.join(SIGN_OF_LABEL)}: "
+            "name their folders so, or choose with data.labels"
+        )
+    labels = [names[i] for i in dataset["label"][:]]
+    truth = np.full((len(labels), len(predictor.labels)), np.nan, np.float32)
+    for row, label in enumerate(labels):
+        sign, there = SIGN_OF_LABEL[label]
+        truth[row, predictor.labels.index(sign)] = there
+    patients, hashes = public_ids(dataset["patient_id"][:], data), dataset["content_hash"][:]
+    whose = data.grouped_by
+    if not any(dataset["patient_id"][:]):
+        patients, whose = hashes, "B-scan"  # nobody knows whose they are: each stands for itself
+    sides = np.full(len(dataset), "test", dtype="<U10")
+    everything = LabelledSet(
+        dataset, hashes, labels, names, patients, sides, grouped_by=whose, signs=truth, sign_names=predictor.labels
+    )
+    return predict_sides(predictor, everything), whose
