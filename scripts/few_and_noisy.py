@@ -99,7 +99,7 @@ def answers(recipe: Recipe, place: Path) -> tuple[Predictions, dict]:
         run = finetune(recipe, place)
         with written_beside(predictions) as beside:
             Predictions.read(place / "model" / "predictions.parquet").of("test").write(beside)
-        kept = {key: run[key] for key in ("recipe_given", "training", "semi") if key in run}
+        kept = {key: run[key] for key in ("recipe_given", "training", "seconds", "semi") if key in run}
         write_json(told, kept | {"balanced_accuracy": run["results"]["test"]["balanced_accuracy"]})
         shutil.rmtree(place)
     known = json.loads(told.read_text(encoding="utf-8"))

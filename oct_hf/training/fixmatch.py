@@ -106,7 +106,7 @@ class FixMatchTrainer(MixedTrainer):
         own = {key: inputs[key][:labelled] for key in ("labels", "index") if key in inputs}
         loss = self.training_loss(logits[:labelled], own)
         if weight and len(weak):
-            with torch.no_grad():  # after the other pass: autocast would keep its casts, which have no gradient
+            with torch.no_grad():
                 told = model(pixel_values=weak).logits.float()
             consistent, passed = consistency_loss(logits[labelled:], told, self.settings.threshold)
             loss = loss + weight * consistent

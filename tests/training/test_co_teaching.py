@@ -67,6 +67,14 @@ def test_both_networks_learn_and_stay_two(tmp_path):
     assert len(rates) == 1  # one schedule for both
 
 
+def test_a_peer_that_leaves_nothing_out_changes_nothing(tmp_path):
+    run, plain = co_teaching(tmp_path / "two", forget_rate=0.0), trainer(tmp_path / "one")
+    run.train()
+    plain.train()
+    for (name, one), other in zip(plain.model.state_dict().items(), run.model.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
 def test_gradients_of_the_peer_are_those_of_the_last_batch_alone_and_clipped(tmp_path):
     run = co_teaching(tmp_path, max_grad_norm=0.01)
     run.train()
