@@ -23,11 +23,8 @@ from oct_hf.labels import DISEASE_BY_SIGNS, UNDETERMINED, disease_of
 
 SIDES = ("validation", "test")
 LEVEL = 0.95
-RULE = (
-    "the first of: "
-    + "; ".join(f"{disease} where {' or '.join(signs)}" for disease, signs in DISEASE_BY_SIGNS)
-    + "; else NORMAL"
-)
+_RULES = [f"{disease} where {' or '.join(signs)}" for disease, signs in DISEASE_BY_SIGNS]
+RULE = f"the first of: {'; '.join(_RULES)}; else NORMAL"
 _CALIBRATION = ("n", "log_loss", "brier", "ece", "ece_if_perfect")
 
 
