@@ -152,7 +152,7 @@ def test_what_is_held_out_is_not_learned_from(tiny, tmp_path):
     for row in np.flatnonzero(data.sides == "test"):
         (place / f"{row}.png").write_bytes(_bytes_of(data.dataset, int(row)))
     settings = dataclasses.replace(SETTINGS, unlabelled=str(place))
-    with pytest.raises(DataError, match=r"pretrain\.unlabelled: every picture of .* is one of the B-scans held out"):
+    with pytest.raises(DataError, match=r"unlabelled: every picture of .* is one of the B-scans held out"):
         pictures_to_denoise(settings, data, Preprocessing(64, 64))
 
 
