@@ -18,7 +18,7 @@ from oct_hf.data.splits import count_sides, fingerprint
 from oct_hf.hub.allowed import CODE_BRANCH
 from oct_hf.model.pip_bases import pip_base
 from oct_hf.runs.labelled import LabelledSet, is_public
-from oct_hf.training.recipe import HubRecipe, Recipe, TeacherRecipe
+from oct_hf.training.recipe import HubRecipe, Recipe
 
 LIBRARIES = (
     "torch",
@@ -139,20 +139,23 @@ def public_recipe(recipe: Recipe) -> Recipe:
     folds = {} if is_public(recipe.data) else {"test_fold": None, "validation_fold": None}
     return dataclasses.replace(
         recipe,
-        data=dataclasses.replace(recipe.data, path=None, corrections=NAME if recipe.data.corrections else None),
+        data=dataclasses.replace(
+            recipe.data,
+            path=None,
+            corrections=NAME if recipe.data.corrections else None,
+            generated=recipe.data.generated and _name_only(recipe.data.generated),
+        ),
         split=dataclasses.replace(recipe.split, path=None, **folds),
         push_to_hub=False,
         hub=HubRecipe(),
         search={},
         model=dataclasses.replace(recipe.model, base=_name_only(recipe.model.base), weights=_name_only(weights)),
-        teacher=_public_teacher(recipe.teacher),
+        teacher=_without_paths(recipe.teacher, "base", "weights", "unlabelled"),
+        adversarial=_without_paths(recipe.adversarial, "unlabelled"),
     )
 
 
-def _public_teacher(teacher: TeacherRecipe | None) -> TeacherRecipe | None:
-    if teacher is None:
-        return None
-    named = {
-        key: _name_only(getattr(teacher, key)) for key in ("base", "weights", "unlabelled") if getattr(teacher, key)
-    }
-    return dataclasses.replace(teacher, **named)
+def _without_paths(section, *keys: str):
+    """A section of the recipe, or None, with files and folders by their names alone."""
+    named = {key: _name_only(getattr(section, key)) for key in keys if getattr(section, key, None)}
+    return dataclasses.replace(section, **named) if named else section

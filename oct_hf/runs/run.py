@@ -29,7 +29,7 @@ from oct_hf.runs.folder import check_free, open_folder, plain_errors, write_json
 from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data, predict_sides
 from oct_hf.runs.report_page import write_report
 from oct_hf.runs.teacher import check_student
-from oct_hf.runs.training import build_model, train
+from oct_hf.runs.training import build_model, check_adversary, train
 from oct_hf.training import processes
 from oct_hf.training.callbacks import epoch_rows
 from oct_hf.training.recipe import Recipe
@@ -62,8 +62,8 @@ def finetune(
     quiet_libraries()
     with plain_errors(folder):
         processes.join()
-        if processes.count() > 1 and (recipe.pretrain or recipe.teacher):
-            raise RecipeError("pretrain and teacher learn on one process: start it without torchrun")
+        if processes.count() > 1 and (recipe.pretrain or recipe.teacher or recipe.adversarial):
+            raise RecipeError("pretrain, teacher and adversarial learn on one process: start it without torchrun")
         check_free(folder, recipe, overwrite)
         hub = _hub(recipe) if processes.is_main() else None
         # The global generators decide a random network's start.
@@ -81,6 +81,8 @@ def finetune(
             model = build_model(recipe, data.names)
             if recipe.teacher:
                 check_student(recipe, model)
+            if recipe.adversarial:
+                check_adversary(recipe, model)
         facts = run_facts(recipe, data, skipped, model)
         if not processes.from_main(lambda: open_folder(folder, facts, overwrite)):
             _publish(hub, folder)

@@ -5,18 +5,13 @@ was and took is in `teacher/teacher.json`.
 """
 
 import dataclasses
-import hashlib
 import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from oct_hf.data.leakage import Thumbnails
 from oct_hf.data.pixels import Pixels
-from oct_hf.data.splits import read_split_table
 from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import DataError, ModelError, RecipeError
 from oct_hf.images import Preprocessing
@@ -25,8 +20,9 @@ from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.runs.facts import base_facts
 from oct_hf.runs.folder import write_json
 from oct_hf.runs.labelled import LabelledSet
+from oct_hf.runs.other_pictures import held_out_seen, unlabelled_pictures
 from oct_hf.training.callbacks import steps_an_epoch
-from oct_hf.training.distillation import Teacher, draw_phantoms, others_a_batch, read_unlabelled, width
+from oct_hf.training.distillation import Teacher, draw_phantoms, others_a_batch, width
 from oct_hf.training.recipe import ModelRecipe, Recipe, TeacherRecipe
 from oct_hf.training.trainer import OCTTrainer, last_checkpoint
 
@@ -159,20 +155,13 @@ def _ready(wanted: TeacherRecipe, data: LabelledSet) -> OCTForImageClassificatio
             "another teacher, or fine-tune this one on the data (teacher.epochs=12)"
         )
     split = folder / "split.csv"
-    if split.is_file():
-        learned = read_split_table(split)
-        theirs = {h for h, side in zip(learned["content_hash"], learned["side"], strict=True) if side == "train"}
-        shared = sum(h in theirs for h, side in zip(data.hashes, data.sides, strict=True) if side in _HELD_OUT)
-        if shared:
-            raise DataError(
-                f"teacher.base: {wanted.base} was trained on {shared} of the B-scans that this split holds out; take "
-                f"its split (split.by=file split.path={split}), or fine-tune a teacher here (teacher.epochs=12)"
-            )
+    if split.is_file() and (shared := held_out_seen(split, data)):
+        raise DataError(
+            f"teacher.base: {wanted.base} was trained on {shared} of the B-scans that this split holds out; take "
+            f"its split (split.by=file split.path={split}), or fine-tune a teacher here (teacher.epochs=12)"
+        )
     model.unfold_temperature()
     return model
-
-
-_HELD_OUT = ("validation", "test")
 
 
 def other_pictures(recipe: Recipe, data: LabelledSet, preprocessing: Preprocessing) -> tuple[list[Pixels], dict]:
@@ -184,10 +173,8 @@ def other_pictures(recipe: Recipe, data: LabelledSet, preprocessing: Preprocessi
         names = data.names if wanted.phantom_labels else None
         parts.append(draw_phantoms(wanted.phantoms, preprocessing, names, recipe.train.seed, augmentation))
     if wanted.unlabelled:
-        rows = np.flatnonzero(np.isin(data.sides, _HELD_OUT))
-        held_out = {data.hashes[row] for row in rows}, Thumbnails(data.dataset, rows)[:]
-        pictures, left_out = read_unlabelled(wanted.unlabelled, preprocessing, *held_out, augmentation)
+        where = wanted.unlabelled, "teacher.unlabelled"
+        pictures, seen = unlabelled_pictures(*where, data, preprocessing, augmentation)
         parts.append(pictures)
-        facts |= {"unlabelled": len(pictures), "unlabelled_left_out": left_out}
-        facts["unlabelled_fingerprint"] = hashlib.sha256("\n".join(sorted(pictures.hashes)).encode()).hexdigest()
+        facts |= seen
     return parts, facts | {"seconds": round(time.monotonic() - began, 1)}

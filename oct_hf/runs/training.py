@@ -22,10 +22,12 @@ from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.model.pip_bases import pip_base
 from oct_hf.runs.folder import read_run, write_json
 from oct_hf.runs.labelled import LabelledSet
+from oct_hf.runs.other_pictures import generated_pictures, unlabelled_pictures
 from oct_hf.runs.teacher import other_pictures, prepare_teacher
 from oct_hf.training import processes
+from oct_hf.training.adversarial import GENERATOR_FILE, AdversarialTrainer
 from oct_hf.training.callbacks import EpochLines, OnBest, StopOnSignal, epoch_rows, steps_an_epoch
-from oct_hf.training.distillation import DistillingTrainer
+from oct_hf.training.distillation import DistillingTrainer, Together, others_a_batch, width
 from oct_hf.training.pretrain import pretrain
 from oct_hf.training.recipe import Recipe
 from oct_hf.training.trainer import OCTTrainer, last_checkpoint
@@ -101,7 +103,8 @@ def train(
         data: B-scans on their sides.
         model: on its base weights; changed in place.
         preprocessing, augmentation: of its input.
-        facts: of the run; `training` and `seconds` are filled in, `pretraining` and `teacher` where there are such.
+        facts: of the run; `training` and `seconds` are filled in, `pretraining`, `teacher`, `adversarial` and
+            `generated` where there are such.
         on_best: called after each checkpoint that is the best so far.
 
     Returns:
@@ -120,6 +123,9 @@ def train(
         pixels = StreamedPixels(rows["train"], preprocessing, augmentation, settings.seed, settings.batch_size)
     else:
         pixels = Pixels.from_dataset(rows["train"], preprocessing, augmentation)
+    if recipe.data.generated:
+        pictures, facts["generated"] = generated_pictures(recipe.data.generated, data, preprocessing, augmentation)
+        pixels = Together(pixels, pictures)
     facts["seconds"]["decoding"] = round(time.monotonic() - began, 1)
     stop, score = StopOnSignal(), validation_score(data.names)
     known = processes.from_main(lambda: read_run(folder))
@@ -135,6 +141,10 @@ def train(
         if stop.stopped is not None:
             raise Stopped(stop.stopped, folder)
         kind = DistillingTrainer
+    elif recipe.adversarial and known["status"] == "trained":
+        facts["adversarial"] = known["adversarial"]
+    elif recipe.adversarial:
+        kind, more = AdversarialTrainer, _adversarial(recipe, data, preprocessing, augmentation, facts)
     trainer = kind(model, recipe.train, preprocessing, pixels, validation, checkpoints, score, callbacks, **more)
     if on_best:
         trainer.add_callback(OnBest(lambda state: on_best(trainer, state)))
@@ -161,6 +171,8 @@ def train(
         **({"range_test": trainer.range_test} if trainer.range_test else {}),
         "history": [{key: row[key] for key in HISTORY} for row in epoch_rows(state.log_history)],
     }
+    if recipe.adversarial:
+        trainer.save_generator(folder / GENERATOR_FILE)
     if processes.is_main():
         write_json(folder / "run.json", facts | {"status": "trained"})
     return trainer
@@ -195,6 +207,29 @@ def _teacher(recipe, folder, data, preprocessing, score, callbacks, facts) -> di
     # Whatever the teacher drew, the student's training starts as it would have without.
     transformers.set_seed(recipe.train.seed)
     return {"teacher": teacher, "settings": recipe.teacher, "others": others}
+
+
+def check_adversary(recipe: Recipe, model: OCTForImageClassification) -> None:
+    """Refuses what a generator can't learn beside, before anything slow.
+
+    Raises:
+        ModelError: the classifier isn't a linear layer.
+        RecipeError: a share of pictures without labels that no batch can have.
+    """
+    width(model.timm_model, "adversarial")
+    if recipe.adversarial.unlabelled:
+        others_a_batch(recipe.adversarial, recipe.train.batch_size, "adversarial")
+
+
+def _adversarial(recipe, data, preprocessing, augmentation, facts) -> dict:
+    """What `AdversarialTrainer` is given beside `OCTTrainer`'s."""
+    wanted, others, seen = recipe.adversarial, [], {"unlabelled": 0}
+    if wanted.unlabelled:
+        where = wanted.unlabelled, "adversarial.unlabelled"
+        pictures, seen = unlabelled_pictures(*where, data, preprocessing, augmentation)
+        others.append(pictures)
+    facts["adversarial"] = seen
+    return {"settings": wanted, "others": others}
 
 
 def validation_score(names: list[str]) -> Callable[[np.ndarray, np.ndarray], dict]:

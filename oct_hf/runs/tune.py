@@ -84,8 +84,11 @@ def tune(
     recipe = dataclasses.replace(recipe, search={}, push_to_hub=False)
     settings = {"recipe": recipe.to_dict(), "space": space, "folds": folds, "seed": seed}
     quiet_libraries()
-    if recipe.pretrain or recipe.teacher:
-        raise RunError("a search trains no teacher and no pretraining: set pretrain=null teacher=null")
+    if recipe.pretrain or recipe.teacher or recipe.adversarial or recipe.data.generated:
+        raise RunError(
+            "a search trains no teacher, generator or pretraining and sees no generated pictures: set pretrain=null "
+            "teacher=null adversarial=null data.generated=null"
+        )
     if processes.count() > 1:
         raise RunError("a search runs on one process; start it without torchrun")
     with plain_errors(out):

@@ -25,7 +25,7 @@ from oct_hf.errors import DataError, ModelError, RecipeError
 from oct_hf.images import Preprocessing, read_image, to_gray
 from oct_hf.labels import COARSER
 from oct_hf.parallel import in_order
-from oct_hf.training.recipe import TeacherRecipe
+from oct_hf.training.recipe import AdversarialRecipe, TeacherRecipe
 from oct_hf.training.trainer import OCTTrainer
 
 PROJECTION_FILE = "projection.safetensors"
@@ -73,8 +73,12 @@ def entering_classifier(network: nn.Module) -> Iterator[list[torch.Tensor]]:
         handle.remove()
 
 
-def width(network: nn.Module) -> int:
+def width(network: nn.Module, section: str = "teacher") -> int:
     """How many features a timm network's classifier is given.
+
+    Args:
+        network: whose.
+        section: of the recipe that needs to know, for the error.
 
     Raises:
         ModelError: the classifier isn't one linear layer (or a convolution of one pixel).
@@ -82,7 +86,9 @@ def width(network: nn.Module) -> int:
     classifier = network.get_classifier()
     if not isinstance(classifier, nn.Linear | nn.Conv2d):
         kind = type(classifier).__name__
-        raise ModelError(f"teacher: features are compared before one linear classifier, and this network's is a {kind}")
+        raise ModelError(
+            f"{section}: features are compared before one linear classifier, and this network's is a {kind}"
+        )
     return classifier.weight.shape[1]
 
 
@@ -149,7 +155,12 @@ def _number_of(label: str, names: list[str]) -> int:
 
 
 def read_unlabelled(
-    path: str | Path, preprocessing: Preprocessing, hashes: set[str], thumbnails: np.ndarray, augmentation=None
+    path: str | Path,
+    preprocessing: Preprocessing,
+    hashes: set[str],
+    thumbnails: np.ndarray,
+    augmentation=None,
+    key: str = "teacher.unlabelled",
 ) -> tuple[Pixels, int]:
     """The pictures below a folder or in an archive, whatever its folders are called, as the student's pixels.
 
@@ -159,6 +170,7 @@ def read_unlabelled(
         hashes: content hashes of what is held out; files that are one of these are left out.
         thumbnails: uint8 `(n, SIDE, SIDE)` of the same; near-duplicates and neighbours of them are left out too.
         augmentation: for training.
+        key: of the recipe that names the path.
 
     Returns:
         the pictures, and how many were left out: held out, or there before.
@@ -182,7 +194,7 @@ def read_unlabelled(
         if row not in left_out and digest not in hashes:
             taken.setdefault(digest, name)
     if not taken:
-        raise DataError(f"teacher.unlabelled: every picture of {path} is one of the B-scans held out, or near one")
+        raise DataError(f"{key}: every picture of {path} is one of the B-scans held out, or near one")
 
     def small(name: str) -> np.ndarray:
         return preprocessing.resize(to_gray(read_image(source.read(name), name)))
@@ -193,11 +205,16 @@ def read_unlabelled(
 
 
 class Together(Dataset):
-    """Several `Pixels` one after the other; `(epoch, index)` counts through them."""
+    """Several `Pixels` one after the other; `(epoch, index)` counts through them.
+
+    Attributes:
+        labels: int64 `(n,)`.
+    """
 
     def __init__(self, *parts: Pixels):
         self.parts = [part for part in parts if len(part)]
         self.starts = np.cumsum([0, *(len(part) for part in self.parts)])
+        self.labels = np.concatenate([part.labels for part in self.parts])
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -256,48 +273,43 @@ class MixedSampler(Sampler):
 # --- the training ----------------------------------------------------------------------------------------------------
 
 
-def others_a_batch(settings: TeacherRecipe, batch_size: int) -> int:
+def others_a_batch(settings: TeacherRecipe | AdversarialRecipe, batch_size: int, section: str = "teacher") -> int:
     """How many pictures of a batch aren't labelled B-scans.
+
+    Args:
+        settings: its `share`.
+        batch_size: of a step.
+        section: of the recipe, for the error.
 
     Raises:
         RecipeError: a batch has no room for both kinds of pictures.
     """
     others = round(settings.share * batch_size)
     if not 0 < others < batch_size:
-        raise RecipeError(f"teacher.share: {settings.share} of a batch of {batch_size} leaves no picture of one kind")
+        raise RecipeError(f"{section}.share: {settings.share} of a batch of {batch_size} leaves no picture of one kind")
     return others
 
 
-class DistillingTrainer(OCTTrainer):
-    """`OCTTrainer` whose loss also holds a teacher's features and logits.
+class MixedTrainer(OCTTrainer):
+    """`OCTTrainer` on labelled B-scans and others that have no label, which its own loss then leaves out.
 
     Args:
-        teacher: what to learn from.
-        settings: the recipe's section `teacher`.
-        others: pictures without labels (or with, where `settings.phantom_labels`), if any.
+        settings: the recipe's section; its `share` of each batch has no label.
+        others: pictures without labels (or with, where these are meant to count), if any.
         args, kwargs: of `OCTTrainer`.
 
     Raises:
-        ModelError: as `width`.
         RecipeError: as `others_a_batch`.
     """
 
-    def __init__(self, *args, teacher: Teacher, settings: TeacherRecipe, others: Sequence[Pixels] = (), **kwargs):
-        super().__init__(*args, **kwargs)
-        self.teacher, self.settings = teacher, settings
-        teacher.model.to(self.args.device)
-        self.projection = _projection(self.model.timm_model, teacher.features, self.recipe.seed).to(self.args.device)
-        self.labelled = self.train_dataset
-        if not others:
-            return
-        self.others_a_batch = others_a_batch(settings, self.recipe.batch_size)
-        self.train_dataset = Together(self.labelled, *others)
+    section = "teacher"  # of the recipe
 
-    def train(self, resume_from_checkpoint: str | Path | None = None, **kwargs):
-        """As `OCTTrainer`'s; the projection goes on too."""
-        if resume_from_checkpoint:
-            self.projection.load_state_dict(load_file(Path(resume_from_checkpoint) / PROJECTION_FILE))
-        return super().train(resume_from_checkpoint, **kwargs)
+    def __init__(self, *args, settings: TeacherRecipe | AdversarialRecipe, others: Sequence[Pixels] = (), **kwargs):
+        super().__init__(*args, **kwargs)
+        self.settings, self.labelled = settings, self.train_dataset
+        if others:
+            self.others_a_batch = others_a_batch(settings, self.recipe.batch_size, self.section)
+            self.train_dataset = Together(self.labelled, *others)
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         if self.train_dataset is self.labelled:
@@ -305,6 +317,38 @@ class DistillingTrainer(OCTTrainer):
         labelled = len(self.labelled)
         others = len(self.train_dataset) - labelled
         return MixedSampler(labelled, others, self.recipe.batch_size, self.others_a_batch, self.recipe.seed)
+
+    def training_loss(self, logits: torch.Tensor, inputs: dict) -> torch.Tensor:
+        """The recipe's loss of the pictures that have a label."""
+        kept = inputs["labels"] != NO_LABEL
+        if not kept.any():
+            return logits.sum() * 0.0
+        return super().training_loss(logits[kept], {"labels": inputs["labels"][kept]})
+
+
+class DistillingTrainer(MixedTrainer):
+    """`OCTTrainer` whose loss also holds a teacher's features and logits.
+
+    Args:
+        teacher: what to learn from.
+        args, kwargs: of `MixedTrainer`.
+
+    Raises:
+        ModelError: as `width`.
+        RecipeError: as `others_a_batch`.
+    """
+
+    def __init__(self, *args, teacher: Teacher, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.teacher = teacher
+        teacher.model.to(self.args.device)
+        self.projection = _projection(self.model.timm_model, teacher.features, self.recipe.seed).to(self.args.device)
+
+    def train(self, resume_from_checkpoint: str | Path | None = None, **kwargs):
+        """As `OCTTrainer`'s; the projection goes on too."""
+        if resume_from_checkpoint:
+            self.projection.load_state_dict(load_file(Path(resume_from_checkpoint) / PROJECTION_FILE))
+        return super().train(resume_from_checkpoint, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """labels * OCTTrainer's loss + logits * `logit_loss` + features * `feature_loss`; plain while evaluating."""
@@ -331,13 +375,6 @@ class DistillingTrainer(OCTTrainer):
         if self.accelerator.sync_gradients:
             nn.utils.clip_grad_norm_(self.projection.parameters(), self.args.max_grad_norm)
         return loss
-
-    def training_loss(self, logits: torch.Tensor, inputs: dict) -> torch.Tensor:
-        """The recipe's loss of the pictures that have a label."""
-        kept = inputs["labels"] != NO_LABEL
-        if not kept.any():
-            return logits.sum() * 0.0
-        return super().training_loss(logits[kept], {"labels": inputs["labels"][kept]})
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """`OCTTrainer`'s, with the projection as one group more."""

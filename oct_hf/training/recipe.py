@@ -44,6 +44,7 @@ class DataRecipe:
     require_oct: bool = False  # leave out pictures that don't look like an OCT B-scan
     stream: bool = False  # of Parquet: train from the shards, without a copy of the pictures on this disk
     corrections: str | None = None  # a corrections.csv, laid over the labels
+    generated: str | None = None  # a folder that `oct-hf generate` wrote: pictures for the training side alone
     patients: Count = 100
     scans: Count = 4
     seed: int = 0
@@ -201,6 +202,21 @@ class TeacherRecipe:
 
 
 @checked(frozen=True, config=_STRICT)
+class AdversarialRecipe:
+    """A generator of B-scans, which the classifier learns to tell from real ones (`training/adversarial.py`).
+
+    Salimans et al., "Improved techniques for training GANs" (2016), section 5. The generator stays at home.
+    """
+
+    unlabelled: str | None = None  # folder or archive of B-scans without labels, of nobody who is held out
+    share: Share = 0.5  # of each batch without labels, where there are such pictures
+    weight: Positive = 0.5  # of the loss of real or generated beside that of the labels
+    latent: Count = 128  # numbers that a picture is generated from
+    width: Count = 8  # channels of the generator's finest feature map; each coarser one has twice as many
+    learning_rate: Positive = 1e-3  # of the generator; it follows the recipe's schedule
+
+
+@checked(frozen=True, config=_STRICT)
 class EvaluationRecipe:
     """How the trained model is measured, and what it may decline."""
 
@@ -242,6 +258,7 @@ class Recipe:
     pretrain: PretrainRecipe | None = None
     train: TrainRecipe = field(default_factory=TrainRecipe)
     teacher: TeacherRecipe | None = None
+    adversarial: AdversarialRecipe | None = None
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
     card: CardRecipe = field(default_factory=CardRecipe)
     push_to_hub: bool = False  # the best weights so far to the branch in-training, at the end everything to main
@@ -255,3 +272,25 @@ class Recipe:
     def to_yaml(self) -> str:
         """The YAML that reads back as this recipe."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def section_contradictions(recipe: Recipe) -> list[str]:
+    """What of a recipe's sections doesn't go together, each as a line that says what to do."""
+    faults, train = [], recipe.train
+    if recipe.data.generated and recipe.data.stream:
+        faults.append("data.generated: generated pictures don't go with streamed data; data.stream=false")
+    if recipe.adversarial is None:
+        return faults
+    if recipe.teacher:
+        faults.append("adversarial and teacher are two ways to learn without labels: set one of them to null")
+    if recipe.data.stream:
+        faults.append("adversarial: takes no streamed data; data.stream=false")
+    if train.optimizer not in ("adamw", "adam"):
+        faults.append(f"train.optimizer: a generator doesn't learn by {train.optimizer}; adamw or adam")
+    if train.mixup or train.cutmix or train.loss == "elr":
+        faults.append("adversarial: goes with neither mixup, cutmix nor the loss elr")
+    if train.accumulate > 1:
+        faults.append("train.accumulate: a generator learns once a step, so 1 with adversarial")
+    if train.learning_rate == "find":
+        faults.append("train.learning_rate: give a number with adversarial; the range test knows no generator")
+    return faults
