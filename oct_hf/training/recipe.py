@@ -210,10 +210,10 @@ class AdversarialRecipe:
 
     unlabelled: str | None = None  # folder or archive of B-scans without labels, of nobody who is held out
     share: Share = 0.5  # of each batch without labels, where there are such pictures
-    weight: Positive = 0.5  # of the loss of real or generated beside that of the labels
+    weight: Positive = 0.5  # of the loss of real or generated beside that of the labels; its authors' own
     latent: Count = 128  # numbers that a picture is generated from
     width: Count = 8  # channels of the generator's finest feature map; each coarser one has twice as many
-    learning_rate: Positive = 1e-3  # of the generator; it follows the recipe's schedule
+    learning_rate: Positive = 3e-4  # of the generator, as its authors have it; it follows the recipe's schedule
 
 
 @checked(frozen=True, config=_STRICT)
