@@ -163,7 +163,7 @@ def train(
         "epochs": round(state.global_step / steps),
         "best_epoch": round(state.best_global_step / steps),
         "steps": state.global_step,
-        "images": len(pixels),
+        "images": len(rows["train"]),  # B-scans; generated pictures have counts of their own
         "seconds": round(time.monotonic() - began, 1),
         "resumed": checkpoint is not None,
         "bf16": trainer.args.bf16,

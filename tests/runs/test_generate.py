@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -64,7 +65,8 @@ def drawn(tiny, tmp_path_factory):
 
 def test_a_run_with_a_generator_is_published_and_verified_like_any_other(adversarial_run, unlabelled, recipe):
     run = json.loads((adversarial_run / "model" / "run.json").read_text())
-    assert run["adversarial"]["unlabelled"] == 9 and run["training"]["images"] == 28
+    assert run["adversarial"]["unlabelled"] == 9
+    assert run["training"]["images"] == run["split"]["sides"]["train"]["images"]
     card = (adversarial_run / "model" / "README.md").read_text()
     assert "tell real B-scans, 9 without labels among them, from generated ones (weight 0.5;" in card
     assert (adversarial_run / GENERATOR_FILE).is_file()
@@ -193,7 +195,9 @@ def test_generated_pictures_go_to_the_training_side_alone_and_onto_the_card(draw
     run = finetune(wanted, tmp_path / "run")
     count = sum(1 for _ in (drawn / "pictures").rglob("*.png"))
     assert run["generated"]["images"] == count > 0
-    assert run["training"]["images"] == run["split"]["sides"]["train"]["images"] + count
+    labelled = run["split"]["sides"]["train"]["images"]
+    steps = 2 * math.ceil((labelled + count) / 8)  # two epochs of all of them in batches of 8
+    assert run["training"]["images"] == labelled and run["training"]["steps"] == steps > 2 * math.ceil(labelled / 8)
     assert run["results"]["test"]["n"] == run["split"]["sides"]["test"]["images"]
     card = (tmp_path / "run" / "model" / "README.md").read_text()
     assert f"Generated pictures on the training side: {count} (CNV " in card
