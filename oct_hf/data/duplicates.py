@@ -100,6 +100,24 @@ def find(everything: np.ndarray, copies_only: bool = False) -> Pairs:
     return joined(found)
 
 
+def find_across(known: np.ndarray, new: np.ndarray) -> Pairs:
+    """Near-duplicates of new pictures among known ones, whatever is alike within each.
+
+    Args:
+        known, new: uint8 `(n, SIDE, SIDE)` and `(m, SIDE, SIDE)`, what `thumbnail` gave.
+
+    Returns:
+        pairs whose `first` is a row of `known` and whose `second` is one of `new`.
+    """
+    if not len(known) or not len(new):
+        return joined([])
+    theirs, own = (_all_descriptors(images, np.arange(len(images))) for images in (known, new))
+    common = theirs.mean(0, dtype=np.float32).astype(np.float16)
+    rows, partners = _near(own - common, theirs - common, _NEAREST, False)
+    found = _confirmed(np.concatenate([known, new]), partners, rows + len(known), False)
+    return Pairs(found.first, found.second - len(known), found.coarse, found.fine)
+
+
 def find_mirrored(everything: np.ndarray) -> Pairs:
     """Copies that are also turned left to right. It searches twice as many pictures as `find`.
 
@@ -154,24 +172,34 @@ def _descriptors(images: np.ndarray) -> np.ndarray:
 
 def _candidates(everything: np.ndarray, rows: np.ndarray, copies_only: bool) -> np.ndarray:
     """Pairs worth laying over each other, as sorted numbers `first * n + second`."""
-    from usearch.index import Index
-
     if len(rows) < 2:
         return np.empty(0, np.int64)
-    blocks = [_descriptors(everything[rows[at : at + _BLOCK]]) for at in range(0, len(rows), _BLOCK)]
-    vectors = np.concatenate(blocks)
+    vectors = _all_descriptors(everything, rows)
     vectors -= vectors.mean(0, dtype=np.float32).astype(np.float16)  # what all B-scans have in common says nothing
-    index = Index(ndim=vectors.shape[1], metric="cos", dtype="f16", connectivity=16, expansion_add=96)
-    index.expansion_search = 96
-    index.add(np.arange(len(rows)), vectors, threads=1)  # one thread, so that the graph is the same each time
-    nearest = index.search(vectors, min(_NEAREST + 1, len(rows)), threads=0)
-    partners = np.atleast_2d(nearest.keys).astype(np.int64)
-    ones = np.repeat(np.arange(len(rows)), partners.shape[1])
-    others = partners.ravel()
-    near = np.ravel(nearest.distances) <= (_FAR_COPY if copies_only else _FAR_NEIGHBOUR)
-    there = near & (others >= 0) & (others < len(rows)) & (ones != others)
+    ones, others = _near(vectors, vectors, _NEAREST + 1, copies_only)
+    there = ones != others
     ones, others = rows[ones[there]], rows[others[there]]
     return np.unique(np.minimum(ones, others) * len(everything) + np.maximum(ones, others))
+
+
+def _all_descriptors(everything: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    return np.concatenate([_descriptors(everything[rows[at : at + _BLOCK]]) for at in range(0, len(rows), _BLOCK)])
+
+
+def _near(vectors: np.ndarray, known: np.ndarray, count: int, copies_only: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers of vectors and of up to `count` known ones near each."""
+    from usearch.index import Index
+
+    index = Index(ndim=known.shape[1], metric="cos", dtype="f16", connectivity=16, expansion_add=96)
+    index.expansion_search = 96
+    index.add(np.arange(len(known)), known, threads=1)  # one thread, so that the graph is the same each time
+    nearest = index.search(vectors, min(count, len(known)), threads=0)
+    partners = np.atleast_2d(nearest.keys).astype(np.int64)
+    ones = np.repeat(np.arange(len(vectors)), partners.shape[-1])
+    others = partners.ravel()
+    near = np.ravel(nearest.distances) <= (_FAR_COPY if copies_only else _FAR_NEIGHBOUR)
+    there = near & (others >= 0) & (others < len(known))
+    return ones[there], others[there]
 
 
 def _confirmed(everything: np.ndarray, first: np.ndarray, second: np.ndarray, copies_only: bool) -> Pairs:

@@ -140,7 +140,12 @@ def public_recipe(recipe: Recipe) -> Recipe:
     folds = {} if is_public(recipe.data) else {"test_fold": None, "validation_fold": None}
     return dataclasses.replace(
         recipe,
-        data=dataclasses.replace(recipe.data, path=None, corrections=NAME if recipe.data.corrections else None),
+        data=dataclasses.replace(
+            recipe.data,
+            path=None,
+            corrections=NAME if recipe.data.corrections else None,
+            generated=recipe.data.generated and _name_only(recipe.data.generated),
+        ),
         split=dataclasses.replace(recipe.split, path=None, **folds),
         push_to_hub=False,
         hub=HubRecipe(),
@@ -149,13 +154,11 @@ def public_recipe(recipe: Recipe) -> Recipe:
         pretrain=_without_paths(recipe.pretrain, "unlabelled"),
         teacher=_without_paths(recipe.teacher, "base", "weights", "unlabelled"),
         semi=_without_paths(recipe.semi, "unlabelled"),
+        adversarial=_without_paths(recipe.adversarial, "unlabelled"),
     )
 
 
 def _without_paths(section, *keys: str):
-    """A section whose files and folders are named without the way to them."""
-    if section is None:
-        return None
-    return dataclasses.replace(
-        section, **{key: _name_only(getattr(section, key)) for key in keys if getattr(section, key)}
-    )
+    """A section of the recipe, or None, with files and folders by their names alone."""
+    named = {key: _name_only(getattr(section, key)) for key in keys if getattr(section, key, None)}
+    return dataclasses.replace(section, **named) if named else section

@@ -28,14 +28,16 @@ from oct_hf.runs.explained import measure_explanations, worst_errors
 from oct_hf.runs.facts import HOME_FACTS, public_recipe, run_facts
 from oct_hf.runs.folder import check_free, open_folder, plain_errors, write_json
 from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data, predict_sides
+from oct_hf.runs.other_pictures import check_semi
 from oct_hf.runs.report_page import write_report
 from oct_hf.runs.signs import measure_and_write_signs
 from oct_hf.runs.teacher import check_student
-from oct_hf.runs.training import build_model, train
-from oct_hf.runs.unlabelled import check_semi
+from oct_hf.runs.training import build_model, check_adversary, train
 from oct_hf.training import processes
 from oct_hf.training.callbacks import epoch_rows
 from oct_hf.training.recipe import Recipe
+
+ALONE = ("pretrain", "teacher", "semi", "co_teaching", "adversarial")  # sections that one process learns by
 
 
 def finetune(
@@ -65,8 +67,8 @@ def finetune(
     quiet_libraries()
     with plain_errors(folder):
         processes.join()
-        if processes.count() > 1 and (recipe.pretrain or recipe.teacher or recipe.semi or recipe.co_teaching):
-            raise RecipeError("pretrain, teacher, semi and co_teaching learn on one process: start it without torchrun")
+        if processes.count() > 1 and (alone := [name for name in ALONE if getattr(recipe, name)]):
+            raise RecipeError(f"{' and '.join(alone)}: learns on one process; start it without torchrun")
         check_free(folder, recipe, overwrite)
         hub = _hub(recipe) if processes.is_main() else None
         # The global generators decide a random network's start.
@@ -88,6 +90,8 @@ def finetune(
                 check_student(recipe, model)
             if recipe.semi:
                 check_semi(recipe, len(data.names))
+            if recipe.adversarial:
+                check_adversary(recipe, model)
         facts = run_facts(recipe, data, skipped, model)
         if not processes.from_main(lambda: open_folder(folder, facts, overwrite)):
             _publish(hub, folder)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from oct_hf.data.pixels import Pixels
-from oct_hf.data.splits import read_split_table
 from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import DataError, ModelError, RecipeError
 from oct_hf.images import Preprocessing
@@ -22,7 +21,7 @@ from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.runs.facts import base_facts
 from oct_hf.runs.folder import write_json
 from oct_hf.runs.labelled import LabelledSet, training_rows
-from oct_hf.runs.unlabelled import HELD_OUT, without_labels
+from oct_hf.runs.other_pictures import held_out_seen, without_labels
 from oct_hf.training.callbacks import steps_an_epoch
 from oct_hf.training.distillation import Teacher, draw_phantoms, width
 from oct_hf.training.recipe import ModelRecipe, Recipe, TeacherRecipe
@@ -160,15 +159,11 @@ def _ready(wanted: TeacherRecipe, data: LabelledSet) -> OCTForImageClassificatio
             "another teacher, or fine-tune this one on the data (teacher.epochs=12)"
         )
     split = folder / "split.csv"
-    if split.is_file():
-        learned = read_split_table(split)
-        theirs = {h for h, side in zip(learned["content_hash"], learned["side"], strict=True) if side == "train"}
-        shared = sum(h in theirs for h, side in zip(data.hashes, data.sides, strict=True) if side in HELD_OUT)
-        if shared:
-            raise DataError(
-                f"teacher.base: {wanted.base} was trained on {shared} of the B-scans that this split holds out; take "
-                f"its split (split.by=file split.path={split}), or fine-tune a teacher here (teacher.epochs=12)"
-            )
+    if split.is_file() and (shared := held_out_seen(split, data)):
+        raise DataError(
+            f"teacher.base: {wanted.base} was trained on {shared} of the B-scans that this split holds out; take "
+            f"its split (split.by=file split.path={split}), or fine-tune a teacher here (teacher.epochs=12)"
+        )
     model.unfold_temperature()
     return model
 
@@ -181,5 +176,5 @@ def other_pictures(recipe: Recipe, data: LabelledSet, preprocessing: Preprocessi
     if wanted.phantoms:
         names = data.names if wanted.phantom_labels else None
         parts.append(draw_phantoms(wanted.phantoms, preprocessing, names, recipe.train.seed, augmentation))
-    found, told = without_labels(wanted.unlabelled, recipe, data, preprocessing, augmentation)
+    found, told = without_labels(wanted.unlabelled, "teacher", recipe, data, preprocessing, augmentation)
     return parts + found, facts | told | {"seconds": round(time.monotonic() - began, 1)}

@@ -26,16 +26,18 @@ from oct_hf.model.pip_bases import pip_base
 from oct_hf.runs.autoencoder import behind_autoencoder
 from oct_hf.runs.folder import read_run, write_json
 from oct_hf.runs.labelled import LabelledSet, training_rows
+from oct_hf.runs.other_pictures import generated_pictures, pictures_to_denoise, semi_pictures, without_labels
 from oct_hf.runs.teacher import other_pictures, prepare_teacher
-from oct_hf.runs.unlabelled import pictures_to_denoise, semi_pictures
 from oct_hf.training import processes
+from oct_hf.training.adversarial import GENERATOR_FILE, AdversarialTrainer
 from oct_hf.training.callbacks import EpochLines, OnBest, StopOnSignal, epoch_rows, steps_an_epoch
 from oct_hf.training.co_teaching import CoTeachingTrainer
-from oct_hf.training.distillation import DistillingTrainer
+from oct_hf.training.distillation import DistillingTrainer, width
 from oct_hf.training.fixmatch import FixMatchTrainer
 from oct_hf.training.pretrain import pretrain
 from oct_hf.training.recipe import Recipe
 from oct_hf.training.trainer import OCTTrainer, last_checkpoint
+from oct_hf.training.unlabelled import Together, others_a_batch
 
 HISTORY = ("epoch", "loss", "learning_rate", "balanced_accuracy", "accuracy", "auroc", "log_loss")
 
@@ -113,8 +115,8 @@ def train(
         data: B-scans on their sides.
         model: on its base weights; changed in place.
         preprocessing, augmentation: of its input.
-        facts: of the run; `training` and `seconds` are filled in, `pretraining`, `teacher` and `semi` where there are
-            such.
+        facts: of the run; `training` and `seconds` are filled in, `pretraining`, `teacher`, `semi`, `adversarial` and
+            `generated` where there are such.
         on_best: called after each checkpoint that is the best so far.
 
     Returns:
@@ -133,6 +135,9 @@ def train(
         pixels = StreamedPixels(labelled, preprocessing, augmentation, settings.seed, settings.batch_size)
     else:
         pixels = Pixels.from_dataset(labelled, preprocessing, augmentation)
+    if recipe.data.generated:
+        pictures, facts["generated"] = generated_pictures(recipe.data.generated, data, preprocessing, augmentation)
+        pixels = Together(pixels, pictures)
     facts["seconds"]["decoding"] = round(time.monotonic() - began, 1)
     stop, score = StopOnSignal(), sign_scores if recipe.data.signs else validation_score(data.names)
     known = processes.from_main(lambda: read_run(folder))
@@ -152,6 +157,10 @@ def train(
         kind, more = FixMatchTrainer, _unlabelled(recipe, data, preprocessing, facts)
     elif recipe.co_teaching:
         kind, more = CoTeachingTrainer, {"peer": _peer(recipe, data.names), "settings": recipe.co_teaching}
+    elif recipe.adversarial and known["status"] == "trained":
+        facts["adversarial"] = known["adversarial"]
+    elif recipe.adversarial:
+        kind, more = AdversarialTrainer, _adversarial(recipe, data, preprocessing, augmentation, facts)
     trainer = kind(model, recipe.train, preprocessing, pixels, validation, checkpoints, score, callbacks, **more)
     if on_best:
         trainer.add_callback(OnBest(lambda state: on_best(trainer, state)))
@@ -170,7 +179,7 @@ def train(
         "epochs": round(state.global_step / steps),
         "best_epoch": round(state.best_global_step / steps),
         "steps": state.global_step,
-        "images": len(pixels),
+        "images": len(labelled),  # B-scans; generated pictures have counts of their own
         "seconds": round(time.monotonic() - began, 1),
         "resumed": checkpoint is not None,
         "bf16": trainer.args.bf16,
@@ -178,6 +187,8 @@ def train(
         **({"range_test": trainer.range_test} if trainer.range_test else {}),
         "history": [{key: row[key] for key in HISTORY} for row in epoch_rows(state.log_history)],
     }
+    if recipe.adversarial:
+        trainer.save_generator(folder / GENERATOR_FILE)
     if processes.is_main():
         write_json(folder / "run.json", facts | {"status": "trained"})
     return trainer
@@ -237,6 +248,28 @@ def _peer(recipe: Recipe, labels: list[str]) -> OCTForImageClassification:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed + 1)
         return build_model(recipe, labels)
+
+
+def check_adversary(recipe: Recipe, model: OCTForImageClassification) -> None:
+    """Refuses what a generator can't learn beside, before anything slow.
+
+    Raises:
+        ModelError: the classifier isn't a linear layer.
+        RecipeError: a share of pictures without labels that no batch can have.
+    """
+    width(model.timm_model, "adversarial")
+    if recipe.adversarial.unlabelled:
+        share = recipe.adversarial.share
+        others_a_batch(share, recipe.train.batch_size, f"adversarial.share: {share}")
+
+
+def _adversarial(recipe, data, preprocessing, augmentation, facts) -> dict:
+    """What `AdversarialTrainer` is given beside `OCTTrainer`'s."""
+    wanted = recipe.adversarial
+    others, facts["adversarial"] = without_labels(
+        wanted.unlabelled, "adversarial", recipe, data, preprocessing, augmentation
+    )
+    return {"settings": wanted, "others": others}
 
 
 def validation_score(names: list[str]) -> Callable[[np.ndarray, np.ndarray], dict]:

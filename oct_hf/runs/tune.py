@@ -85,10 +85,10 @@ def tune(
     settings = {"recipe": recipe.to_dict(), "space": space, "folds": folds, "seed": seed}
     quiet_libraries()
     one_label_only(recipe.data, "a search")
-    if recipe.pretrain or recipe.teacher or recipe.model.denoise:
+    if recipe.pretrain or recipe.teacher or recipe.model.denoise or recipe.adversarial or recipe.data.generated:
         raise RunError(
-            "a search trains no teacher and no pretraining, and an autoencoder has seen what its folds hold out: set "
-            "pretrain=null teacher=null model.denoise=null"
+            "a search trains no teacher, generator or pretraining, and an autoencoder or a generator has seen what its "
+            "folds hold out: set pretrain=null teacher=null adversarial=null model.denoise=null data.generated=null"
         )
     if recipe.semi or recipe.co_teaching or recipe.split.labelled_per_class:
         raise RunError(

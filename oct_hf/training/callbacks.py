@@ -18,17 +18,18 @@ class EpochLines(TrainerCallback):
     """A progress bar on a terminal, one line an epoch anywhere, and `epochs.csv` for whoever plots it.
 
     Args:
-        file: the CSV; it is rewritten from the Trainer's own history after each epoch.
+        file: the CSV; it is rewritten from the Trainer's own history after each epoch that is measured.
+        what: is being done, for the bar.
     """
 
-    def __init__(self, file: Path):
-        self.file = file
+    def __init__(self, file: Path, what: str = "fine-tuning"):
+        self.file, self.what = file, what
         self.bar = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.started, self.first_step = time.monotonic(), state.global_step
         if sys.stderr.isatty() and state.is_world_process_zero:
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="fine-tuning", unit="step")
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.what, unit="step")
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.bar is not None:

@@ -68,8 +68,12 @@ def entering_classifier(network: nn.Module) -> Iterator[list[torch.Tensor]]:
         handle.remove()
 
 
-def width(network: nn.Module) -> int:
+def width(network: nn.Module, section: str = "teacher") -> int:
     """How many features a timm network's classifier is given.
+
+    Args:
+        network: whose.
+        section: of the recipe that needs to know, for the error.
 
     Raises:
         ModelError: the classifier isn't one linear layer (or a convolution of one pixel).
@@ -77,7 +81,9 @@ def width(network: nn.Module) -> int:
     classifier = network.get_classifier()
     if not isinstance(classifier, nn.Linear | nn.Conv2d):
         kind = type(classifier).__name__
-        raise ModelError(f"teacher: features are compared before one linear classifier, and this network's is a {kind}")
+        raise ModelError(
+            f"{section}: features are compared before one linear classifier, and this network's is a {kind}"
+        )
     return classifier.weight.shape[1]
 
 
@@ -198,13 +204,6 @@ class DistillingTrainer(MixedTrainer):
         if self.accelerator.sync_gradients:
             nn.utils.clip_grad_norm_(self.projection.parameters(), self.args.max_grad_norm)
         return loss
-
-    def training_loss(self, logits: torch.Tensor, inputs: dict) -> torch.Tensor:
-        """The recipe's loss of the pictures that have a label."""
-        kept = inputs["labels"] != NO_LABEL
-        if not kept.any():
-            return logits.sum() * 0.0
-        return super().training_loss(logits[kept], {"labels": inputs["labels"][kept]})
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """`OCTTrainer`'s, with the projection as one group more."""

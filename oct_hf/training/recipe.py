@@ -10,8 +10,6 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass as checked
 
-from oct_hf.errors import did_you_mean
-
 _STRICT = ConfigDict(extra="forbid")
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -46,6 +44,7 @@ class DataRecipe:
     stream: bool = False  # of Parquet: train from the shards, without a copy of the pictures on this disk
     corrections: str | None = None  # a corrections.csv, laid over the labels
     signs: bool = False  # of phantoms: learn the signs, several a picture, from which the disease then follows
+    generated: str | None = None  # a folder that `oct-hf generate` wrote: pictures for the training side alone
     patients: Count = 100
     scans: Count = 4
     seed: int = 0
@@ -138,64 +137,6 @@ class TrainRecipe:
     seed: int = 0
 
 
-def contradictions(train: TrainRecipe) -> list[str]:
-    """What in a fine-tuning's settings doesn't go together, each as a line that says what to do."""
-    faults = []
-    known = LOSSES[train.loss]
-    for name in train.loss_options:
-        if name not in known:
-            has = f"; {train.loss} has {', '.join(known)}" if known else f"; {train.loss} has none"
-            faults.append(f'train.loss_options: no option "{name}"{did_you_mean(name, known)}{has}')
-    options = known | train.loss_options
-    if not 0 < options.get("q", 1) <= 1:
-        faults.append("train.loss_options: q of gce is above 0 and at most 1")
-    if not options.get("log_zero", -1) < 0:
-        faults.append("train.loss_options: log_zero of symmetric is below 0")
-    if train.ema and train.swa_epochs:
-        faults.append("train.ema and train.swa_epochs are two ways to average weights: choose one")
-    if train.swa_epochs > train.epochs:
-        faults.append(f"train.swa_epochs: {train.swa_epochs} of {train.epochs} epochs; at most all")
-    if train.freeze_epochs + train.thaw_epochs >= train.epochs and train.thaw_epochs:
-        faults.append(f"train.thaw_epochs: with freeze_epochs they leave none of {train.epochs} to the whole network")
-    if train.loss in ("elr", "asymmetric") and (train.mixup or train.cutmix):
-        faults.append(f"train.loss: {train.loss} needs each image's own label, so neither mixup nor cutmix")
-    if train.optimizer == "schedule_free" and (train.ema or train.swa_epochs):
-        faults.append("train.optimizer: schedule_free averages weights itself, so neither ema nor swa_epochs")
-    return faults
-
-
-def cleaning_contradictions(recipe: "Recipe") -> list[str]:
-    """What doesn't go with `model.denoise`, whose autoencoder stays as it is and cleans pictures of one size."""
-    if not recipe.model.denoise:
-        return []
-    faults, train = [], recipe.train
-    if train.start_size:
-        faults.append("train.start_size: model.denoise cleans pictures of one size only; start_size=null")
-    if train.swa_epochs or train.optimizer == "schedule_free":
-        faults.append("model.denoise: swa_epochs and schedule_free would measure its batch norm anew; take ema")
-    return faults
-
-
-def sign_contradictions(recipe: "Recipe") -> list[str]:
-    """What doesn't go with `data.signs`, where a picture has several labels at once."""
-    if not recipe.data.signs:
-        return []
-    faults, train = [], recipe.train
-    if recipe.data.name != "phantom":
-        faults.append(f"data.signs: {recipe.data.name} doesn't say which signs a B-scan shows; data.name=phantom does")
-    if train.loss not in ("cross_entropy", "focal", "asymmetric"):
-        faults.append(
-            f"train.loss: {train.loss} is for one label a picture; signs take asymmetric, focal or cross_entropy"
-        )
-    if train.mixup or train.cutmix:
-        faults.append("data.signs: mixed pictures have no signs of their own, so neither mixup nor cutmix")
-    if recipe.teacher:
-        faults.append("data.signs: a teacher's answers are of one label a picture; teacher=null")
-    if recipe.push_to_hub:
-        faults.append("data.signs: what is measured on signs can't be published yet; push_to_hub=false")
-    return faults
-
-
 @checked(frozen=True, config=_STRICT)
 class PretrainRecipe:
     """What the network learns before the fine-tuning, without anybody's labels (`training/pretrain.py`).
@@ -216,16 +157,6 @@ class PretrainRecipe:
     wide: bool = False  # phantoms of layers, devices and fields of view beyond any that exist; takes more of them
     augment: str | tuple[str | dict[str, Any], ...] = "light"  # "drawn" goes with wide ones
     seed: int = 0
-
-
-def pretrain_contradictions(pretrain: PretrainRecipe | None) -> list[str]:
-    """What in a pretraining's settings doesn't go together."""
-    faults = []
-    if pretrain and pretrain.unlabelled and pretrain.task != "denoise":
-        faults.append("pretrain.unlabelled: B-scans without labels are for pretrain.task=denoise")
-    if pretrain and pretrain.looks[0] > pretrain.looks[1]:
-        faults.append(f"pretrain.looks: {pretrain.looks[0]} to {pretrain.looks[1]} are no bounds; the lower one first")
-    return faults
 
 
 @checked(frozen=True, config=_STRICT)
@@ -277,6 +208,21 @@ class CoTeachingRecipe:
 
 
 @checked(frozen=True, config=_STRICT)
+class AdversarialRecipe:
+    """A generator of B-scans, which the classifier learns to tell from real ones (`training/adversarial.py`).
+
+    Salimans et al., "Improved techniques for training GANs" (2016), section 5. The generator stays at home.
+    """
+
+    unlabelled: str | None = None  # folder or archive of B-scans without labels, of nobody who is held out
+    share: Share = 0.5  # of each batch without labels, where there are such pictures
+    weight: Positive = 0.5  # of the loss of real or generated beside that of the labels; its authors' own
+    latent: Count = 128  # numbers that a picture is generated from
+    width: Count = 8  # channels of the generator's finest feature map; each coarser one has twice as many
+    learning_rate: Positive = 3e-4  # of the generator, as its authors have it; it follows the recipe's schedule
+
+
+@checked(frozen=True, config=_STRICT)
 class EvaluationRecipe:
     """How the trained model is measured, and what it may decline."""
 
@@ -320,6 +266,7 @@ class Recipe:
     teacher: TeacherRecipe | None = None
     semi: SemiRecipe | None = None
     co_teaching: CoTeachingRecipe | None = None
+    adversarial: AdversarialRecipe | None = None
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
     card: CardRecipe = field(default_factory=CardRecipe)
     push_to_hub: bool = False  # the best weights so far to the branch in-training, at the end everything to main
@@ -333,28 +280,3 @@ class Recipe:
     def to_yaml(self) -> str:
         """The YAML that reads back as this recipe."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
-
-
-def contradicting_sections(recipe: Recipe) -> list[str]:
-    """What in a recipe's sections doesn't go together, each as a line that says what to do."""
-    faults, train = [], recipe.train
-    kinds = [name for name in ("teacher", "semi", "co_teaching") if getattr(recipe, name)]
-    if len(kinds) > 1:
-        faults.append(f"{' and '.join(kinds)} are different ways to train: keep one and set {kinds[-1]}=null")
-    for name in ("semi", "co_teaching"):
-        if getattr(recipe, name) and (train.mixup or train.cutmix):
-            faults.append(f"{name} needs each image's own label: train.mixup=0 train.cutmix=0")
-    semi, both = recipe.semi, recipe.co_teaching
-    if semi and recipe.data.stream:
-        faults.append("semi takes no streamed data: data.stream=false")
-    if both and recipe.pretrain:
-        faults.append("co_teaching starts both networks from model.base: pretrain=null")
-    if both and train.loss == "elr":
-        faults.append("co_teaching: two networks can't share what the loss elr remembers: train.loss=cross_entropy")
-    if both and train.learning_rate == "find":
-        faults.append("co_teaching: the range test is for one network: give train.learning_rate a number")
-    if both and both.gradual >= train.epochs:
-        faults.append(
-            f"co_teaching.gradual: {both.gradual} of {train.epochs} epochs never reach the forget rate; fewer do"
-        )
-    return faults

@@ -16,18 +16,15 @@ from pydantic import TypeAdapter, ValidationError
 from oct_hf.data.catalog import CATALOG
 from oct_hf.errors import RecipeError, did_you_mean
 from oct_hf.packaged import packaged
+from oct_hf.training.contradictions import contradictions
 from oct_hf.training.recipe import (
+    AdversarialRecipe,
     CoTeachingRecipe,
     DataRecipe,
     PretrainRecipe,
     Recipe,
     SemiRecipe,
     TeacherRecipe,
-    cleaning_contradictions,
-    contradicting_sections,
-    contradictions,
-    pretrain_contradictions,
-    sign_contradictions,
 )
 
 
@@ -97,8 +94,7 @@ def make_recipe(content: dict, where: str = "recipe") -> Recipe:
     except ValidationError as error:
         faults = dict.fromkeys(_fault(item) for item in error.errors())
         raise RecipeError(f"{where}: " + "; ".join(faults)) from None
-    faults = contradictions(recipe.train) + pretrain_contradictions(recipe.pretrain)
-    faults += contradicting_sections(recipe) + sign_contradictions(recipe) + cleaning_contradictions(recipe)
+    faults = contradictions(recipe)
     labels = recipe.data.labels or ()
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
         faults.append(f"data.labels: {', '.join(twice)} stands there twice")
@@ -145,6 +141,7 @@ _OPTIONAL = {
     "teacher": TeacherRecipe,
     "semi": SemiRecipe,
     "co_teaching": CoTeachingRecipe,
+    "adversarial": AdversarialRecipe,
 }
 
 

@@ -35,11 +35,12 @@ from oct_hf.training import processes
 from oct_hf.training.averages import make_average, measure_statistics
 from oct_hf.training.batches import EpochSampler, collate, make_mixing, normalise, shrink, training_size
 from oct_hf.training.callbacks import selection, steps_an_epoch
+from oct_hf.training.contradictions import training_contradictions
 from oct_hf.training.faults import is_out_of_memory, no_number, out_of_memory
 from oct_hf.training.losses import make_loss, plain_loss
 from oct_hf.training.optimisers import make_optimizer, make_schedule, parameter_groups
 from oct_hf.training.range_test import range_test
-from oct_hf.training.recipe import TrainRecipe, contradictions
+from oct_hf.training.recipe import TrainRecipe
 from oct_hf.training.thawing import Thawing
 
 EMA_FILE = "ema.safetensors"  # the averaged weights
@@ -84,7 +85,7 @@ class OCTTrainer(Trainer):
         metrics: Callable[[np.ndarray, np.ndarray], dict],
         callbacks: Sequence = (),
     ):
-        if faults := contradictions(recipe):
+        if faults := training_contradictions(recipe):
             raise RecipeError("; ".join(faults))
         if recipe.start_size and model.config.pretrained_cfg.get("fixed_input_size"):
             raise RecipeError(f"train.start_size: {model.config.architecture} takes pictures of one size only")

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset, Sampler
 
 from oct_hf.data import duplicates
@@ -23,7 +24,12 @@ NO_LABEL = -100  # what cross-entropy leaves out
 
 
 def read_unlabelled(
-    path: str | Path, preprocessing: Preprocessing, hashes: set[str], thumbnails: np.ndarray, augmentation=None
+    path: str | Path,
+    preprocessing: Preprocessing,
+    hashes: set[str],
+    thumbnails: np.ndarray,
+    augmentation=None,
+    key: str = "unlabelled",
 ) -> tuple[Pixels, int]:
     """The pictures below a folder or in an archive, whatever its folders are called, as the model's pixels.
 
@@ -33,6 +39,7 @@ def read_unlabelled(
         hashes: content hashes of what is held out; files that are one of these are left out.
         thumbnails: uint8 `(n, SIDE, SIDE)` of the same; near-duplicates and neighbours of them are left out too.
         augmentation: for training.
+        key: of the recipe that names the path, for errors.
 
     Returns:
         the pictures, and how many were left out: held out, or there before.
@@ -56,7 +63,7 @@ def read_unlabelled(
         if row not in left_out and digest not in hashes:
             taken.setdefault(digest, name)
     if not taken:
-        raise DataError(f"unlabelled: every picture of {path} is one of the B-scans held out, or near one")
+        raise DataError(f"{key}: every picture of {path} is one of the B-scans held out, or near one")
 
     def small(name: str) -> np.ndarray:
         return preprocessing.resize(to_gray(read_image(source.read(name), name)))
@@ -67,11 +74,17 @@ def read_unlabelled(
 
 
 class Together(Dataset):
-    """Several sets of pictures one after the other; `(epoch, index)` counts through them."""
+    """Several sets of pictures one after the other; `(epoch, index)` counts through them.
+
+    Attributes:
+        labels: int64 `(n,)`, where each part has them.
+    """
 
     def __init__(self, *parts: Dataset):
         self.parts = [part for part in parts if len(part)]
         self.starts = np.cumsum([0, *(len(part) for part in self.parts)])
+        if all(hasattr(part, "labels") for part in self.parts):
+            self.labels = np.concatenate([part.labels for part in self.parts])
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -174,3 +187,10 @@ class MixedTrainer(OCTTrainer):
         labelled = len(self.labelled)
         others = len(self.train_dataset) - labelled
         return MixedSampler(labelled, others, self.images_a_pass, self.others_a_pass, self.recipe.seed)
+
+    def training_loss(self, logits: torch.Tensor, inputs: dict) -> torch.Tensor:
+        """The recipe's loss of the pictures that have a label."""
+        kept = inputs["labels"] != NO_LABEL
+        if not kept.any():
+            return logits.sum() * 0.0
+        return super().training_loss(logits[kept], {k: inputs[k][kept] for k in ("labels", "index") if k in inputs})

@@ -15,10 +15,10 @@ from oct_hf.hub.verify import verify
 from oct_hf.runs import run, training
 from oct_hf.runs.facts import public_recipe
 from oct_hf.runs.labelled import assign_sides, load_data, training_rows
+from oct_hf.runs.other_pictures import semi_pictures
 from oct_hf.runs.teacher import other_pictures, prepare_teacher
 from oct_hf.runs.training import Stopped
 from oct_hf.runs.tune import tune
-from oct_hf.runs.unlabelled import semi_pictures
 from oct_hf.training import processes
 from oct_hf.training.callbacks import StopOnSignal
 from oct_hf.training.recipe_file import load_recipe, make_recipe

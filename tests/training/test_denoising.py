@@ -144,7 +144,7 @@ def test_what_is_held_out_is_not_learned_from(tiny, tmp_path):
     """A folder that holds nothing but the run's own held-out B-scans gives nothing."""
     from oct_hf.images import Preprocessing
     from oct_hf.runs.labelled import assign_sides, load_data
-    from oct_hf.runs.unlabelled import pictures_to_denoise
+    from oct_hf.runs.other_pictures import pictures_to_denoise
 
     data = assign_sides(load_data(tiny.data)[0], tiny)
     place = tmp_path / "scans"

@@ -19,6 +19,7 @@ from oct_hf.evaluation.oct_metrics import measure
 from oct_hf.evaluation.signs import sign_scores
 from oct_hf.runs.folder import write_json
 from oct_hf.runs.training import build_model
+from oct_hf.training.adversarial import AdversarialTrainer
 from oct_hf.training.recipe import Recipe
 from oct_hf.training.recipe_file import load_recipe
 from oct_hf.training.trainer import OCTTrainer
@@ -30,6 +31,7 @@ RECIPES = (
     ("custom_cnn", 32),
     ("denoising_autoencoder", 32),  # its fine-tuning; test_denoising.py has what comes before
     ("efficientnetv2_b0", 32),
+    ("gan_semi_supervised", 32),
     ("limited_noisy", 32),
     ("retfound_linear", 32),
     pytest.param("densenet121_binary", 32, marks=SLOW),
@@ -45,6 +47,7 @@ LEARNERS = (
     ("limited_noisy", 64, 1e-3),
     ("retfound_linear", 64, 1e-3),
     ("efficientnetv2_b0", 64, 2e-3),
+    ("gan_semi_supervised", 64, 2e-3),
     ("densenet121_binary", 64, 1e-3),
     ("kermany_inceptionv3", 96, 1e-3),
     ("roct_net", 64, 1e-3),
@@ -85,7 +88,8 @@ def trainer_of(recipe: Recipe, model, train: Pixels, folder: Path, callbacks=(),
     if recipe.data.signs:  # each label a sign of its own
         score, train.labels = sign_scores, np.eye(len(NAMES), dtype=np.int64)[train.labels]
     train_recipe = dataclasses.replace(recipe.train, **settings)
-    return OCTTrainer(model, train_recipe, preprocessing, train, train, folder, score, callbacks)
+    kind, more = (AdversarialTrainer, {"settings": recipe.adversarial}) if recipe.adversarial else (OCTTrainer, {})
+    return kind(model, train_recipe, preprocessing, train, train, folder, score, callbacks, **more)
 
 
 @pytest.mark.parametrize("name, size", RECIPES)
