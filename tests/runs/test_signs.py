@@ -1,8 +1,10 @@
 """A model of signs, several a picture: from phantoms whose signs are known to the disease that follows."""
 
 import dataclasses
+import io
 import json
 import shutil
+import urllib.request
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForImageClassification, pipeline
 
-from oct_hf import OCTForImageClassification, Predictor, finetune
+from oct_hf import OCTForImageClassification, Predictor, finetune, serving
 from oct_hf.data.oct import prepare
 from oct_hf.data.phantom import draw
 from oct_hf.data.pixels import multi_hot
@@ -23,6 +25,7 @@ from oct_hf.hub.plain_errors import PublishError
 from oct_hf.hub.publish import repository_folder
 from oct_hf.hub.verify import verify
 from oct_hf.inference.recorded import recorded_gate
+from oct_hf.inference.server import create_app
 from oct_hf.labels import SIGNS, disease_of
 from oct_hf.runs.folds import cross_validate
 from oct_hf.runs.other_data import evaluate_model
@@ -131,6 +134,19 @@ def test_predict_names_the_disease_and_its_signs_by_the_recorded_thresholds(sign
     row = json.loads((tmp_path / "t.json").read_text())[0]
     expected = gate.decide([row[f"p_{name}"] for name in SIGNS])
     assert code == 0 and row["predicted"] == expected.predicted and row["answer"] == str(expected)
+
+
+def test_a_server_gives_each_sign_its_own_score(signs_run):
+    predictor = Predictor(signs_run[0] / "model", device="cpu")
+    image = io.BytesIO()
+    Image.fromarray(draw("CNV", 5, height=96, width=96).image).save(image, "PNG")
+    taken = serving.take_port(0)
+    with serving.running(create_app(predictor, "signs"), taken):
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}/"
+        with urllib.request.urlopen(urllib.request.Request(address, image.getvalue(), method="POST")) as answer:
+            rows = json.load(answer)
+    expected = next(predictor.predict([image.getvalue()])).probabilities
+    assert {row["label"]: pytest.approx(row["score"], abs=1e-6) for row in rows} == expected
 
 
 def test_other_data_are_read_by_what_their_labels_say_of_a_sign(signs_run, samples):
