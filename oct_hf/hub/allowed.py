@@ -5,7 +5,8 @@ from pathlib import Path
 from oct_hf.errors import RunError
 
 CODE_BRANCH = "remote-code"
-CODE = ("architectures.py", "configuration_oct.py", "modeling_oct.py")  # of the custom class, on that branch alone
+# Of the custom class, on that branch alone.
+CODE = ("architectures.py", "combined.py", "configuration_oct.py", "modeling_oct.py")
 # What may be published on `main`: nothing that executes when it is read, no pickle.
 ALLOWED = (".safetensors", ".json", ".yaml", ".md", ".png", ".csv", ".parquet", ".onnx", ".xml", ".bin")
 

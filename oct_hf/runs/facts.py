@@ -16,9 +16,10 @@ from oct_hf.data.leakage import certificate
 from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import count_sides, fingerprint
 from oct_hf.hub.allowed import CODE_BRANCH
-from oct_hf.model.pip_bases import pip_base
+from oct_hf.hub.card import most_demanding
+from oct_hf.model.pip_bases import backbones_of, pip_base
 from oct_hf.runs.labelled import LabelledSet, is_public
-from oct_hf.training.recipe import HubRecipe, Recipe, TeacherRecipe
+from oct_hf.training.recipe import EnsembleRecipe, HubRecipe, Recipe, TeacherRecipe
 
 LIBRARIES = (
     "torch",
@@ -78,7 +79,7 @@ def run_facts(recipe: Recipe, data: LabelledSet, skipped: list[dict], model) -> 
             **base_facts(recipe.model.base, recipe.model.weights, model.config.pretrained_cfg),
             **({"hub_id": None} if own else {}),
             "parameters": sum(p.numel() for p in model.parameters()),
-            "image_size": recipe.model.image_size,
+            "image_size": model.config.pretrained_cfg["input_size"][-1],
             **({"code": CODE_BRANCH} if own else {}),
         },
         "versions": {"python": platform.python_version(), **_versions()},
@@ -93,16 +94,21 @@ def base_facts(base: str, weights: str, cfg: dict) -> dict:
         base, weights: as a recipe has them.
         cfg: timm's `pretrained_cfg` of the network.
     """
-    packed = pip_base(base) if weights == "hub" else None
+    names = backbones_of(base)
+    packed = [found for name in names if (found := pip_base(name))] if weights == "hub" else []
     tag = base if "." in base else f"{base}.{_default_tag(base)}"
-    file = packed.path() if packed else None if weights in ("hub", "random") else Path(weights).expanduser()
+    files = [one.path() for one in packed] if weights in ("hub", "random") else [Path(weights).expanduser()]
+    licences = [one.license for one in packed] or [cfg.get("license")]
+    if len(names) > 1 and not packed:
+        licences = [getattr(timm.get_pretrained_cfg(name, allow_unregistered=False), "license", None) for name in names]
+    alone = weights == "hub" and "/" not in base and len(names) == 1 and not packed
     return {
         "base": _name_only(base),
-        "hub_id": f"timm/{tag}" if weights == "hub" and "/" not in base and not packed else None,
-        "package": f"{packed.package} {packed.version}" if packed else None,
+        "hub_id": f"timm/{tag}" if alone else None,
+        "package": ", ".join(f"{one.package} {one.version}" for one in packed) or None,
         "weights": _name_only(weights),
-        "weights_sha256": file_sha256(file) if file else None,
-        "license": packed.license if packed else cfg.get("license"),
+        "weights_sha256": ", ".join(map(file_sha256, files)) or None,
+        "license": most_demanding(licences),
     }
 
 
@@ -146,7 +152,12 @@ def public_recipe(recipe: Recipe) -> Recipe:
         search={},
         model=dataclasses.replace(recipe.model, base=_name_only(recipe.model.base), weights=_name_only(weights)),
         teacher=_public_teacher(recipe.teacher),
+        ensemble=_public_ensemble(recipe.ensemble),
     )
+
+
+def _public_ensemble(ensemble: EnsembleRecipe | None) -> EnsembleRecipe | None:
+    return ensemble and dataclasses.replace(ensemble, members=tuple(map(_name_only, ensemble.members)))
 
 
 def _public_teacher(teacher: TeacherRecipe | None) -> TeacherRecipe | None:

@@ -23,9 +23,11 @@ from oct_hf.evaluation.predictions import Predictions
 from oct_hf.hub.repository import write_repository
 from oct_hf.images import Preprocessing
 from oct_hf.inference.predictor import Predictor, quiet_transformers
+from oct_hf.runs.ensemble import build_ensemble
 from oct_hf.runs.explained import measure_explanations, worst_errors
 from oct_hf.runs.facts import HOME_FACTS, public_recipe, run_facts
 from oct_hf.runs.folder import check_free, open_folder, plain_errors, write_json
+from oct_hf.runs.head import check_head, fit_head, untrained
 from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data, predict_sides
 from oct_hf.runs.report_page import write_report
 from oct_hf.runs.teacher import check_student
@@ -62,8 +64,8 @@ def finetune(
     quiet_libraries()
     with plain_errors(folder):
         processes.join()
-        if processes.count() > 1 and (recipe.pretrain or recipe.teacher):
-            raise RecipeError("pretrain and teacher learn on one process: start it without torchrun")
+        if processes.count() > 1 and (recipe.pretrain or recipe.teacher or recipe.head or recipe.ensemble):
+            raise RecipeError("pretrain, teacher, head and ensemble need one process: start it without torchrun")
         check_free(folder, recipe, overwrite)
         hub = _hub(recipe) if processes.is_main() else None
         # The global generators decide a random network's start.
@@ -78,9 +80,15 @@ def finetune(
             if check:
                 check(data)
             augmentation = Augmentation(recipe.augment, recipe.train.seed)
-            model = build_model(recipe, data.names)
+            members, elsewhere = None, None
+            if recipe.ensemble:
+                model, members, elsewhere = build_ensemble(recipe, data)
+            else:
+                model = build_model(recipe, data.names)
             if recipe.teacher:
                 check_student(recipe, model)
+            if recipe.head:
+                check_head(model)
         facts = run_facts(recipe, data, skipped, model)
         if not processes.from_main(lambda: open_folder(folder, facts, overwrite)):
             _publish(hub, folder)
@@ -89,10 +97,17 @@ def finetune(
             write_json(folder / "log" / "augmentation.json", augmentation.to_dict())
         preprocessing = Preprocessing.from_pretrained_cfg(model.config.pretrained_cfg)
         facts["seconds"] = {"data": round(time.monotonic() - started, 1)}
-        on_best = partial(_push_best, hub, recipe, preprocessing) if hub else None
-        trainer = train(recipe, folder, data, model, preprocessing, augmentation, facts, on_best)
+        if recipe.head:
+            model = fit_head(recipe, folder, data, model, preprocessing, facts)
+        elif recipe.ensemble:
+            facts |= {"ensemble": members, "training": untrained(int((data.sides == "train").sum()), 0.0)}
+        else:
+            on_best = partial(_push_best, hub, recipe, preprocessing) if hub else None
+            trainer = train(recipe, folder, data, model, preprocessing, augmentation, facts, on_best)
+            # Unwrapped: the Trainer's autocast would make the published model's own probabilities unreachable.
+            model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         if processes.is_main():
-            _measure_and_write(recipe, folder, data, trainer, preprocessing, facts)
+            _measure_and_write(recipe, folder, data, model, preprocessing, facts, elsewhere)
             facts["seconds"]["total"] = round(time.monotonic() - started, 1)
             facts["status"] = "done"
             write_json(folder / "run.json", facts)
@@ -136,11 +151,9 @@ def _publish(hub, folder: Path) -> None:
         print(f"published: {hub.finish(folder).url}", file=sys.stderr)
 
 
-def _measure_and_write(recipe, folder, data, trainer, preprocessing, facts) -> None:
+def _measure_and_write(recipe, folder, data, model, preprocessing, facts, elsewhere=None) -> None:
     """Predicts the held-out sides once, calibrates, measures, and writes the repository and the report."""
     began = time.monotonic()
-    # Unwrapped: the Trainer's autocast would make the published model's own probabilities unreachable.
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     model = model.to(memory_format=torch.contiguous_format)
     predictor = Predictor(model, preprocessing)
     predictions = predict_sides(predictor, data)
@@ -169,6 +182,7 @@ def _measure_and_write(recipe, folder, data, trainer, preprocessing, facts) -> N
         public_recipe(recipe).to_yaml(),
         data.links,
         read_corrections(recipe.data.corrections) if recipe.data.corrections else (),
+        elsewhere,
     )
     facts |= {key: written[key] for key in written.keys() - published.keys()}
     write_report(folder / "report.html", written, predictions, worst_errors(predictor, data, predictions, facts))

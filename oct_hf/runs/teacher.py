@@ -16,7 +16,7 @@ import numpy as np
 
 from oct_hf.data.leakage import Thumbnails
 from oct_hf.data.pixels import Pixels
-from oct_hf.data.splits import read_split_table
+from oct_hf.data.splits import learned_from
 from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import DataError, ModelError, RecipeError
 from oct_hf.images import Preprocessing
@@ -160,8 +160,7 @@ def _ready(wanted: TeacherRecipe, data: LabelledSet) -> OCTForImageClassificatio
         )
     split = folder / "split.csv"
     if split.is_file():
-        learned = read_split_table(split)
-        theirs = {h for h, side in zip(learned["content_hash"], learned["side"], strict=True) if side == "train"}
+        theirs = learned_from(folder)
         shared = sum(h in theirs for h, side in zip(data.hashes, data.sides, strict=True) if side in _HELD_OUT)
         if shared:
             raise DataError(

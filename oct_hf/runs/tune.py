@@ -84,6 +84,8 @@ def tune(
     recipe = dataclasses.replace(recipe, search={}, push_to_hub=False)
     settings = {"recipe": recipe.to_dict(), "space": space, "folds": folds, "seed": seed}
     quiet_libraries()
+    if recipe.head or recipe.ensemble:
+        raise RunError("a search trains by gradients: set head=null ensemble=null")
     if recipe.pretrain or recipe.teacher:
         raise RunError("a search trains no teacher and no pretraining: set pretrain=null teacher=null")
     if processes.count() > 1:

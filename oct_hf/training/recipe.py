@@ -127,6 +127,9 @@ class TrainRecipe:
     start_size: Annotated[int, Field(ge=32)] | None = None  # pixels of the first epochs, growing in up to four stages
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the averaged weights a step; 0 is off
     swa_epochs: Annotated[int, Field(ge=0)] = 0  # last epochs whose weights are averaged, Izmailov et al. 2018
+    snapshots: Annotated[int, Field(ge=0)] = (
+        0  # models kept, each at the end of a cosine of its own, Huang et al. 2017
+    )
     patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better validation before stopping; 0 never stops
     max_grad_norm: Positive = 1.0
     bf16: Literal["auto"] | bool = "auto"
@@ -157,6 +160,11 @@ def contradictions(train: TrainRecipe) -> list[str]:
         faults.append(f"train.loss: {train.loss} needs each image's own label, so neither mixup nor cutmix")
     if train.optimizer == "schedule_free" and (train.ema or train.swa_epochs):
         faults.append("train.optimizer: schedule_free averages weights itself, so neither ema nor swa_epochs")
+    if train.snapshots and train.epochs % train.snapshots:
+        faults.append(f"train.snapshots: {train.epochs} epochs aren't divisible into {train.snapshots} equal cycles")
+    plain = train.schedule == "cosine" and train.optimizer != "schedule_free" and not (train.ema or train.swa_epochs)
+    if train.snapshots and not (plain and not train.patience):
+        faults.append("train.snapshots: they need the schedule cosine, and neither ema, swa_epochs nor patience")
     return faults
 
 
@@ -201,6 +209,33 @@ class TeacherRecipe:
 
 
 @checked(frozen=True, config=_STRICT)
+class HeadRecipe:
+    """A machine on the network's features, in place of its training: an ant colony chooses the features.
+
+    Of `train`, batch_size and seed count. Choices are scored on patients of the training side left out in turn.
+    """
+
+    machine: Literal["svm", "knn"] = "svm"  # linear, as the last layer; or nearest neighbours, which holds its cases
+    select: Literal["aco", "all"] = "aco"  # features
+    c: Positive = 1.0  # of the SVM: what an error costs
+    neighbours: Count = 5  # of knn, by cosine similarity; each votes with exp(similarity / temperature)
+    temperature: Positive = 0.07
+    ants: Count = 20  # a round
+    rounds: Count = 30
+    evaporation: Share = 0.15
+    price: NotNegative = 0.01  # of all features, in balanced accuracy
+    folds: Annotated[int, Field(ge=2)] = 3
+    images: Count = 2000  # of the training side that the colony looks at, whole patients
+
+
+@checked(frozen=True, config=_STRICT)
+class EnsembleRecipe:
+    """Trained models whose probabilities are averaged, in place of a training."""
+
+    members: Annotated[tuple[str, ...], Field(min_length=2)]  # run folders, model folders or Hub repositories
+
+
+@checked(frozen=True, config=_STRICT)
 class EvaluationRecipe:
     """How the trained model is measured, and what it may decline."""
 
@@ -242,6 +277,8 @@ class Recipe:
     pretrain: PretrainRecipe | None = None
     train: TrainRecipe = field(default_factory=TrainRecipe)
     teacher: TeacherRecipe | None = None
+    head: HeadRecipe | None = None
+    ensemble: EnsembleRecipe | None = None
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
     card: CardRecipe = field(default_factory=CardRecipe)
     push_to_hub: bool = False  # the best weights so far to the branch in-training, at the end everything to main
@@ -255,3 +292,20 @@ class Recipe:
     def to_yaml(self) -> str:
         """The YAML that reads back as this recipe."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def section_faults(recipe: Recipe) -> list[str]:
+    """Sections of a recipe that don't go together, each as a line that says what to do."""
+    faults = []
+    for name in ("head", "ensemble"):
+        if getattr(recipe, name) is None:
+            continue
+        others = [other for other in ("pretrain", "teacher", "head", "ensemble") if other != name]
+        if given := [other for other in others if getattr(recipe, other) is not None]:
+            faults.append(f"{name}: nothing is trained by gradients, so leave out {', '.join(given)}")
+        if recipe.data.stream:
+            faults.append(f"{name}: takes no streamed data; data.stream=false")
+    members = recipe.ensemble.members if recipe.ensemble else ()
+    if twice := sorted({member for member in members if members.count(member) > 1}):
+        faults.append(f"ensemble.members: {', '.join(twice)} stands there twice")
+    return faults

@@ -16,7 +16,16 @@ from pydantic import TypeAdapter, ValidationError
 from oct_hf.data.catalog import CATALOG
 from oct_hf.errors import RecipeError, did_you_mean
 from oct_hf.packaged import packaged
-from oct_hf.training.recipe import DataRecipe, PretrainRecipe, Recipe, TeacherRecipe, contradictions
+from oct_hf.training.recipe import (
+    DataRecipe,
+    EnsembleRecipe,
+    HeadRecipe,
+    PretrainRecipe,
+    Recipe,
+    TeacherRecipe,
+    contradictions,
+    section_faults,
+)
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -85,12 +94,14 @@ def make_recipe(content: dict, where: str = "recipe") -> Recipe:
     except ValidationError as error:
         faults = dict.fromkeys(_fault(item) for item in error.errors())
         raise RecipeError(f"{where}: " + "; ".join(faults)) from None
-    faults = contradictions(recipe.train)
+    faults = contradictions(recipe.train) + section_faults(recipe)
     labels = recipe.data.labels or ()
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
         faults.append(f"data.labels: {', '.join(twice)} stands there twice")
     if faults:
         raise RecipeError(f"{where}: " + "; ".join(faults))
+    if recipe.ensemble:  # whatever stands there: its members are all that it starts from
+        recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, base="ensemble", weights="random"))
     return dataclasses.replace(recipe, data=_described(recipe.data))
 
 
@@ -127,7 +138,7 @@ def _find(source: str) -> Path:
 
 
 # sections that may be missing; their keys are always written whole
-_OPTIONAL = {"pretrain": PretrainRecipe, "teacher": TeacherRecipe}
+_OPTIONAL = {"pretrain": PretrainRecipe, "teacher": TeacherRecipe, "head": HeadRecipe, "ensemble": EnsembleRecipe}
 
 
 @cache

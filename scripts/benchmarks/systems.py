@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SPEED_IMAGES = 128  # predicted for the speed; the median of three turns counts
-LEARNING = ("model", "augment", "train", "pretrain", "teacher")  # what of a recipe makes a system
+LEARNING = ("model", "augment", "train", "pretrain", "teacher", "head", "ensemble")  # what of a recipe makes a system
 COLUMNS = ("balanced_accuracy", "auroc", "ece")
 
 
