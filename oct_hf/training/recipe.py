@@ -127,9 +127,7 @@ class TrainRecipe:
     start_size: Annotated[int, Field(ge=32)] | None = None  # pixels of the first epochs, growing in up to four stages
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the averaged weights a step; 0 is off
     swa_epochs: Annotated[int, Field(ge=0)] = 0  # last epochs whose weights are averaged, Izmailov et al. 2018
-    snapshots: Annotated[int, Field(ge=0)] = (
-        0  # models kept, each at the end of a cosine of its own, Huang et al. 2017
-    )
+    snapshots: Annotated[int, Field(ge=0)] = 0  # models kept, each at the end of a cosine of its own, Huang et al. 2017
     patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better validation before stopping; 0 never stops
     max_grad_norm: Positive = 1.0
     bf16: Literal["auto"] | bool = "auto"
