@@ -17,6 +17,7 @@ import typer
 
 from oct_hf import __version__
 from oct_hf.cli.data import app as data_app
+from oct_hf.cli.ensemble import ensemble
 from oct_hf.cli.evaluate import compare, evaluate
 from oct_hf.cli.explain import explain
 from oct_hf.cli.generate import generate
@@ -35,7 +36,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (finetune, tune, evaluate, compare, predict, explain, generate, publish, publish_data, verify, serve, hub):
+VERBS = (finetune, tune, ensemble, evaluate, compare, predict, explain, generate, publish, publish_data, verify, serve)
+for verb in (*VERBS, hub):
     app.command()(verb)
 app.add_typer(data_app, name="data")
 

@@ -22,6 +22,7 @@ from oct_hf.errors import DataError
 SIDES = ("train", "validation", "test")
 UNUSED = "unused"  # guards, and patients that a published test side also has
 COLUMNS = ("content_hash", "patient_id", "label", "side")
+MEMBERS_FILE = "members.csv"  # of an ensemble: what else its members learned from, in the same columns
 KEY_FILE = Path(os.environ.get("OCT_HF_HOME", Path.home() / ".config" / "oct-hf")) / "patient.key"
 _ORDERS = 4  # seeded orders that are tried
 _PASSES = 20  # over all patients, each moved where it then fits best, until none moves
@@ -308,6 +309,22 @@ def read_split_table(path: str | Path) -> dict[str, list[str]]:
     if strange:
         raise DataError(f"{path}: side {strange[0]!r}; known: {', '.join((*SIDES, UNUSED))}")
     return table
+
+
+def learned_from(folder: Path) -> dict[str, tuple[str, str]]:
+    """Patient and label, by content hash, of every image that the weights of a model's folder have learned from.
+
+    Raises:
+        DataError: no split.csv in it.
+    """
+    more = folder / MEMBERS_FILE
+    tables = [read_split_table(file) for file in (folder / "split.csv", *([more] if more.exists() else []))]
+    return {
+        digest: (patient, label)
+        for table in tables
+        for digest, patient, label, side in zip(*(table[column] for column in COLUMNS), strict=True)
+        if side == "train"
+    }
 
 
 def read_split(path: str | Path, hashes: Sequence[str]) -> np.ndarray:

@@ -100,7 +100,8 @@ def stages(network: nn.Module, image: torch.Tensor) -> list[str]:
     """Names of the modules that end a stage, from the first to the last; the last gives what the classifier pools.
 
     timm says where its stages end (`feature_info`); the very last map is found by running one image. A network that
-    timm didn't make has one stage: the last module that gives a map of more than one cell.
+    timm didn't make has one stage: the last module that gives a map of more than one cell. An ensemble whose members'
+    maps differ in size has none.
     """
     inner = getattr(network, "inner", network)
     info = getattr(inner, "feature_info", None)
@@ -117,6 +118,8 @@ def stages(network: nn.Module, image: torch.Tensor) -> list[str]:
     finally:
         for hook in hooks:
             hook.remove()
+    if not torch.is_tensor(features):
+        return []  # several maps: one alone would tell half of it
     same = [name for name, output in seen if output is features]
     maps = [name for name, output in seen if output.ndim == 4 and output[0, 0].numel() > 1]
     last = same[-1:] if same and features.ndim == 4 else maps[-1:]

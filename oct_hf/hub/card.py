@@ -5,6 +5,7 @@ What was not measured is absent. The card's numbers come from `run.json`, whose 
 """
 
 import re
+from collections.abc import Sequence
 
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
@@ -54,9 +55,15 @@ def model_licence(run: dict) -> str | None:
         parts.append(cleaner["licenses"]["data"])
         if cleaner["weights"] != "random":
             parts.append(cleaner["licenses"]["weights"])
-    if any(part not in _LICENCES for part in parts):
-        return None
-    return max(parts, key=_LICENCES.index)
+    parts += [member["licence"] for member in run.get("ensemble", {"members": []})["members"]]
+    return most_demanding(parts)
+
+
+def most_demanding(licences: Sequence[str | None]) -> str | None:
+    """Of several licences, as the Hub names them, the one that asks most; None where one is not known."""
+    if any(licence not in _LICENCES for licence in licences):
+        return None if len(set(licences)) > 1 else licences[0]
+    return max(licences, key=_LICENCES.index)
 
 
 def card_metadata(run: dict) -> ModelCardData:

@@ -20,6 +20,7 @@ from oct_hf.hub.allowed import CODE_BRANCH
 from oct_hf.hub.download import Downloaded
 from oct_hf.inference.predictor import Predictor
 from oct_hf.training.callbacks import selection
+from oct_hf.training.feature_selection import features_used
 from oct_hf.training.recipe_file import load_recipe
 
 REFIT = 1e-3  # relative, of a temperature fitted again
@@ -36,6 +37,7 @@ SOURCES = {
     "split": "split.csv gives",
     "data": "split.csv and recipe.yaml give",
     "model": "the weights, config.json and recipe.yaml give",
+    "head": "the weights and recipe.yaml give",
     "training": "its history and split.csv give",
     "recipe": "recipe.yaml says",
     "name": "recipe.yaml says",
@@ -110,9 +112,12 @@ class Claims:
         history = run["training"]["history"]
         run["training"] |= {
             "epochs": len(history),
-            "best_epoch": 1 + max(range(len(history)), key=lambda i: selection(history[i])),
+            "best_epoch": 1 + max(range(len(history)), key=lambda i: selection(history[i])) if history else None,
             "images": _trained_on(labels, sides, recipe["split"]["labelled_per_class"]),
         }
+        if "head" in run:
+            run["head"] |= dict(zip(("chosen", "features"), features_used(network.timm_model), strict=True))
+            run["head"] |= {key: recipe["head"][key] for key in ("machine", "select")}
         run["recipe"] = {key: recipe[key] for key in run["recipe"] if key in recipe}
         run["name"] = recipe["name"]
         return run

@@ -15,7 +15,7 @@ from oct_hf.data.corrections import NAME as CORRECTIONS
 from oct_hf.data.corrections import Correction, write_corrections
 from oct_hf.data.leakage import LINKS_FILE, Links, write_links
 from oct_hf.data.sources import file_sha256
-from oct_hf.data.splits import write_split
+from oct_hf.data.splits import MEMBERS_FILE, write_split
 from oct_hf.errors import ModelError
 from oct_hf.evaluation.curves import curves
 from oct_hf.evaluation.operating_points import decision_curves
@@ -48,6 +48,7 @@ def write_repository(
     recipe_yaml: str,
     links: Links | None = None,
     corrections: Sequence[Correction] = (),
+    elsewhere: dict | None = None,
 ) -> dict:
     """Writes a model repository as the Hub will hold it.
 
@@ -61,6 +62,7 @@ def write_repository(
         recipe_yaml: the recipe, without paths of this machine.
         links: near-duplicates across patients, where they were searched for.
         corrections: of the data's labels; a rerun needs them, so they are published, without their remarks.
+        elsewhere: like `split`, the images that an ensemble's members learned from and that the data don't have.
 
     Returns:
         the content of its run.json: `run` with the model's answers to the example pictures, whether there is an ONNX
@@ -77,6 +79,8 @@ def write_repository(
         (partial / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict(), indent=2) + "\n")
         predictions.write(partial / "predictions.parquet")
         write_split(partial / "split.csv", **split)
+        if elsewhere:
+            write_split(partial / MEMBERS_FILE, **elsewhere)
         if links is not None:
             write_links(partial / LINKS_FILE, links)
         if corrections:

@@ -13,9 +13,10 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 from torch.nn import functional
 
+from .combined import HALF, Ensemble, Joined, JoinedNet, classifier
 from .denoised import DENOISED, has_weights
 
-NETWORKS = ("custom_cnn", "roct_net", DENOISED)
+NETWORKS = ("custom_cnn", "roct_net", "joined", "ensemble", DENOISED)
 
 
 class CustomCNN(nn.Module):
@@ -52,15 +53,15 @@ class CustomCNN(nn.Module):
             nn.ReLU(),
             nn.Dropout(0.6 * drop_rate),
         )
-        self.fc = _classifier(128, num_classes)
+        self.fc = classifier(128, num_classes)
 
-    def get_classifier(self) -> nn.Module:
+    def getclassifier(self) -> nn.Module:
         """The layer that gives the logits."""
         return self.fc
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+    def resetclassifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new last layer for `num_classes`."""
-        self.num_classes, self.fc = num_classes, _classifier(128, num_classes)
+        self.num_classes, self.fc = num_classes, classifier(128, num_classes)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """`(N, 256, height // 16, width // 16)`."""
@@ -114,20 +115,20 @@ class ROCTNet(nn.Module):
         self.xception = timm.create_model("legacy_xception.tf_in1k", **as_features)
         self.efficientnet = timm.create_model("tf_efficientnet_b0.in1k", **as_features)
         self.num_features = self.xception.num_features + self.efficientnet.num_features
-        self.joined = _Joined()
+        self.joined = Joined()
         self.feature_info = [{"num_chs": self.num_features, "reduction": 32, "module": "joined"}]
         self.pool = WiseSrNet(self.num_features, _map_size(img_size))
         self.capsules = CapsuleLayer(self.num_features, 1, 10, 16)
         self.head_drop = nn.Dropout(drop_rate)
-        self.fc = _classifier(160, num_classes)
+        self.fc = classifier(160, num_classes)
 
-    def get_classifier(self) -> nn.Module:
+    def getclassifier(self) -> nn.Module:
         """The layer that gives the logits."""
         return self.fc
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+    def resetclassifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new last layer for `num_classes`."""
-        self.num_classes, self.fc = num_classes, _classifier(160, num_classes)
+        self.num_classes, self.fc = num_classes, classifier(160, num_classes)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """`(N, 3328, height / 32, width / 32)`, the latter rounded up."""
@@ -214,19 +215,8 @@ def squash(x: torch.Tensor) -> torch.Tensor:
     return x * (length / (1 + length.square()))
 
 
-class _Joined(nn.Module):
-    """Maps of one size as one; a module, so that a heat map can look at what it gives."""
-
-    def forward(self, *maps: torch.Tensor) -> torch.Tensor:
-        return torch.cat(maps, 1)
-
-
 def _block(before: int, after: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2))
-
-
-def _classifier(features: int, num_classes: int) -> nn.Module:
-    return nn.Linear(features, num_classes) if num_classes else nn.Identity()
 
 
 def _map_size(img_size: int | Sequence[int]) -> tuple[int, int]:
@@ -247,8 +237,8 @@ def _cfg(**own) -> dict:
         "pool_size": None,
         "crop_pct": 1.0,
         "interpolation": "bicubic",
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.5, 0.5, 0.5),
+        "mean": HALF,
+        "std": HALF,
         "classifier": "fc",
         **own,
     }
@@ -258,6 +248,8 @@ default_cfgs = generate_default_cfgs(
     {
         "custom_cnn.untrained": _cfg(input_size=(3, 224, 224), first_conv="stages.0.0", license="apache-2.0"),
         "roct_net.untrained": _cfg(input_size=(3, 512, 512), fixed_input_size=True, license="apache-2.0"),
+        "joined.untrained": _cfg(input_size=(3, 224, 224), first_conv=None),
+        "ensemble.untrained": _cfg(input_size=(3, 224, 224), first_conv=None),
     }
 )
 
@@ -275,3 +267,20 @@ def roct_net(pretrained: bool = False, **kwargs) -> ROCTNet:
     """ROCT-Net; its authors published no weights, so `pretrained` means those of the two backbones (ImageNet)."""
     backbones = pretrained and not has_weights("roct_net", kwargs)
     return build_model_with_cfg(ROCTNet, "roct_net", pretrained and not backbones, backbones=backbones, **kwargs)
+
+
+@register_model
+def joined(pretrained: bool = False, **kwargs) -> JoinedNet:
+    """Backbones whose features are joined; `pretrained` means the weights that timm names for each of them."""
+    backbones = pretrained and not has_weights("joined", kwargs)
+    return build_model_with_cfg(
+        JoinedNet, "joined", pretrained and not backbones, pretrained_backbones=backbones, **kwargs
+    )
+
+
+@register_model
+def ensemble(pretrained: bool = False, **kwargs) -> Ensemble:
+    """Classifiers whose probabilities are averaged; it has no weights but its members'."""
+    if pretrained and not has_weights("ensemble", kwargs):
+        raise ValueError("an ensemble is made of trained models (ensemble.members)")
+    return build_model_with_cfg(Ensemble, "ensemble", pretrained, **kwargs)

@@ -2,8 +2,8 @@
 
 One config.json serves four readers: this class, AutoConfig, the native TimmWrapper and `timm.create_model`. That of a
 network which timm lacks says another type, so that no reader takes it for one that loads without code. This file and
-its neighbours architectures.py, denoised.py and modeling_oct.py import nothing else of the package: the Hub's
-remote-code branch carries just the four.
+its neighbours architectures.py, combined.py, denoised.py and modeling_oct.py import nothing else of the package: the
+Hub's remote-code branch carries just the five.
 """
 
 from typing import Any

@@ -219,4 +219,5 @@ def denoised(pretrained: bool = False, **kwargs) -> Denoised:
 def has_weights(name: str, kwargs: dict) -> bool:
     """Whether a file or repository with the whole network's weights is given."""
     given = {key: kwargs.get(key) for key in ("pretrained_cfg", "pretrained_cfg_overlay")}
-    return bool(resolve_pretrained_cfg(name, **given).has_weights)
+    found = resolve_pretrained_cfg(name, **given)
+    return bool(found.has_weights or found.state_dict)

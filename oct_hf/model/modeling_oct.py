@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from transformers import TimmWrapperForImageClassification
 
 from .architectures import NETWORKS
+from .combined import PARTS
 from .configuration_oct import OCTConfig
 
 PREFIX = "timm_model."
@@ -60,6 +61,8 @@ class OCTForImageClassification(TimmWrapperForImageClassification):
         """
         # Weights come after construction: post_init() re-initialises whatever was loaded before it.
         base = _timm_network(architecture, len(labels), pretrained, weights, model_args)
+        if base.pretrained_cfg.get("architecture") in NETWORKS:
+            model_args = _parts_of(architecture) | model_args
         sized = _of_size(base, image_size, model_args)
         if sized != model_args:
             model_args = sized
@@ -145,6 +148,20 @@ def _timm_network(architecture: str, labels: int, pretrained: bool, weights: str
     return network
 
 
+def _parts_of(architecture: str) -> dict:
+    """Which networks a network of this package's folder or repository was made of, for one made from it."""
+    if "/" not in architecture and not Path(architecture).is_dir():
+        return {}
+    recorded = _described(architecture).get("model_args") or {}
+    return {key: recorded[key] for key in PARTS if key in recorded}
+
+
+def _described(repository: str) -> dict:
+    """The config.json of a folder or Hub repository."""
+    repository, _, revision = repository.partition("@") if not Path(repository).is_dir() else (repository, "", "")
+    return OCTConfig.get_config_dict(repository, **({"revision": revision} if revision else {}))[0]
+
+
 def _of_size(network: torch.nn.Module, image_size: int | tuple[int, int] | None, model_args: dict) -> dict:
     """`model_args` with the size of the images where the network is built for one size, which isn't its usual one."""
     cfg = network.pretrained_cfg
@@ -158,9 +175,7 @@ def _of_size(network: torch.nn.Module, image_size: int | tuple[int, int] | None,
 
 def _undo_calibration(network: torch.nn.Module, repository: str, labels: int) -> None:
     """Undoes what `fold_temperature` did to a network that timm loaded from this package's folder or repository."""
-    repository, _, revision = repository.partition("@") if not Path(repository).is_dir() else (repository, "", "")
-    config, _ = OCTConfig.get_config_dict(repository, **({"revision": revision} if revision else {}))
-    recorded = config.get("calibration_temperature")
+    recorded = _described(repository).get("calibration_temperature")
     if recorded is not None:
         _divide_classifier(network, network.pretrained_cfg["input_size"], 1 / _checked_temperature(recorded, labels))
 

@@ -5,6 +5,7 @@ stand in timm's order, which is known of the very files in this table; hence eac
 """
 
 import importlib.metadata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +107,21 @@ def pip_base(base: str) -> PipBase | None:
         known = ", ".join(PREFIX + key for key in BASES)
         raise ModelError(f'no pip package with weights "{name}"{did_you_mean(name, BASES)}; there are {known}')
     return BASES[name]
+
+
+def backbones_of(base: str) -> list[str]:
+    """The networks whose features a base such as `resnet50+densenet201` joins; one where it names one."""
+    return [name.strip() for name in base.split("+")] if "/" not in base and not Path(base).is_dir() else [base]
+
+
+def joined_weights(packed: Sequence[PipBase]) -> dict[str, torch.Tensor]:
+    """The tensors of several pip packages under the keys of the network `joined`, without their classifiers."""
+    return {
+        f"backbones.{number}.{key}": tensor
+        for number, base in enumerate(packed)
+        for key, tensor in base.state_dict().items()
+        if not key.startswith("classifier.")
+    }
 
 
 def renamed(

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from oct_hf.data.encoded import Encoded
-from oct_hf.evaluation.explain import DEFAULT, QUICK, can_explain, explain
+from oct_hf.evaluation.explain import DEFAULT, QUICK, can_explain, explain, stages
 from oct_hf.evaluation.faithfulness import marked_phantoms, measure_faithfulness
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.images import read_image, to_gray
@@ -54,7 +55,10 @@ def measure_explanations(predictor: Predictor, data: LabelledSet, count: int) ->
     images = [to_gray(read_image(encoded[row])) for row in chosen]
     groups = [data.patients[row] for row in chosen]
     marked = marked_phantoms(predictor.labels, count, SEED)
-    return measure_faithfulness(predictor, predictor.preprocessing, images, groups, marked, QUICK, seed=SEED)
+    size = predictor.preprocessing.height, predictor.preprocessing.width
+    image = torch.zeros(1, 3, *size, device=predictor.model.device)
+    methods = QUICK if stages(predictor.model.timm_model, image) else (DEFAULT,)
+    return measure_faithfulness(predictor, predictor.preprocessing, images, groups, marked, methods, seed=SEED)
 
 
 def worst_errors(predictor: Predictor, data: LabelledSet, predictions: Predictions, facts: dict) -> list[WrongAnswer]:

@@ -16,7 +16,8 @@ from oct_hf.data.leakage import certificate
 from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import count_sides, fingerprint
 from oct_hf.hub.allowed import CODE_BRANCH
-from oct_hf.model.pip_bases import pip_base
+from oct_hf.hub.card import most_demanding
+from oct_hf.model.pip_bases import backbones_of, pip_base
 from oct_hf.runs.autoencoder import autoencoder_facts
 from oct_hf.runs.labelled import LabelledSet, is_public
 from oct_hf.training.recipe import HubRecipe, Recipe
@@ -79,7 +80,7 @@ def run_facts(recipe: Recipe, data: LabelledSet, skipped: list[dict], model) -> 
             **base_facts(recipe.model.base, recipe.model.weights, model.config.pretrained_cfg),
             **({"hub_id": None} if own else {}),
             "parameters": sum(p.numel() for p in model.parameters()),
-            "image_size": recipe.model.image_size,
+            "image_size": model.config.pretrained_cfg["input_size"][-1],
             **({"code": CODE_BRANCH} if own else {}),
             **({"denoise": autoencoder_facts(Path(recipe.model.denoise).expanduser())} if recipe.model.denoise else {}),
         },
@@ -95,16 +96,21 @@ def base_facts(base: str, weights: str, cfg: dict) -> dict:
         base, weights: as a recipe has them.
         cfg: timm's `pretrained_cfg` of the network.
     """
-    packed = pip_base(base) if weights == "hub" else None
+    names = backbones_of(base)
+    packed = [found for name in names if (found := pip_base(name))] if weights == "hub" else []
     tag = base if "." in base else f"{base}.{_default_tag(base)}"
-    file = packed.path() if packed else None if weights in ("hub", "random") else Path(weights).expanduser()
+    files = [one.path() for one in packed] if weights in ("hub", "random") else [Path(weights).expanduser()]
+    licences = [one.license for one in packed] or [cfg.get("license")]
+    if len(names) > 1 and not packed:
+        licences = [getattr(timm.get_pretrained_cfg(name, allow_unregistered=False), "license", None) for name in names]
+    alone = weights == "hub" and "/" not in base and len(names) == 1 and not packed
     return {
         "base": _name_only(base),
-        "hub_id": f"timm/{tag}" if weights == "hub" and "/" not in base and not packed else None,
-        "package": f"{packed.package} {packed.version}" if packed else None,
+        "hub_id": f"timm/{tag}" if alone else None,
+        "package": ", ".join(f"{one.package} {one.version}" for one in packed) or None,
         "weights": _name_only(weights),
-        "weights_sha256": file_sha256(file) if file else None,
-        "license": packed.license if packed else cfg.get("license"),
+        "weights_sha256": ", ".join(map(file_sha256, files)) or None,
+        "license": most_demanding(licences),
     }
 
 
@@ -155,10 +161,12 @@ def public_recipe(recipe: Recipe) -> Recipe:
         teacher=_without_paths(recipe.teacher, "base", "weights", "unlabelled"),
         semi=_without_paths(recipe.semi, "unlabelled"),
         adversarial=_without_paths(recipe.adversarial, "unlabelled"),
+        ensemble=_without_paths(recipe.ensemble, "members"),
     )
 
 
 def _without_paths(section, *keys: str):
     """A section of the recipe, or None, with files and folders by their names alone."""
-    named = {key: _name_only(getattr(section, key)) for key in keys if getattr(section, key, None)}
+    given = {key: getattr(section, key) for key in keys if getattr(section, key, None)}
+    named = {k: _name_only(v) if isinstance(v, str) else tuple(map(_name_only, v)) for k, v in given.items()}
     return dataclasses.replace(section, **named) if named else section

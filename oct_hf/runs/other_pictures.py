@@ -11,7 +11,7 @@ from oct_hf.data.leakage import Thumbnails
 from oct_hf.data.pixels import PixelFile, Pixels
 from oct_hf.data.rows import sha256
 from oct_hf.data.sources import open_source
-from oct_hf.data.splits import read_split_table
+from oct_hf.data.splits import learned_from
 from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import DataError, RecipeError
 from oct_hf.images import Preprocessing, read_image, to_gray
@@ -25,10 +25,9 @@ HELD_OUT = ("validation", "test")
 PICTURES, SPLIT = "pictures", "split.csv"  # in a folder that `oct-hf generate` wrote
 
 
-def held_out_seen(split: Path, data: LabelledSet) -> int:
-    """How many B-scans that a run holds out were on the training side of a split.csv."""
-    learned = read_split_table(split)
-    theirs = {h for h, side in zip(learned["content_hash"], learned["side"], strict=True) if side == "train"}
+def held_out_seen(folder: Path, data: LabelledSet) -> int:
+    """How many B-scans that a run holds out were learned from by what lies in a folder with a split.csv."""
+    theirs = learned_from(folder)
     return sum(h in theirs for h, side in zip(data.hashes, data.sides, strict=True) if side in HELD_OUT)
 
 
@@ -176,7 +175,7 @@ def _from_elsewhere(
 
 
 def _refuse_seen(key: str, place: Path, data: LabelledSet) -> None:
-    if seen := held_out_seen(place / SPLIT, data):
+    if seen := held_out_seen(place, data):
         raise DataError(
             f"{key}: the generator of {place} was trained on {seen} of the B-scans that this split holds out; take its "
             f"split (split.by=file split.path={place / SPLIT}), or generate pictures with this one"

@@ -24,9 +24,11 @@ from oct_hf.hub.repository import write_repository
 from oct_hf.images import Preprocessing
 from oct_hf.inference.predictor import Predictor, quiet_transformers
 from oct_hf.runs.autoencoder import check_unseen
+from oct_hf.runs.ensemble import build_ensemble
 from oct_hf.runs.explained import measure_explanations, worst_errors
 from oct_hf.runs.facts import HOME_FACTS, public_recipe, run_facts
 from oct_hf.runs.folder import check_free, open_folder, plain_errors, write_json
+from oct_hf.runs.head import check_head, fit_head, untrained
 from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data, predict_sides
 from oct_hf.runs.other_pictures import check_semi
 from oct_hf.runs.report_page import write_report
@@ -37,7 +39,7 @@ from oct_hf.training import processes
 from oct_hf.training.callbacks import epoch_rows
 from oct_hf.training.recipe import Recipe
 
-ALONE = ("pretrain", "teacher", "semi", "co_teaching", "adversarial")  # sections that one process learns by
+ALONE = ("pretrain", "teacher", "semi", "co_teaching", "adversarial", "head", "ensemble")  # one process learns by these
 
 
 def finetune(
@@ -85,13 +87,19 @@ def finetune(
             if check:
                 check(data)
             augmentation = Augmentation(recipe.augment, recipe.train.seed)
-            model = build_model(recipe, data.outputs)
+            members, elsewhere = None, None
+            if recipe.ensemble:
+                model, members, elsewhere = build_ensemble(recipe, data)
+            else:
+                model = build_model(recipe, data.outputs)
             if recipe.teacher:
                 check_student(recipe, model)
             if recipe.semi:
                 check_semi(recipe, len(data.names))
             if recipe.adversarial:
                 check_adversary(recipe, model)
+            if recipe.head:
+                check_head(model)
         facts = run_facts(recipe, data, skipped, model)
         if not processes.from_main(lambda: open_folder(folder, facts, overwrite)):
             _publish(hub, folder)
@@ -100,11 +108,20 @@ def finetune(
             write_json(folder / "log" / "augmentation.json", augmentation.to_dict())
         preprocessing = Preprocessing.from_pretrained_cfg(model.config.pretrained_cfg)
         facts["seconds"] = {"data": round(time.monotonic() - started, 1)}
-        on_best = partial(_push_best, hub, recipe, preprocessing) if hub else None
-        trainer = train(recipe, folder, data, model, preprocessing, augmentation, facts, on_best)
+        if recipe.head:
+            model = fit_head(recipe, folder, data, model, preprocessing, facts)
+        elif recipe.ensemble:
+            facts |= {"ensemble": members, "training": untrained(int((data.sides == "train").sum()), 0.0)}
+        else:
+            on_best = partial(_push_best, hub, recipe, preprocessing) if hub else None
+            trainer = train(recipe, folder, data, model, preprocessing, augmentation, facts, on_best)
+            # Unwrapped: the Trainer's autocast would make the published model's own probabilities unreachable.
+            model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         if processes.is_main():
-            write = measure_and_write_signs if recipe.data.signs else _measure_and_write
-            write(recipe, folder, data, trainer, preprocessing, facts)
+            if recipe.data.signs:
+                measure_and_write_signs(recipe, folder, data, model, preprocessing, facts)
+            else:
+                _measure_and_write(recipe, folder, data, model, preprocessing, facts, elsewhere)
             facts["seconds"]["total"] = round(time.monotonic() - started, 1)
             facts["status"] = "done"
             write_json(folder / "run.json", facts)
@@ -148,11 +165,9 @@ def _publish(hub, folder: Path) -> None:
         print(f"published: {hub.finish(folder).url}", file=sys.stderr)
 
 
-def _measure_and_write(recipe, folder, data, trainer, preprocessing, facts) -> None:
+def _measure_and_write(recipe, folder, data, model, preprocessing, facts, elsewhere=None) -> None:
     """Predicts the held-out sides once, calibrates, measures, and writes the repository and the report."""
     began = time.monotonic()
-    # Unwrapped: the Trainer's autocast would make the published model's own probabilities unreachable.
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     model = model.to(memory_format=torch.contiguous_format)
     predictor = Predictor(model, preprocessing)
     predictions = predict_sides(predictor, data)
@@ -181,6 +196,7 @@ def _measure_and_write(recipe, folder, data, trainer, preprocessing, facts) -> N
         public_recipe(recipe).to_yaml(),
         data.links,
         read_corrections(recipe.data.corrections) if recipe.data.corrections else (),
+        elsewhere,
     )
     facts |= {key: written[key] for key in written.keys() - published.keys()}
     write_report(folder / "report.html", written, predictions, worst_errors(predictor, data, predictions, facts))

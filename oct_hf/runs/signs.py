@@ -28,17 +28,16 @@ from oct_hf.training.recipe import DataRecipe, Recipe
 PREDICTIONS = "predictions.parquet"
 
 
-def measure_and_write_signs(recipe: Recipe, folder: Path, data: LabelledSet, trainer, preprocessing, facts: dict):
+def measure_and_write_signs(recipe: Recipe, folder: Path, data: LabelledSet, model, preprocessing, facts: dict):
     """Predicts the held-out sides once, calibrates each sign, measures, and writes the folder `model`.
 
     Args:
         recipe, folder, data: of the run.
-        trainer: whose model holds the best weights.
+        model: with the best weights.
         preprocessing: of its input.
         facts: of the run; `signs`, `gate` and `seconds` are filled in.
     """
     began = time.monotonic()
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     model = model.to(memory_format=torch.contiguous_format)
     predictions = predict_sides(Predictor(model, preprocessing), data)
     calibration = None

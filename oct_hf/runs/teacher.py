@@ -159,7 +159,7 @@ def _ready(wanted: TeacherRecipe, data: LabelledSet) -> OCTForImageClassificatio
             "another teacher, or fine-tune this one on the data (teacher.epochs=12)"
         )
     split = folder / "split.csv"
-    if split.is_file() and (shared := held_out_seen(split, data)):
+    if split.is_file() and (shared := held_out_seen(folder, data)):
         raise DataError(
             f"teacher.base: {wanted.base} was trained on {shared} of the B-scans that this split holds out; take "
             f"its split (split.by=file split.path={split}), or fine-tune a teacher here (teacher.epochs=12)"

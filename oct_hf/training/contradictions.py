@@ -3,11 +3,14 @@
 from oct_hf.errors import did_you_mean
 from oct_hf.training.recipe import LOSSES, PretrainRecipe, Recipe, TrainRecipe
 
+# Sections by which a network learns otherwise than from its labels alone, or doesn't learn.
+_WAYS = ("teacher", "semi", "co_teaching", "adversarial", "head", "ensemble")
+
 
 def contradictions(recipe: Recipe) -> list[str]:
     """All faults of a recipe; none where it can be run."""
     faults = training_contradictions(recipe.train) + _pretraining(recipe.pretrain) + _ways_to_learn(recipe)
-    return faults + _generator(recipe) + _signs(recipe) + _cleaning(recipe)
+    return faults + _generator(recipe) + _signs(recipe) + _cleaning(recipe) + _untrained(recipe)
 
 
 def training_contradictions(train: TrainRecipe) -> list[str]:
@@ -33,6 +36,11 @@ def training_contradictions(train: TrainRecipe) -> list[str]:
         faults.append(f"train.loss: {train.loss} needs each image's own label, so neither mixup nor cutmix")
     if train.optimizer == "schedule_free" and (train.ema or train.swa_epochs):
         faults.append("train.optimizer: schedule_free averages weights itself, so neither ema nor swa_epochs")
+    if train.snapshots and train.epochs % train.snapshots:
+        faults.append(f"train.snapshots: {train.epochs} epochs aren't divisible into {train.snapshots} equal cycles")
+    plain = train.schedule == "cosine" and train.optimizer != "schedule_free" and not (train.ema or train.swa_epochs)
+    if train.snapshots and not (plain and not train.patience):
+        faults.append("train.snapshots: they need the schedule cosine, and neither ema, swa_epochs nor patience")
     return faults
 
 
@@ -59,8 +67,7 @@ def _signs(recipe: Recipe) -> list[str]:
         )
     if train.mixup or train.cutmix:
         faults.append("data.signs: mixed pictures have no signs of their own, so neither mixup nor cutmix")
-    if recipe.teacher:
-        faults.append("data.signs: a teacher's answers are of one label a picture; teacher=null")
+    faults += [f"data.signs: {way} takes one label a picture; {way}=null" for way in _WAYS if getattr(recipe, way)]
     if recipe.push_to_hub:
         faults.append("data.signs: what is measured on signs can't be published yet; push_to_hub=false")
     return faults
@@ -120,4 +127,25 @@ def _generator(recipe: Recipe) -> list[str]:
         faults.append("train.accumulate: a generator learns once a step, so 1 with adversarial")
     if train.learning_rate == "find":
         faults.append("train.learning_rate: give a number with adversarial; the range test knows no generator")
+    return faults
+
+
+def _untrained(recipe: Recipe) -> list[str]:
+    """What doesn't go with a machine on features or an ensemble, which train nothing."""
+    faults = []
+    for name in ("head", "ensemble"):
+        if getattr(recipe, name) is None:
+            continue
+        others = [
+            other
+            for other in ("pretrain", "teacher", "semi", "co_teaching", "adversarial", "head", "ensemble")
+            if other != name
+        ]
+        if given := [other for other in others if getattr(recipe, other) is not None]:
+            faults.append(f"{name}: nothing is trained by gradients, so leave out {', '.join(given)}")
+        if recipe.data.stream:
+            faults.append(f"{name}: takes no streamed data; data.stream=false")
+    members = recipe.ensemble.members if recipe.ensemble else ()
+    if twice := sorted({member for member in members if members.count(member) > 1}):
+        faults.append(f"ensemble.members: {', '.join(twice)} stands there twice")
     return faults

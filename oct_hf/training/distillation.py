@@ -6,7 +6,7 @@ maps features to features belongs to the Trainer: no checkpoint that is loaded a
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -91,14 +91,16 @@ class Teacher:
     """A trained network that is only asked.
 
     Args:
-        model: an `OCTForImageClassification` with the student's labels in the student's order.
+        model: an `OCTForImageClassification` with the student's labels in the student's order. An ensemble's features
+            are those of its members, each of length 1, joined.
         preprocessing: of its input.
         student: preprocessing of the student's input, in which batches arrive.
     """
 
     def __init__(self, model, preprocessing: Preprocessing, student: Preprocessing):
         self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        self.features = width(model.timm_model)
+        self.networks = list(getattr(model.timm_model, "members", [model.timm_model]))
+        self.features = sum(map(width, self.networks))
         self.size = (preprocessing.height, preprocessing.width)
         mean, std, own_mean, own_std = (
             torch.tensor(values)[:, None, None]
@@ -108,12 +110,16 @@ class Teacher:
 
     def __call__(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features `(N, features)` and logits `(N, classes)`, float32, of a batch as the student gets it."""
-        with torch.no_grad(), entering_classifier(self.model.timm_model) as seen:
+        with torch.no_grad(), ExitStack() as hooks:
+            seen = [hooks.enter_context(entering_classifier(network)) for network in self.networks]
             pixels = pixel_values * self.scale.to(pixel_values.device) + self.shift.to(pixel_values.device)
             if pixels.shape[2:] != self.size:
                 pixels = functional.interpolate(pixels, self.size, mode="bilinear", antialias=True)
             logits = self.model(pixel_values=pixels).logits
-        return seen[0].float(), logits.float()
+        features = [of_one[0].float() for of_one in seen]
+        if len(features) > 1:
+            features = [functional.normalize(of_one) for of_one in features]
+        return torch.cat(features, 1), logits.float()
 
 
 # --- what it learns from ---------------------------------------------------------------------------------------------

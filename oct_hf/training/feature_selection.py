@@ -1,4 +1,4 @@
-"""Features chosen by an ant colony, and the linear machine on the chosen ones as a layer of a network.
+"""Features chosen by an ant colony, and the machine on the chosen ones as layers of a network.
 
 After "Optical coherence tomography image classification using hybrid deep learning and ant colony optimization" (doi
 10.3390/s23156706): deep features of several networks joined, a part of them chosen, an SVM or k-NN on that part. Here a
@@ -8,17 +8,20 @@ framework for ant colony optimization" (2004), whose trail is a probability, so 
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from sklearn.feature_selection import f_classif
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 from oct_hf.errors import ModelError
+from oct_hf.model.combined import NearestNeighbours
 
 TRAIL_LIMITS = (0.02, 0.98)  # of a feature's probability: no choice is ever closed
 CONVERGED = 0.1  # the colony begins anew once every feature's trail is this near to 0 or 1
@@ -111,9 +114,19 @@ def unseen_patients_score(
     return score
 
 
-def linear_machine(seed: int = 0) -> Pipeline:
+def linear_machine(seed: int = 0, c: float = 1.0) -> Pipeline:
     """A linear SVM, one class against the rest, on standardised features; classes weigh the same."""
-    return make_pipeline(StandardScaler(), LinearSVC(class_weight="balanced", random_state=seed, max_iter=10_000))
+    return make_pipeline(StandardScaler(), LinearSVC(C=c, class_weight="balanced", random_state=seed, max_iter=10_000))
+
+
+def nearest_machine(neighbours: int = 5, temperature: float = 0.07) -> Pipeline:
+    """The nearest neighbours by cosine similarity of standardised features; each votes with exp(similarity / T)."""
+    votes = partial(_votes, temperature=temperature)
+    return make_pipeline(StandardScaler(), KNeighborsClassifier(neighbours, weights=votes, metric="cosine"))
+
+
+def _votes(distances: np.ndarray, temperature: float) -> np.ndarray:
+    return np.exp(-distances / temperature)
 
 
 def as_layer(machine, choice: np.ndarray) -> torch.nn.Linear:
@@ -127,7 +140,7 @@ def as_layer(machine, choice: np.ndarray) -> torch.nn.Linear:
         choice: bool `(features,)`.
 
     Raises:
-        ModelError: it isn't linear; k-NN, say, answers by the training cases, which no layer can carry.
+        ModelError: it isn't linear. The nearest neighbours are layers of their own, see `as_neighbours`.
     """
     last = machine.steps[-1][1] if isinstance(machine, Pipeline) else machine
     scaler = machine.steps[0][1] if isinstance(machine, Pipeline) and len(machine.steps) == 2 else None
@@ -145,3 +158,43 @@ def as_layer(machine, choice: np.ndarray) -> torch.nn.Linear:
         layer.weight[:, torch.from_numpy(np.flatnonzero(choice))] = torch.from_numpy(weight).float()
         layer.bias.copy_(torch.from_numpy(bias))
     return layer
+
+
+def as_neighbours(
+    machine: Pipeline, choice: np.ndarray, features: np.ndarray, labels: np.ndarray, temperature: float
+) -> tuple[NearestNeighbours, dict]:
+    """Fitted nearest neighbours as layers that hold their cases, and the arguments that such layers are made with.
+
+    Args:
+        machine: as `nearest_machine` makes it, fitted on the chosen features.
+        choice: bool `(all,)`.
+        features: float `(n, features)`, the chosen ones that it was fitted on.
+        labels: int `(n,)`, from 0 on.
+        temperature: of the votes.
+    """
+    scaler, nearest = machine.steps[0][1], machine.steps[1][1]
+    classes = len(nearest.classes_)
+    cases = torch.from_numpy(scaler.transform(features)).float()
+    arguments = {
+        "cases": len(features),
+        "features": int(choice.sum()),
+        "classes": classes,
+        "k": nearest.n_neighbors,
+        "temperature": temperature,
+    }
+    layers = NearestNeighbours(**arguments)
+    layers.chosen.copy_(torch.from_numpy(np.flatnonzero(choice)))
+    layers.mean.copy_(torch.from_numpy(scaler.mean_))
+    layers.scale.copy_(torch.from_numpy(scaler.scale_))
+    layers.cases.copy_(torch.nn.functional.normalize(cases))
+    layers.labels.copy_(torch.eye(classes)[torch.from_numpy(labels)])
+    return layers, arguments
+
+
+def features_used(network: torch.nn.Module) -> tuple[int, int]:
+    """How many features a network's answer hangs on, and of how many: read off its weights."""
+    neighbours = getattr(network, "neighbours", None)
+    if neighbours is not None:
+        return len(neighbours.chosen), network.num_features
+    weight = network.get_classifier().weight
+    return int((weight != 0).any(0).sum()), weight.shape[1]

@@ -4,7 +4,7 @@ import math
 
 import torch
 from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 from transformers import get_scheduler
 
 from oct_hf.errors import RecipeError
@@ -50,13 +50,17 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: TrainRecipe, steps: 
     """How the learning rates change over `steps` steps.
 
     "one_cycle" rises for the share `warmup` of the steps (Smith & Topin, "Super-convergence", 2018); the others are
-    transformers' own. schedulefree needs a constant rate: Defazio et al., "The road less scheduled" (2024).
+    transformers' own; snapshots have a cosine each, without warm-up (Huang et al. 2017, equation 2). schedulefree needs
+    a constant rate: Defazio et al., "The road less scheduled" (2024).
     """
     warmup = math.ceil(recipe.warmup * steps)
     if recipe.optimizer == "schedule_free":
         for group in optimizer.param_groups:
             group["warmup_steps"] = warmup  # it warms up by itself
         return get_scheduler("constant", optimizer)
+    if recipe.snapshots:
+        length = max(1, steps // recipe.snapshots)
+        return LambdaLR(optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * (step % length) / length))
     if recipe.schedule == "one_cycle":
         rates = [group["lr"] for group in optimizer.param_groups]
         rising = min(1.0, max(recipe.warmup, 2 / steps))  # torch divides by zero where one step is all

@@ -130,6 +130,7 @@ class TrainRecipe:
     start_size: Annotated[int, Field(ge=32)] | None = None  # pixels of the first epochs, growing in up to four stages
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the averaged weights a step; 0 is off
     swa_epochs: Annotated[int, Field(ge=0)] = 0  # last epochs whose weights are averaged, Izmailov et al. 2018
+    snapshots: Annotated[int, Field(ge=0)] = 0  # models kept, each at the end of a cosine of its own, Huang et al. 2017
     patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better validation before stopping; 0 never stops
     max_grad_norm: Positive = 1.0
     bf16: Literal["auto"] | bool = "auto"
@@ -223,6 +224,33 @@ class AdversarialRecipe:
 
 
 @checked(frozen=True, config=_STRICT)
+class HeadRecipe:
+    """A machine on the network's features, in place of its training: an ant colony chooses the features.
+
+    Of `train`, batch_size and seed count. Choices are scored on patients of the training side left out in turn.
+    """
+
+    machine: Literal["svm", "knn"] = "svm"  # linear, as the last layer; or nearest neighbours, which holds its cases
+    select: Literal["aco", "all"] = "aco"  # features
+    c: Positive = 1.0  # of the SVM: what an error costs
+    neighbours: Count = 5  # of knn, by cosine similarity; each votes with exp(similarity / temperature)
+    temperature: Positive = 0.07
+    ants: Count = 20  # a round
+    rounds: Count = 30
+    evaporation: Share = 0.15
+    price: NotNegative = 0.01  # of all features, in balanced accuracy
+    folds: Annotated[int, Field(ge=2)] = 3
+    images: Count = 2000  # of the training side that the colony looks at, whole patients
+
+
+@checked(frozen=True, config=_STRICT)
+class EnsembleRecipe:
+    """Trained models whose probabilities are averaged, in place of a training."""
+
+    members: Annotated[tuple[str, ...], Field(min_length=2)]  # run folders, model folders or Hub repositories
+
+
+@checked(frozen=True, config=_STRICT)
 class EvaluationRecipe:
     """How the trained model is measured, and what it may decline."""
 
@@ -267,6 +295,8 @@ class Recipe:
     semi: SemiRecipe | None = None
     co_teaching: CoTeachingRecipe | None = None
     adversarial: AdversarialRecipe | None = None
+    head: HeadRecipe | None = None
+    ensemble: EnsembleRecipe | None = None
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
     card: CardRecipe = field(default_factory=CardRecipe)
     push_to_hub: bool = False  # the best weights so far to the branch in-training, at the end everything to main

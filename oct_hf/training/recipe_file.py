@@ -21,6 +21,8 @@ from oct_hf.training.recipe import (
     AdversarialRecipe,
     CoTeachingRecipe,
     DataRecipe,
+    EnsembleRecipe,
+    HeadRecipe,
     PretrainRecipe,
     Recipe,
     SemiRecipe,
@@ -100,6 +102,8 @@ def make_recipe(content: dict, where: str = "recipe") -> Recipe:
         faults.append(f"data.labels: {', '.join(twice)} stands there twice")
     if faults:
         raise RecipeError(f"{where}: " + "; ".join(faults))
+    if recipe.ensemble:  # whatever stands there: its members are all that it starts from
+        recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, base="ensemble", weights="random"))
     return dataclasses.replace(recipe, data=_described(recipe.data))
 
 
@@ -142,6 +146,8 @@ _OPTIONAL = {
     "semi": SemiRecipe,
     "co_teaching": CoTeachingRecipe,
     "adversarial": AdversarialRecipe,
+    "head": HeadRecipe,
+    "ensemble": EnsembleRecipe,
 }
 
 

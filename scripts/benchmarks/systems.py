@@ -15,7 +15,18 @@ from pathlib import Path
 
 SPEED_IMAGES = 128  # predicted for the speed; the median of three turns counts
 # what of a recipe makes a system
-LEARNING = ("model", "augment", "train", "pretrain", "teacher", "semi", "co_teaching", "adversarial")
+LEARNING = (
+    "model",
+    "augment",
+    "train",
+    "pretrain",
+    "teacher",
+    "semi",
+    "co_teaching",
+    "adversarial",
+    "head",
+    "ensemble",
+)
 COLUMNS = ("balanced_accuracy", "auroc", "ece")
 
 

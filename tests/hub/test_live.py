@@ -12,6 +12,8 @@ import sys
 import numpy as np
 import pytest
 
+from oct_hf.hub.allowed import CODE
+
 pytestmark = pytest.mark.live
 
 LOAD = """
@@ -92,8 +94,7 @@ print(json.dumps({
     assert seen["branches"] == ["main", "remote-code"] and seen["tags"] == {"v1": seen["sha"]}
     written = {p.relative_to(finished_run / "model").as_posix() for p in (finished_run / "model").rglob("*.*")}
     assert set(seen["files"]) == written | {".gitattributes"}
-    code = {"architectures.py", "configuration_oct.py", "denoised.py", "modeling_oct.py"}
-    assert set(seen["code"]) == set(seen["files"]) | code
+    assert set(seen["code"]) == set(seen["files"]) | set(CODE)
 
 
 def test_every_loader_reads_it_and_gives_the_same(live, finished_run):

@@ -15,13 +15,19 @@ from oct_hf.model import architectures
 from oct_hf.model.architectures import NETWORKS, CapsuleLayer, WiseSrNet, route, squash
 
 SIZE = 64
+MEMBER = {"num_classes": 2, "size": [SIZE, SIZE], "mean": [0.5] * 3, "std": [0.5] * 3}
+# What the networks are built with here, where their usual arguments make them large or none.
+OPTIONS = {
+    "joined": {"backbones": ["test_efficientnet", "test_resnet"]},
+    "ensemble": {"members": [MEMBER | {"architecture": "test_efficientnet"}, MEMBER | {"architecture": "test_resnet"}]},
+}
 
 
 @pytest.fixture(scope="module")
 def networks() -> dict[str, nn.Module]:
     torch.manual_seed(0)
-    sizes = {"roct_net": {"img_size": SIZE}}
-    return {name: timm.create_model(name, num_classes=3, **sizes.get(name, {})).eval() for name in NETWORKS}
+    options = OPTIONS | {"roct_net": {"img_size": SIZE}}
+    return {name: timm.create_model(name, num_classes=3, **options.get(name, {})).eval() for name in NETWORKS}
 
 
 @pytest.fixture(params=NETWORKS)
@@ -155,7 +161,7 @@ def test_heat_maps_find_the_last_map(network):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_saved_network_is_itself_again_and_a_warm_start(name, tmp_path):
     torch.manual_seed(0)
-    model = OCTForImageClassification.from_timm(name, ["A", "B"], image_size=SIZE).eval()
+    model = OCTForImageClassification.from_timm(name, ["A", "B"], image_size=SIZE, **OPTIONS.get(name, {})).eval()
     x = torch.randn(2, 3, SIZE, SIZE)
     with torch.inference_mode():
         before = model(pixel_values=x).logits

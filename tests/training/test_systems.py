@@ -17,7 +17,9 @@ from oct_hf.data.pixels import Pixels
 from oct_hf.data.transforms import Augmentation
 from oct_hf.evaluation.oct_metrics import measure
 from oct_hf.evaluation.signs import sign_scores
+from oct_hf.model.pip_bases import backbones_of, pip_base
 from oct_hf.runs.folder import write_json
+from oct_hf.runs.head import features_of, make_machine, put_on
 from oct_hf.runs.training import build_model
 from oct_hf.training.adversarial import AdversarialTrainer
 from oct_hf.training.recipe import Recipe
@@ -40,7 +42,11 @@ RECIPES = (
     pytest.param("efficientnetv2_s", 32, marks=SLOW),
     pytest.param("vgg16", 32, marks=SLOW),
     pytest.param("key_signs", 32, marks=SLOW),
+    pytest.param("hybrid_aco", 96, marks=SLOW),
+    pytest.param("hybrid_aco_offline", 32, marks=SLOW),
 )
+# Recipes that train no network, and the pixels of an image here.
+MACHINES = (("hybrid_aco", 96), ("hybrid_aco_offline", 64))
 # Recipe, pixels, learning rate; from random weights, so not always the recipe's own, which is for ImageNet's.
 LEARNERS = (
     ("custom_cnn", 64, 1e-3),
@@ -134,10 +140,15 @@ def test_a_recipe_that_trains_the_head_alone_does_so_in_all_its_epochs():
 def test_the_table_of_systems_names_the_recipes_and_counts_their_parameters():
     text = (Path(__file__).parents[2] / "docs" / "systems.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \|.*?\| .*?([\d,]{9,}) \((\d)", text, re.MULTILINE)
-    assert {name for name, *_ in rows} == {name for name, *_ in LEARNERS}
+    assert {name for name, *_ in rows} == {name for name, *_ in (*LEARNERS, *MACHINES)}
     for name, parameters, classes in rows:
+        names = [
+            pip.architecture if (pip := pip_base(one)) else one for one in backbones_of(load_recipe(name).model.base)
+        ]
+        joined = {"backbones": names} if len(names) > 1 else {}
+        base = "joined" if joined else load_recipe(name).model.base.removeprefix("timm/")
         with torch.device("meta"):
-            network = timm.create_model(load_recipe(name).model.base.removeprefix("timm/"), num_classes=int(classes))
+            network = timm.create_model(base, num_classes=int(classes), **joined)
         assert f"{sum(p.numel() for p in network.parameters()):,}" == parameters, name
 
 
@@ -163,3 +174,20 @@ def test_a_network_learns_32_scans_by_heart(name, size, rate, encoder, tmp_path)
     settings |= {"schedule": "constant_with_warmup", "ema": 0.0, "class_weights": None}
     trainer_of(recipe, model, scans(32, size), tmp_path, [learned], **settings).train()
     assert learned.best >= 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", ["svm", "knn"])
+@pytest.mark.parametrize("name, size", MACHINES)
+def test_a_machine_on_a_networks_features_learns_32_scans_by_heart(name, size, machine, encoder):
+    recipe = recipe_of(name, size, encoder, f"head.machine={machine}", "head.neighbours=1")
+    torch.manual_seed(0)
+    model, pixels = build_model(recipe, NAMES), scans(32, size)
+    preprocessing = Preprocessing.from_pretrained_cfg(model.config.pretrained_cfg)
+    features = features_of(model, pixels, preprocessing, 8)
+    choice = features.std(0) > 0
+    fitted = make_machine(recipe.head, 32, 0).fit(features[:, choice], pixels.labels)
+    whole = put_on(model, fitted, choice, features, pixels.labels, recipe.head)
+    answers = Predictor(whole, preprocessing, device="cpu").predict(pixels.images)
+    said = [NAMES.index(answer.predicted) for answer in answers]
+    assert np.mean(np.array(said) == pixels.labels) >= 0.95
