@@ -56,7 +56,7 @@ class Member:
         """
         folder = download(name).folder
         about = folder.resolve()
-        if about.parent.name == SNAPSHOTS:
+        if about.parent.name == SNAPSHOTS and not (about / "run.json").exists():  # the Hub's cache has that name too
             about = about.parent.parent / "model"
         try:
             run = json.loads((about / "run.json").read_text(encoding="utf-8"))
@@ -86,7 +86,8 @@ def ensemble_recipe(members: list[str], name: str, overrides: list[str]) -> Reci
         base = load_recipe(first.about / "recipe.yaml")
         if base.data.name != "phantom" and not any(text.startswith("data.path=") for text in overrides):
             raise RunError(f"{members[0]} was trained elsewhere, so give the images with --data PATH")
-    parts = {"pretrain": None, "teacher": None, "head": None, "push_to_hub": False, "search": {}}
+    # What the first was trained with says nothing of the others.
+    parts = {"pretrain": None, "teacher": None, "head": None, "push_to_hub": False, "search": {}, "train": {}}
     about = f"The mean of the probabilities of {len(members)} networks."
     parts |= {"name": name, "description": about, "ensemble": {"members": members}}
     values = {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in overrides)}
@@ -166,7 +167,7 @@ def _loaded(member: Member, names: list[str]) -> OCTForImageClassification:
 
 def _facts(member: Member, model: OCTForImageClassification, data: LabelledSet) -> dict:
     """What is told of a member; its own balanced accuracy where it was tested on the same B-scans."""
-    number = f", snapshot {member.folder.name}" if member.folder.resolve().parent.name == SNAPSHOTS else ""
+    number = "" if member.about == member.folder.resolve() else f", snapshot {member.folder.name}"
     alone = None
     if not number:
         tested = Predictions.read(member.about / "predictions.parquet").of("test")
