@@ -103,7 +103,7 @@ def _fine_tuned(recipe, data, folder, student, build, score, callbacks):
     """The teacher after its fine-tuning, and what that took; a stop in the middle gives None."""
     began, wanted = time.monotonic(), recipe.teacher
     size = wanted.image_size or recipe.model.image_size
-    network = ModelRecipe(wanted.base, wanted.weights, size, recipe.model.dropout)
+    network = ModelRecipe(base=wanted.base, weights=wanted.weights, image_size=size, dropout=recipe.model.dropout)
     model = build(dataclasses.replace(recipe, model=network), data.names, "teacher")
     preprocessing = Preprocessing.from_pretrained_cfg(model.config.pretrained_cfg)
     augmentation = Augmentation(recipe.augment, recipe.train.seed)

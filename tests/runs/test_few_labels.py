@@ -191,7 +191,7 @@ def test_several_processes_and_a_search_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "join", lambda: None)
     monkeypatch.setattr(processes, "count", lambda: 2)
     for kind in KINDS.values():
-        with pytest.raises(RecipeError, match="semi and co_teaching learn on one process: start it without torchrun"):
+        with pytest.raises(RecipeError, match="learns on one process; start it without torchrun"):
             finetune(make_recipe(QUICK | kind), tmp_path / "run")
 
 

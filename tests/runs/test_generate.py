@@ -14,11 +14,11 @@ from oct_hf.errors import DataError, RunError
 from oct_hf.hub.download import download
 from oct_hf.hub.verify import verify
 from oct_hf.images import Preprocessing, read_image
-from oct_hf.runs import generated, training
+from oct_hf.runs import generated
 from oct_hf.runs.facts import public_recipe
 from oct_hf.runs.generated import FACTS, generate_by_diffusion, generate_from_run, learned_by_heart
 from oct_hf.runs.labelled import assign_sides, load_data
-from oct_hf.runs.other_pictures import generated_pictures
+from oct_hf.runs.other_pictures import generated_pictures, without_labels
 from oct_hf.runs.training import Stopped
 from oct_hf.training.adversarial import GENERATOR_FILE
 from oct_hf.training.diffusion import DiffusionGenerator, DiffusionSettings
@@ -212,9 +212,7 @@ def test_a_generator_that_saw_a_held_out_patient_is_refused_wherever_its_picture
     with pytest.raises(DataError, match=r"data.generated: the generator of .* was trained on \d+ of the B-scans"):
         generated_pictures(str(drawn), data, Preprocessing(64, 64), None)
     with pytest.raises(DataError, match=r"adversarial.unlabelled: the generator of"):
-        training.unlabelled_pictures(
-            str(drawn / "pictures"), "adversarial.unlabelled", data, Preprocessing(64, 64), None
-        )
+        without_labels(str(drawn / "pictures"), "adversarial", other, data, Preprocessing(64, 64), None)
     with pytest.raises(DataError, match=r"has no split.csv and pictures/"):
         generated_pictures(str(tmp_path), data, Preprocessing(64, 64), None)
 
