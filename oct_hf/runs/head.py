@@ -76,6 +76,7 @@ def fit_head(
     whole = make_machine(wanted, len(labels["train"]), seed).fit(read["train"], labels["train"])
     answers = whole.predict(read["validation"])
     model = put_on(model, machine, choice, read["train"], labels["train"], wanted)
+    facts["model"]["parameters"] = sum(p.numel() for p in model.parameters())  # the neighbours' network has fewer
     used, features = features_used(model.timm_model)
     facts["head"] = {
         "machine": wanted.machine,
