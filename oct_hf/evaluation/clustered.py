@@ -254,6 +254,19 @@ def mean_of(estimates: list[Estimate], limits: list[tuple[float, float]]) -> tup
     return float(max(values.mean() - reach[0], 0)), float(min(values.mean() + reach[1], 1))
 
 
+def mean_proportion(counts: list[tuple[np.ndarray, np.ndarray]], level: float) -> tuple[float, float]:
+    """The interval of a mean of proportions, such as the balanced accuracy.
+
+    Errors in all of them together are better known than those in one, so each is given less `doubt` than alone; that
+    covered nearer to the level.
+
+    Args:
+        counts: of each proportion (part, whole) by patient, as for `ratio`.
+    """
+    limits = [proportion(*both, level, doubt=2) for both in counts]
+    return mean_of([ratio(*both) for both in counts], limits)
+
+
 def _beaten(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
     """How many of the sorted `others` are below each score, ties as a half."""
     return (np.searchsorted(others, scores, "left") + np.searchsorted(others, scores, "right")) / 2

@@ -110,9 +110,7 @@ class _Every:
         counts = [self.counts[c]["recall"][:2] for c in present]
         if min((whole > 0).sum() for _, whole in counts) < 2:
             return {"why": "a class with cases of one patient"}
-        # Errors of all classes together are better known than those of one: less doubt covered nearer to the level.
-        limits = [clustered.proportion(*both, self.level, doubt=2) for both in counts]
-        return _found(*clustered.mean_of([clustered.ratio(*both) for both in counts], limits), MEAN)
+        return _found(*clustered.mean_proportion(counts, self.level), MEAN)
 
     def _area(self, c: int) -> tuple[Estimate, Estimate] | str:
         """AUROC and AUPRC of a class, or why there is none."""

@@ -238,8 +238,7 @@ def _disease(side: Predictions, thresholds: dict[str, float | None]) -> dict:
     if min((whole > 0).sum() for _, whole in shares) < 2:
         found["why"] = "a disease with cases of one patient"
     else:
-        limits = [clustered.proportion(*both, LEVEL) for both in shares]
-        low, high = clustered.mean_of([clustered.ratio(*both) for both in shares], limits)
+        low, high = clustered.mean_proportion(shares, LEVEL)
         found |= {"low": float(low), "high": float(high), "method": MEAN}
     return {
         "n": len(said),

@@ -93,6 +93,15 @@ def test_a_mean_of_classes_that_go_together_is_less_sure():
     assert (low, high) == pytest.approx((0.55, 0.75))
 
 
+def test_a_mean_of_proportions_is_doubted_less_than_each_alone():
+    rng = np.random.default_rng(2)
+    counts = [(rng.binomial(10, 0.8, 12).astype(float), np.full(12, 10.0)) for _ in range(3)]
+    low, high = clustered.mean_proportion(counts, 0.95)
+    alone = [clustered.proportion(*both, 0.95) for both in counts]
+    wide = clustered.mean_of([clustered.ratio(*both) for both in counts], alone)
+    assert wide[0] < low < np.mean([part.sum() / 120 for part, _ in counts]) < high < wide[1]
+
+
 def test_the_interval_of_an_auroc_stays_inside_0_and_1_and_has_a_width_at_1():
     estimate = clustered.area(np.arange(10.0), np.arange(10) > 5, np.arange(10), 10)
     low, high = clustered.logit(estimate.value, clustered.size(estimate, 0.95), 0.95)
