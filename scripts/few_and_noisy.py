@@ -105,9 +105,8 @@ def answers(recipe: Recipe, place: Path) -> tuple[Predictions, dict]:
     known = json.loads(told.read_text(encoding="utf-8"))
     moved = {"data.path", "data.corrections", "split.path"}
     if different := set(differing(recipe.to_dict(), known["recipe_given"])) - moved:
-        raise RunError(
-            f"{place} is of another recipe (it differs in {', '.join(sorted(different)[:5])}): another --out"
-        )
+        keys = ", ".join(sorted(different)[:5])
+        raise RunError(f"{place} is of another recipe (it differs in {keys}); choose another folder with --out")
     return Predictions.read(predictions), known
 
 
