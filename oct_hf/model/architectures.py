@@ -54,11 +54,11 @@ class CustomCNN(nn.Module):
         )
         self.fc = classifier(128, num_classes)
 
-    def getclassifier(self) -> nn.Module:
+    def get_classifier(self) -> nn.Module:
         """The layer that gives the logits."""
         return self.fc
 
-    def resetclassifier(self, num_classes: int, global_pool: str | None = None) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new last layer for `num_classes`."""
         self.num_classes, self.fc = num_classes, classifier(128, num_classes)
 
@@ -121,11 +121,11 @@ class ROCTNet(nn.Module):
         self.head_drop = nn.Dropout(drop_rate)
         self.fc = classifier(160, num_classes)
 
-    def getclassifier(self) -> nn.Module:
+    def get_classifier(self) -> nn.Module:
         """The layer that gives the logits."""
         return self.fc
 
-    def resetclassifier(self, num_classes: int, global_pool: str | None = None) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new last layer for `num_classes`."""
         self.num_classes, self.fc = num_classes, classifier(160, num_classes)
 
