@@ -221,7 +221,7 @@ def test_pictures_have_the_size_of_the_classifiers_and_repeat_by_their_seed(heig
 @pytest.mark.parametrize(
     "override, text",
     [
-        ("teacher.base=pip:efficientnet_lite0", "adversarial and teacher"),
+        ("teacher.base=pip:efficientnet_lite0", "teacher and adversarial"),
         ("train.mixup=0.2", "neither mixup"),
         ("train.loss=elr", "nor the loss elr"),
         ("train.accumulate=2", "train.accumulate"),
