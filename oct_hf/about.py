@@ -15,8 +15,8 @@ def about() -> dict[str, dict]:
     from huggingface_hub import constants
 
     from oct_hf.inference.predictor import best_device
+    from oct_hf.training.arguments import bf16_is_faster
     from oct_hf.training.recipe_file import load_recipe, recipe_names
-    from oct_hf.training.trainer import bf16_is_faster
 
     base, extras = {}, {}
     for requirement in importlib.metadata.requires("oct-hf") or []:

@@ -20,6 +20,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from oct_hf.errors import DataError
 
 SIDES = ("train", "validation", "test")
+HELD_OUT = ("validation", "test")
 UNUSED = "unused"  # guards, and patients that a published test side also has
 COLUMNS = ("content_hash", "patient_id", "label", "side")
 MEMBERS_FILE = "members.csv"  # of an ensemble: what else its members learned from, in the same columns

@@ -7,6 +7,7 @@ its predictions don't give.
 import numpy as np
 
 from oct_hf.data import quality
+from oct_hf.data.splits import HELD_OUT
 from oct_hf.evaluation.abstention import describe_abstention, fit_conformal, fit_likeness, measure_sets
 from oct_hf.evaluation.calibration import describe_calibration, fit_temperature, logits, rescale
 from oct_hf.evaluation.coverage import promise
@@ -17,8 +18,6 @@ from oct_hf.evaluation.predictions import Predictions
 from oct_hf.evaluation.shift import describe_shift
 from oct_hf.evaluation.subgroups import subgroups
 from oct_hf.inference.gate import Gate
-
-SIDES = ("validation", "test")
 
 
 def calibrate(predictions: Predictions) -> tuple[Predictions, dict]:
@@ -48,7 +47,7 @@ def assess(predictions: Predictions, settings: dict, calibration: dict | None = 
     test = predictions.of("test")
     found = intervals(test)
     return {
-        "results": {side: predictions.of(side).measure() for side in SIDES},
+        "results": {side: predictions.of(side).measure() for side in HELD_OUT},
         "intervals": found | {"promise": promise(found)},
         "per_eye": measure_eyes(predictions),
         "per_patient": measure_patients(predictions),
@@ -113,5 +112,5 @@ def _calibration(predictions: Predictions, calibration: dict | None) -> dict:
 
 
 def _described(predictions: Predictions) -> dict:
-    sides = {side: predictions.of(side) for side in SIDES}
+    sides = {side: predictions.of(side) for side in HELD_OUT}
     return {side: describe_calibration(rows.probabilities, rows.indices()) for side, rows in sides.items()}

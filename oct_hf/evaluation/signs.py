@@ -12,6 +12,7 @@ from scipy.special import expit, logit
 from sklearn import metrics
 
 from oct_hf.data import quality
+from oct_hf.data.splits import HELD_OUT
 from oct_hf.evaluation import clustered
 from oct_hf.evaluation.abstention import fit_likeness
 from oct_hf.evaluation.calibration import describe_calibration, fit_temperatures
@@ -21,7 +22,6 @@ from oct_hf.evaluation.predictions import Predictions
 from oct_hf.inference.gate import SignGate
 from oct_hf.labels import DISEASE_BY_SIGNS, UNDETERMINED, disease_of
 
-SIDES = ("validation", "test")
 LEVEL = 0.95
 _RULES = [f"{disease} where {' or '.join(signs)}" for disease, signs in DISEASE_BY_SIGNS]
 RULE = f"the first of: {'; '.join(_RULES)}; else NORMAL"
@@ -177,7 +177,7 @@ def _of_sign(answers: Predictions, settings: dict) -> dict:
 
 
 def _by_side(answers: Predictions, measure: Callable[[Predictions], dict]) -> dict:
-    return {side: measure(answers.of(side)) for side in SIDES}
+    return {side: measure(answers.of(side)) for side in HELD_OUT}
 
 
 def _at(answers: Predictions, threshold: float) -> dict:

@@ -5,7 +5,8 @@ The folder is written beside its final place and renamed when it is whole, so a 
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
@@ -71,21 +72,12 @@ def write_repository(
     Raises:
         RunError: something that may not be published got into the folder.
     """
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        model.save_pretrained(partial)
-        (partial / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict(), indent=2) + "\n")
-        predictions.write(partial / "predictions.parquet")
-        write_split(partial / "split.csv", **split)
+    with whole_folder(target) as partial:
+        write_model(partial, model, preprocessing, predictions, split, recipe_yaml, links)
         if elsewhere:
             write_split(partial / MEMBERS_FILE, **elsewhere)
-        if links is not None:
-            write_links(partial / LINKS_FILE, links)
         if corrections:
             write_corrections(partial / CORRECTIONS, corrections)
-        (partial / "recipe.yaml").write_text(recipe_yaml, encoding="utf-8")
         if can_draw():
             draw_figures(partial, run, predictions)
         examples = write_examples(partial, run["labels"])
@@ -98,12 +90,41 @@ def write_repository(
         (partial / "run.json").write_text(json.dumps(run, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (partial / "README.md").write_text(render_card(run), encoding="utf-8")
         check_allowed(partial)
+    return run
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A new folder to write to, which takes the place of `target` at the end; nothing is left of one that failed."""
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
-    return run
+
+
+def write_model(
+    folder: Path,
+    model,
+    preprocessing: Preprocessing,
+    predictions: Predictions,
+    split: dict,
+    recipe_yaml: str,
+    links: Links | None = None,
+) -> None:
+    """The files of every model, whatever is told of it; the arguments as of `write_repository`."""
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict(), indent=2) + "\n")
+    predictions.write(folder / "predictions.parquet")
+    write_split(folder / "split.csv", **split)
+    if links is not None:
+        write_links(folder / LINKS_FILE, links)
+    (folder / "recipe.yaml").write_text(recipe_yaml, encoding="utf-8")
 
 
 def checksums(folder: Path) -> dict[str, str]:

@@ -18,7 +18,7 @@ from PIL import Image
 from oct_hf import __version__
 from oct_hf.data.duplicates import METHOD
 from oct_hf.data.leakage import LINKS_FILE, Links, certificate
-from oct_hf.data.splits import on_two_sides
+from oct_hf.data.splits import HELD_OUT, on_two_sides
 from oct_hf.errors import OCTError
 from oct_hf.evaluation.faithfulness import best_method
 from oct_hf.evaluation.predictions import Predictions
@@ -131,7 +131,7 @@ def _split(claims: Claims) -> Check:
     if near and near["pairs_on_two_sides"]:
         faults.append(f"{LINKS_FILE}: {near['pairs_on_two_sides']} of its pairs are on two sides")
     rows = zip(*(table[column] for column in ("content_hash", "patient_id", "label", "side")), strict=True)
-    held_out = {row for row in rows if row[3] in ("validation", "test")}
+    held_out = {row for row in rows if row[3] in HELD_OUT}
     predicted = set(zip(answers.hashes, answers.groups, answers.labels, answers.sides, strict=True))
     if len(predicted) != len(answers.hashes):
         faults.append("predictions.parquet: has an image twice")

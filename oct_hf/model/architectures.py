@@ -13,13 +13,13 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 from torch.nn import functional
 
-from .combined import HALF, Ensemble, Joined, JoinedNet, classifier
+from .combined import HALF, Ensemble, Joined, JoinedNet, OwnNetwork, classifier
 from .denoised import DENOISED, has_weights
 
 NETWORKS = ("custom_cnn", "roct_net", "joined", "ensemble", DENOISED)
 
 
-class CustomCNN(nn.Module):
+class CustomCNN(OwnNetwork):
     """A small network after VGG-16, to be trained from nothing: four blocks of convolution and pooling, three layers.
 
     After CNN03 of C. Mesiti's Retinal-OCT-Classification (github.com/CMesiti/Retinal-OCT-Classification): 3x3
@@ -55,14 +55,6 @@ class CustomCNN(nn.Module):
         )
         self.fc = classifier(128, num_classes)
 
-    def get_classifier(self) -> nn.Module:
-        """The layer that gives the logits."""
-        return self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new last layer for `num_classes`."""
-        self.num_classes, self.fc = num_classes, classifier(128, num_classes)
-
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """`(N, 256, height // 16, width // 16)`."""
         return self.stages(x)
@@ -72,15 +64,12 @@ class CustomCNN(nn.Module):
         x = self.pre_logits(x)
         return x if pre_logits else self.fc(x)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.forward_head(self.forward_features(x))
-
     def group_matcher(self, coarse: bool = False) -> dict:
         """Which parameters are how deep, for learning rates that fall layer by layer."""
         return {"stem": r"^stages\.0", "blocks": [(r"^stages\.(\d+)", None), (r"^pre_logits", (99,))]}
 
 
-class ROCTNet(nn.Module):
+class ROCTNet(OwnNetwork):
     """ROCT-Net: the features of Xception and EfficientNet-B0 joined, pooled by learned weights, read by capsules.
 
     Rahimzadeh and Mohammadi, "ROCT-Net" (ICCKE 2021, doi 10.1109/ICCKE54056.2021.9721471, arXiv 2203.01883): 3,328
@@ -122,14 +111,6 @@ class ROCTNet(nn.Module):
         self.head_drop = nn.Dropout(drop_rate)
         self.fc = classifier(160, num_classes)
 
-    def get_classifier(self) -> nn.Module:
-        """The layer that gives the logits."""
-        return self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new last layer for `num_classes`."""
-        self.num_classes, self.fc = num_classes, classifier(160, num_classes)
-
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """`(N, 3328, height / 32, width / 32)`, the latter rounded up."""
         return self.joined(self.xception(x), self.efficientnet(x))
@@ -138,9 +119,6 @@ class ROCTNet(nn.Module):
         """Logits, or the capsules' 160 numbers, of what `forward_features` gave."""
         x = self.head_drop(self.capsules(self.pool(x)[..., None]).flatten(1))
         return x if pre_logits else self.fc(x)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.forward_head(self.forward_features(x))
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """Which parameters are how deep, for learning rates that fall layer by layer."""

@@ -18,7 +18,22 @@ HALF = (0.5, 0.5, 0.5)  # mean and standard deviation of the whole's input
 PARTS = ("backbones", "neighbours", "members")  # arguments that say what a network is made of
 
 
-class JoinedNet(nn.Module):
+class OwnNetwork(nn.Module):
+    """What timm asks of a network that ends in one layer `fc`, which is given `head_hidden_size` numbers."""
+
+    def get_classifier(self) -> nn.Module:
+        """The layer that gives the logits."""
+        return self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new last layer for `num_classes`."""
+        self.num_classes, self.fc = num_classes, classifier(self.head_hidden_size, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+class JoinedNet(OwnNetwork):
     """The feature maps of several backbones joined and pooled, then one linear layer, or the nearest neighbours.
 
     Args:
@@ -61,14 +76,6 @@ class JoinedNet(nn.Module):
         self.head_hidden_size = neighbours["classes"] if neighbours else self.num_features
         self.fc = classifier(self.head_hidden_size, num_classes)
 
-    def get_classifier(self) -> nn.Module:
-        """The layer that gives the logits."""
-        return self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new last layer for `num_classes`."""
-        self.num_classes, self.fc = num_classes, classifier(self.head_hidden_size, num_classes)
-
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """`(N, num_features, h, w)`: smaller maps are brought to the largest's size."""
         maps = [backbone(own(x)) for own, backbone in zip(self.inputs, self.backbones, strict=True)]
@@ -82,9 +89,6 @@ class JoinedNet(nn.Module):
         if self.neighbours is not None:
             x = self.neighbours(x)
         return x if pre_logits else self.fc(x)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.forward_head(self.forward_features(x))
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """Which parameters are how deep, for learning rates that fall layer by layer."""
@@ -125,7 +129,7 @@ class NearestNeighbours(nn.Module):
         return ((self.k * votes + 0.5) / (self.k + 0.5 * self.labels.shape[1])).log()
 
 
-class Ensemble(nn.Module):
+class Ensemble(OwnNetwork):
     """Whole classifiers, whose probabilities are averaged: Lakshminarayanan et al., "Simple and scalable predictive
     uncertainty estimation using deep ensembles" (NeurIPS 2017).
 
@@ -171,14 +175,6 @@ class Ensemble(nn.Module):
         self.num_classes, self.head_hidden_size = num_classes, members[0]["num_classes"]
         self.fc = classifier(self.head_hidden_size, num_classes)
 
-    def get_classifier(self) -> nn.Module:
-        """The layer that gives the logits."""
-        return self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new last layer for `num_classes`."""
-        self.num_classes, self.fc = num_classes, classifier(self.head_hidden_size, num_classes)
-
     def forward_features(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """The members' maps joined, `(N, num_features, h, w)`; one by one where they differ in size or are no maps."""
         found = [member.forward_features(own(x)) for own, member in zip(self.inputs, self.members, strict=True)]
@@ -194,9 +190,6 @@ class Ensemble(nn.Module):
         each = torch.stack([answer.log_softmax(-1) for answer in answers])
         x = each.logsumexp(0) - math.log(len(answers))
         return x if pre_logits else self.fc(x)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.forward_head(self.forward_features(x))
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """Which parameters are how deep, for learning rates that fall layer by layer."""

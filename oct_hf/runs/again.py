@@ -15,7 +15,7 @@ import numpy as np
 from oct_hf.data.corrections import NAME as CORRECTIONS
 from oct_hf.data.leakage import LINKS_FILE, Links, differences, search
 from oct_hf.data.sources import file_sha256
-from oct_hf.data.splits import UNUSED, read_split_table
+from oct_hf.data.splits import HELD_OUT, UNUSED, read_split_table
 from oct_hf.errors import DataError, ModelError, OCTError
 from oct_hf.evaluation.intervals import intervals
 from oct_hf.evaluation.predictions import Predictions
@@ -79,7 +79,7 @@ def _labelled(folder: Path, data: str | Path | None, cache_dir: str | None) -> L
     split = read_split_table(folder / "split.csv")
     known = dict(zip(split["content_hash"], split["side"], strict=True))
     sides = np.array([known.get(value, UNUSED) for value in hashes])
-    if not np.isin(sides, ("validation", "test")).any():
+    if not np.isin(sides, HELD_OUT).any():
         raise DataError(f"{data or 'the phantoms'}: none of the {len(hashes)} images is one that was predicted")
     patients = public_ids(dataset["patient_id"][:], recipe.data)
     return LabelledSet(dataset, hashes, labels, names, patients, sides)

@@ -11,6 +11,7 @@ import numpy as np
 from safetensors.torch import load_file
 
 from oct_hf.data.sources import file_sha256
+from oct_hf.data.splits import HELD_OUT
 from oct_hf.errors import DataError, RecipeError
 from oct_hf.model.denoised import DENOISED
 from oct_hf.model.modeling_oct import OCTForImageClassification
@@ -85,7 +86,7 @@ def check_unseen(folder: Path, data: LabelledSet) -> None:
     """Raises DataError where an autoencoder learned on B-scans that this run holds out."""
     kept_autoencoder(folder)
     seen = set((folder / SEEN).read_text(encoding="utf-8").split())
-    held_out = np.isin(data.sides, ("validation", "test"))
+    held_out = np.isin(data.sides, HELD_OUT)
     if shared := sum(value in seen for value, out in zip(data.hashes, held_out, strict=True) if out):
         raise DataError(
             f"model.denoise: {folder} learned on {shared} of the B-scans that this split holds out; take its run's "

@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from oct_hf.data.sources import file_sha256
-from oct_hf.data.splits import learned_from
+from oct_hf.data.splits import HELD_OUT, learned_from
 from oct_hf.errors import DataError, ModelError, RunError
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.hub.card import model_licence, most_demanding
@@ -25,8 +25,6 @@ from oct_hf.runs.labelled import LabelledSet
 from oct_hf.training.callbacks import SNAPSHOTS
 from oct_hf.training.recipe import Recipe
 from oct_hf.training.recipe_file import change_recipe, load_recipe, make_recipe
-
-SIDES = ("validation", "test")  # what no member may have learned from
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,7 @@ def build_ensemble(recipe: Recipe, data: LabelledSet) -> tuple[OCTForImageClassi
 
 def check_held_out(member: Member, data: LabelledSet, title: str) -> None:
     """Raises DataError where a member learned from a B-scan, or a patient of the same set, that is held out here."""
-    held = np.flatnonzero(np.isin(data.sides, SIDES))
+    held = np.flatnonzero(np.isin(data.sides, HELD_OUT))
     scans = sum(data.hashes[row] in member.learned for row in held)
     patients = 0
     if member.run["data"]["title"] == title:  # elsewhere the same id may be another patient

@@ -141,7 +141,7 @@ def _open(out: Path, recipe: Recipe, data: LabelledSet, asked: dict) -> dict:
         raise RunError(f"{out} holds something else; choose another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
     facts = mine | {"status": "training", "training": None}
-    write_split(out / SPLIT, data.hashes, data.patients, data.labels, data.sides.tolist())
+    write_split(out / SPLIT, **data.split())
     write_json(out / FACTS, facts)
     return facts
 

@@ -13,6 +13,7 @@ from oct_hf.data.oct import prepare
 from oct_hf.data.pixels import multi_hot
 from oct_hf.data.quality import left_out
 from oct_hf.data.splits import (
+    HELD_OUT,
     UNUSED,
     check_disjoint,
     choose_labelled,
@@ -61,6 +62,11 @@ class LabelledSet:
     def outputs(self) -> list[str]:
         """What a model of these B-scans answers: the classes, or the signs."""
         return self.names if self.signs is None else list(self.sign_names)
+
+    def split(self) -> dict:
+        """What `write_split` writes of them."""
+        columns = {"hashes": self.hashes, "patients": self.patients, "labels": self.labels}
+        return columns | {"sides": self.sides.tolist()}
 
 
 def one_label_only(data: DataRecipe, verb: str) -> None:
@@ -202,7 +208,7 @@ def training_rows(data: LabelledSet, split: SplitRecipe) -> tuple[np.ndarray, np
 
 def predict_sides(predictor: Predictor, data: LabelledSet) -> Predictions:
     """Predicts the validation and test sides from their files' bytes, as a user of the published model would."""
-    rows = np.flatnonzero(np.isin(data.sides, ("validation", "test")))
+    rows = np.flatnonzero(np.isin(data.sides, HELD_OUT))
     encoded = Encoded(data.dataset)
     work = predictor.predict(encoded[row] for row in rows)
     eyes = np.array(data.dataset["eye"][:], dtype=object)[rows]

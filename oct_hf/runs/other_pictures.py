@@ -11,17 +11,16 @@ from oct_hf.data.leakage import Thumbnails
 from oct_hf.data.pixels import PixelFile, Pixels
 from oct_hf.data.rows import sha256
 from oct_hf.data.sources import open_source
-from oct_hf.data.splits import learned_from
+from oct_hf.data.splits import HELD_OUT, learned_from
 from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import DataError, RecipeError
 from oct_hf.images import Preprocessing, read_image, to_gray
 from oct_hf.parallel import in_order
 from oct_hf.runs.labelled import LabelledSet, training_rows
+from oct_hf.training.arguments import images_a_pass
 from oct_hf.training.recipe import PretrainRecipe, Recipe
-from oct_hf.training.trainer import images_a_pass
 from oct_hf.training.unlabelled import NO_LABEL, Together, others_a_batch, read_unlabelled
 
-HELD_OUT = ("validation", "test")
 PICTURES, SPLIT = "pictures", "split.csv"  # in a folder that `oct-hf generate` wrote
 
 

@@ -179,19 +179,13 @@ def _measure_and_write(recipe, folder, data, model, preprocessing, facts, elsewh
     began = time.monotonic()
     facts["explanations"] = measure_explanations(predictor, data, recipe.evaluation.explain)
     facts["seconds"]["explanations"] = round(time.monotonic() - began, 1)
-    split = {
-        "hashes": data.hashes,
-        "patients": data.patients,
-        "labels": data.labels,
-        "sides": data.sides.tolist(),
-    }
     published = {key: value for key, value in facts.items() if key not in HOME_FACTS}
     written = write_repository(
         folder / "model",
         model.to("cpu"),
         preprocessing,
         predictions,
-        split,
+        data.split(),
         published,
         public_recipe(recipe).to_yaml(),
         data.links,

@@ -5,19 +5,16 @@ tell of one label a picture, and what they can't tell of truly isn't published (
 """
 
 import json
-import shutil
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from oct_hf.data.leakage import LINKS_FILE, write_links
-from oct_hf.data.splits import write_split
 from oct_hf.errors import DataError, ModelError
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.evaluation.signs import assess_known_signs, assess_signs, calibrate_signs, make_sign_gate
-from oct_hf.hub.repository import checksums
+from oct_hf.hub.repository import checksums, whole_folder, write_model
 from oct_hf.inference.predictor import Predictor
 from oct_hf.labels import SIGN_OF_LABEL
 from oct_hf.runs.facts import HOME_FACTS, public_recipe
@@ -51,28 +48,11 @@ def measure_and_write_signs(recipe: Recipe, folder: Path, data: LabelledSet, mod
     facts["signs"] = assess_signs(predictions, facts["recipe"]["evaluation"], calibration)
     facts["gate"] = make_sign_gate(predictions, facts["signs"]["thresholds"]).to_dict()
     facts["seconds"]["evaluation"] = round(time.monotonic() - began, 1)
-    _write(folder / "model", recipe, data, model.to("cpu"), preprocessing, predictions, facts)
-
-
-def _write(target: Path, recipe, data: LabelledSet, model, preprocessing, predictions: Predictions, facts: dict):
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        model.save_pretrained(partial)
-        write_json(partial / "preprocessor_config.json", preprocessing.to_dict())
-        predictions.write(partial / PREDICTIONS)
-        write_split(partial / "split.csv", data.hashes, data.patients, data.labels, data.sides.tolist())
-        if data.links is not None:
-            write_links(partial / LINKS_FILE, data.links)
-        (partial / "recipe.yaml").write_text(public_recipe(recipe).to_yaml(), encoding="utf-8")
+    recipe_yaml = public_recipe(recipe).to_yaml()
+    with whole_folder(folder / "model") as partial:
+        write_model(partial, model.to("cpu"), preprocessing, predictions, data.split(), recipe_yaml, data.links)
         facts["files"] = checksums(partial)
         write_json(partial / "run.json", {key: value for key, value in facts.items() if key not in HOME_FACTS})
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
 
 
 def evaluate_signs(folder: Path, data: DataRecipe | None = None, out: str | Path | None = None) -> dict:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -22,6 +21,7 @@ from oct_hf.images import Preprocessing
 from oct_hf.training.batches import normalise, shrink
 from oct_hf.training.distillation import entering_classifier, width
 from oct_hf.training.recipe import AdversarialRecipe
+from oct_hf.training.trainer import save_weights
 from oct_hf.training.unlabelled import MixedTrainer
 
 GENERATOR_FILE = "generator.safetensors"
@@ -187,15 +187,9 @@ class AdversarialTrainer(MixedTrainer):
         self.settings = settings
         width(self.model.timm_model, "adversarial")
         generator = Generator.of(settings, self.preprocessing, self.recipe.seed)
-        self.generator = generator.to(self.args.device)
+        self.companions[GENERATOR_FILE] = self.generator = generator.to(self.args.device)
         self._real: torch.Tensor | None = None  # of the running step: mean features of its real pictures,
         self._statistics: Statistics = {}  # and by what they were normalised
-
-    def train(self, resume_from_checkpoint: str | Path | None = None, **kwargs):
-        """As `OCTTrainer`'s; the generator goes on too."""
-        if resume_from_checkpoint:
-            self.generator.load_state_dict(load_file(Path(resume_from_checkpoint) / GENERATOR_FILE))
-        return super().train(resume_from_checkpoint, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """OCTTrainer's loss + weight * `real_or_generated_loss`; plain while evaluating."""
@@ -242,11 +236,6 @@ class AdversarialTrainer(MixedTrainer):
             self.optimizer.add_param_group(group | {"weight_decay": 0.0, "betas": _BETAS})
         return self.optimizer
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.is_in_train and output_dir:
-            self.save_generator(Path(output_dir) / GENERATOR_FILE)
-
     def save_generator(self, file: Path) -> None:
         """The generator's weights as safetensors; they may hold what training pictures show, so they stay at home."""
-        save_file({key: value.contiguous() for key, value in self.generator.state_dict().items()}, file)
+        save_weights(self.generator, file)

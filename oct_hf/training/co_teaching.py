@@ -7,15 +7,10 @@ that is averaged, measured and kept: the two are alike, and to keep the better o
 choose among twice as many on the validation side.
 """
 
-from pathlib import Path
-
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
 from torch.nn import functional
 
 from oct_hf.errors import RecipeError
-from oct_hf.training.callbacks import steps_an_epoch
 from oct_hf.training.optimisers import parameter_groups
 from oct_hf.training.recipe import CoTeachingRecipe
 from oct_hf.training.thawing import Thawing
@@ -62,17 +57,12 @@ class CoTeachingTrainer(OCTTrainer):
 
     def __init__(self, *args, peer, settings: CoTeachingRecipe, **kwargs):
         super().__init__(*args, **kwargs)
-        if self.model.config.problem_type == "multi_label_classification":
+        if self.several:
             raise RecipeError("co_teaching: networks choose by the loss of one label an image, not of several at once")
         self.settings = settings
         self.peer = peer.to(self.args.device, memory_format=torch.channels_last)
+        self.companions[PEER_FILE] = self.peer
         self.peer_thawing = Thawing(self.peer.timm_model, self.recipe)
-
-    def train(self, resume_from_checkpoint: str | Path | None = None, **kwargs):
-        """As `OCTTrainer`'s; the other network goes on too."""
-        if resume_from_checkpoint:
-            self.peer.load_state_dict(load_file(Path(resume_from_checkpoint) / PEER_FILE))
-        return super().train(resume_from_checkpoint, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The recipe's loss of each network on what the other one chose; plain while evaluating."""
@@ -91,20 +81,9 @@ class CoTeachingTrainer(OCTTrainer):
         loss = loss + self.training_loss(others[by_own], {"labels": labels[by_own]})
         return (loss, outputs) if return_outputs else loss
 
-    @property
-    def epoch(self) -> int:
-        """The epoch of the running step, counted from 0."""
-        return self.state.global_step // steps_an_epoch(self.state)
-
     def training_step(self, model, inputs, num_items_in_batch=None):
-        # The Trainer looks after its own model's gradients alone: the other's are cleared and clipped here.
-        if self._passes[0] != self.state.global_step:
-            self.peer.zero_grad()
         self.peer_thawing.set_epoch(self.epoch)
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.accelerator.sync_gradients:
-            nn.utils.clip_grad_norm_(self.peer.parameters(), self.args.max_grad_norm)
-        return loss
+        return super().training_step(model, inputs, num_items_in_batch)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """`OCTTrainer`'s, with the other network's weights in groups of their own."""
@@ -113,9 +92,3 @@ class CoTeachingTrainer(OCTTrainer):
             for group in parameter_groups(self.peer.timm_model, self.recipe, self.args.learning_rate):
                 self.optimizer.add_param_group(group)
         return self.optimizer
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.is_in_train and output_dir:
-            tensors = {key: value.contiguous() for key, value in self.peer.state_dict().items()}
-            save_file(tensors, Path(output_dir) / PEER_FILE)

@@ -19,9 +19,10 @@ from oct_hf.data.speckle import speckle
 from oct_hf.errors import RecipeError
 from oct_hf.images import Preprocessing
 from oct_hf.model.denoised import Decoder, noise_of
+from oct_hf.training.arguments import SELECTION
 from oct_hf.training.batches import collate
 from oct_hf.training.recipe import TrainRecipe
-from oct_hf.training.trainer import SELECTION, OCTTrainer
+from oct_hf.training.trainer import OCTTrainer
 
 DISPLAY_RANGE = 9.0  # nepers of intensity between black and white, 39 dB, as on the phantoms' display
 EPSILON = 1e-3  # of Charbonnier's loss, in units of the display range

@@ -22,10 +22,11 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArg
 
 from oct_hf.data.pixels import Pixels
 from oct_hf.errors import ModelError, OCTError, TrainingError
+from oct_hf.training.arguments import bf16_is_faster
 from oct_hf.training.averages import MovingAverage
 from oct_hf.training.batches import EpochSampler, collate
 from oct_hf.training.recipe import Count, NotNegative, Positive, Share
-from oct_hf.training.trainer import EMA_FILE, bf16_is_faster
+from oct_hf.training.trainer import EMA_FILE
 
 SCHEDULER = "scheduler"
 _LEVELS = 4  # of the UNet, each of half the size of the one before

@@ -7,11 +7,9 @@ maps features to features belongs to the Trainer: no checkpoint that is loaded a
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
@@ -178,12 +176,7 @@ class DistillingTrainer(MixedTrainer):
         self.teacher, self.settings = teacher, settings
         teacher.model.to(self.args.device)
         self.projection = _projection(self.model.timm_model, teacher.features, self.recipe.seed).to(self.args.device)
-
-    def train(self, resume_from_checkpoint: str | Path | None = None, **kwargs):
-        """As `OCTTrainer`'s; the projection goes on too."""
-        if resume_from_checkpoint:
-            self.projection.load_state_dict(load_file(Path(resume_from_checkpoint) / PROJECTION_FILE))
-        return super().train(resume_from_checkpoint, **kwargs)
+        self.companions[PROJECTION_FILE] = self.projection
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """labels * OCTTrainer's loss + logits * `logit_loss` + features * `feature_loss`; plain while evaluating."""
@@ -201,16 +194,6 @@ class DistillingTrainer(MixedTrainer):
         )
         return (loss, outputs) if return_outputs else loss
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        # The Trainer looks after the model's gradients alone: those of the projection are cleared and
-        # clipped here.
-        if self._passes[0] != self.state.global_step:
-            self.projection.zero_grad()
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.accelerator.sync_gradients:
-            nn.utils.clip_grad_norm_(self.projection.parameters(), self.args.max_grad_norm)
-        return loss
-
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """`OCTTrainer`'s, with the projection as one group more."""
         if self.optimizer is None:
@@ -220,12 +203,6 @@ class DistillingTrainer(MixedTrainer):
                 {"params": list(self.projection.parameters()), "lr": rate, "weight_decay": decay}
             )
         return self.optimizer
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.is_in_train and output_dir:
-            tensors = {key: value.contiguous() for key, value in self.projection.state_dict().items()}
-            save_file(tensors, Path(output_dir) / PROJECTION_FILE)
 
 
 def _projection(network: nn.Module, features: int, seed: int) -> nn.Linear:

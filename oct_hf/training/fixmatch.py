@@ -81,7 +81,7 @@ class FixMatchTrainer(MixedTrainer):
     def __init__(self, *args, settings: SemiRecipe, others: Sequence[Pixels], strong: Augmentation, **kwargs):
         views, ratio = [TwoViews(part, strong) for part in others], settings.ratio
         super().__init__(*args, others=views, share=ratio / (1 + ratio), setting=f"semi.ratio: {ratio}", **kwargs)
-        if self.model.config.problem_type == "multi_label_classification":
+        if self.several:
             raise RecipeError("semi: FixMatch learns one label an image, not several at once")
         self.settings = settings
         self._passed: list[torch.Tensor] = []

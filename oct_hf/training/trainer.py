@@ -7,7 +7,6 @@ finds the recipe's own loss in `training_loss`.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,6 @@ from transformers import (
     ProgressCallback,
     Trainer,
     TrainerState,
-    TrainingArguments,
 )
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -32,6 +30,7 @@ from oct_hf.data.pixels import Pixels
 from oct_hf.errors import RecipeError
 from oct_hf.images import Preprocessing
 from oct_hf.training import processes
+from oct_hf.training.arguments import SELECTION, training_arguments
 from oct_hf.training.averages import make_average, measure_statistics
 from oct_hf.training.batches import EpochSampler, collate, make_mixing, normalise, shrink, training_size
 from oct_hf.training.callbacks import selection, steps_an_epoch
@@ -47,7 +46,6 @@ EMA_FILE = "ema.safetensors"  # the averaged weights
 LOSS_FILE = "loss.safetensors"  # what the loss remembers of each image
 RATE_FILE = "learning_rate.json"  # what the range test found
 STATISTICS = 50  # batches for batch norm's statistics, as many as schedulefree's authors take
-SELECTION = "selection"  # what the best checkpoint is chosen by
 
 
 class OCTTrainer(Trainer):
@@ -69,6 +67,8 @@ class OCTTrainer(Trainer):
         thawing: which part of the network trains.
         range_test: what `learning_rate: find` found, or None.
         batch: the batch of the running step, as it came from the workers.
+        companions: by file in a checkpoint, modules that learn beside the model and are no part of it. The Trainer sees
+            to its own model alone: here they are kept and taken up, and their gradients cleared and clipped.
 
     Raises:
         RecipeError: class weights for labels that the model doesn't have, or settings that don't go together.
@@ -95,6 +95,7 @@ class OCTTrainer(Trainer):
         self.several = model.config.several
         self.loss = make_loss(recipe, train.labels, names, self.several)
         self.range_test, self.batch = None, None
+        self.companions: dict[str, torch.nn.Module] = {}
         self._mixing = make_mixing(recipe, len(names))
         self._metrics = metrics
         self.thawing = Thawing(model.timm_model, recipe)
@@ -133,6 +134,8 @@ class OCTTrainer(Trainer):
                 self.ema.resume(TrainerState.load_from_json(str(checkpoint / "trainer_state.json")))
             if self.loss.state_dict():
                 self.loss.load_state_dict(load_file(checkpoint / LOSS_FILE))
+            for file, companion in self.companions.items():
+                companion.load_state_dict(load_file(checkpoint / file))
         try:
             return super().train(resume_from_checkpoint=str(resume_from_checkpoint or "") or None, **kwargs)
         except (MemoryError, RuntimeError) as error:
@@ -199,15 +202,27 @@ class OCTTrainer(Trainer):
     # --- loss ---
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        self.thawing.set_epoch(self.state.global_step // steps_an_epoch(self.state))
+        self.thawing.set_epoch(self.epoch)
         self.batch = inputs
         step, done = self.state.global_step, self._passes[1] + 1
-        self._passes = (step, done if self._passes[0] == step else 0)
+        if self._passes[0] != step:
+            done = 0
+            for companion in self.companions.values():
+                companion.zero_grad()
+        self._passes = (step, done)
         self.seed_step(step, self._passes[1] * self.args.world_size + self.args.process_index)
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise self._no_number(inputs)
+        if self.accelerator.sync_gradients:
+            for companion in self.companions.values():
+                torch.nn.utils.clip_grad_norm_(companion.parameters(), self.args.max_grad_norm)
         return loss
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the running step, counted from 0."""
+        return self.state.global_step // steps_an_epoch(self.state)
 
     def seed_step(self, step: int, part: int = 0) -> None:
         """Seeds dropout and mixing by the step and the part of its batch alone.
@@ -325,11 +340,11 @@ class OCTTrainer(Trainer):
         if not self.is_in_train or not output_dir or not self.args.should_save:
             return
         if self.ema is not None:
-            kept = self.ema.module if self.ema.started else self.model
-            tensors = {key: value.contiguous() for key, value in kept.state_dict().items()}
-            save_file(tensors, Path(output_dir) / EMA_FILE)
+            save_weights(self.ema.module if self.ema.started else self.model, Path(output_dir) / EMA_FILE)
         if remembered := self.loss.state_dict():
             save_file(remembered, Path(output_dir) / LOSS_FILE)
+        for file, companion in self.companions.items():
+            save_weights(companion, Path(output_dir) / file)
 
     def _load_best_model(self) -> None:
         # By step and not by the stored path, which is wrong once the run's folder has been moved.
@@ -341,6 +356,11 @@ class OCTTrainer(Trainer):
             self.model.load_state_dict(load_file(best / EMA_FILE))
 
 
+def save_weights(module: torch.nn.Module, file: Path) -> None:
+    """A module's weights and buffers as safetensors."""
+    save_file({key: value.contiguous() for key, value in module.state_dict().items()}, file)
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     """float64 probabilities `(n, classes)` of logits of that shape."""
     return torch.from_numpy(np.asarray(logits)).double().softmax(-1).numpy()
@@ -349,69 +369,6 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def sigmoid(logits: np.ndarray) -> np.ndarray:
     """float64 probabilities `(n, classes)`, each label's on its own, of logits of that shape."""
     return torch.from_numpy(np.asarray(logits)).double().sigmoid().numpy()
-
-
-def bf16_is_faster() -> bool:
-    """Whether this machine trains faster in bf16. By its kind and not by a timing, so that a run repeats exactly."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    if torch.backends.mps.is_available():
-        return False
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def training_arguments(recipe: TrainRecipe, output_dir: str | Path) -> TrainingArguments:
-    """The Trainer's own settings, out of the recipe."""
-    on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    # Beside a network that has all cores, a worker process costs far more than the half millisecond an image takes.
-    images, passes = images_a_pass(recipe)
-    workers = recipe.workers if recipe.workers != "auto" else 0 if on_cpu else min(8, os.cpu_count() or 1)
-    return TrainingArguments(
-        output_dir=str(output_dir),
-        num_train_epochs=recipe.epochs,
-        per_device_train_batch_size=images,
-        gradient_accumulation_steps=passes,
-        per_device_eval_batch_size=recipe.batch_size,
-        learning_rate=1.0 if recipe.learning_rate == "find" else recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
-        bf16=bf16_is_faster() if recipe.bf16 == "auto" else recipe.bf16,
-        use_cpu=on_cpu,
-        ddp_backend="gloo" if on_cpu and processes.count() > 1 else None,
-        ddp_find_unused_parameters=recipe.freeze_epochs > 0,
-        seed=recipe.seed,
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        logging_strategy="epoch",
-        save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model=SELECTION,
-        greater_is_better=True,
-        restore_callback_states_from_checkpoint=True,
-        dataloader_num_workers=workers,
-        dataloader_persistent_workers=workers > 0,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        remove_unused_columns=False,
-        label_names=["labels"],
-        disable_tqdm=True,
-        report_to="none",
-    )
-
-
-def images_a_pass(recipe: TrainRecipe) -> tuple[int, int]:
-    """How many images one pass through the network takes, and how many passes a process makes for a step.
-
-    Raises:
-        RecipeError: the images of a step can't be divided so.
-    """
-    together = processes.count()
-    passes = -(-max(recipe.accumulate, together) // together)
-    if recipe.batch_size % (passes * together):
-        raise RecipeError(
-            f"train.batch_size: the {recipe.batch_size} images of a step can't be divided into {passes * together} "
-            f"equal passes (train.accumulate={recipe.accumulate}, processes: {together})"
-        )
-    return recipe.batch_size // (passes * together), passes
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:

@@ -18,7 +18,8 @@ from oct_hf.data.sources import open_source
 from oct_hf.errors import DataError, RecipeError
 from oct_hf.images import Preprocessing, read_image, to_gray
 from oct_hf.parallel import in_order
-from oct_hf.training.trainer import OCTTrainer, images_a_pass
+from oct_hf.training.arguments import images_a_pass
+from oct_hf.training.trainer import OCTTrainer
 
 NO_LABEL = -100  # what cross-entropy leaves out
 

@@ -18,8 +18,9 @@ def benchmark_training(scratch: Path, image_size: int = 224, batch_size: int = 3
     from oct_hf.data.transforms import Augmentation
     from oct_hf.evaluation.oct_metrics import measure
     from oct_hf.runs.run import quiet_libraries
+    from oct_hf.training.arguments import bf16_is_faster
+    from oct_hf.training.batches import normalise
     from oct_hf.training.recipe import TrainRecipe
-    from oct_hf.training.trainer import bf16_is_faster, normalise
 
     class Clock(TrainerCallback):
         """Seconds inside steps, and between them within an epoch; the first step warms up and isn't counted."""

@@ -1,15 +1,17 @@
 import math
+from functools import partial
 
 import numpy as np
 import pytest
+import small
 import torch
 from safetensors.torch import load_file
+from small import NAMES, assert_same, pixels, stopped_and_resumed
 
 from oct_hf import OCTForImageClassification, Preprocessing
 from oct_hf.data.pixels import Pixels
 from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import RecipeError
-from oct_hf.evaluation.oct_metrics import measure
 from oct_hf.training.adversarial import (
     GENERATOR_FILE,
     AdversarialTrainer,
@@ -20,10 +22,9 @@ from oct_hf.training.adversarial import (
     recording_statistics,
 )
 from oct_hf.training.distillation import NO_LABEL
-from oct_hf.training.recipe import AdversarialRecipe, TrainRecipe
+from oct_hf.training.recipe import AdversarialRecipe
 from oct_hf.training.recipe_file import load_recipe
 from oct_hf.training.trainer import last_checkpoint
-from tests.training.small import NAMES, StopAtStep, pixels
 
 SMALL = Preprocessing(64, 64)
 
@@ -34,20 +35,8 @@ def unlabelled(count: int = 20) -> Pixels:
 
 
 def trainer(folder, callbacks=(), others=(), section=None, **settings) -> AdversarialTrainer:
-    torch.manual_seed(0)
-    settings = {"epochs": 3, "batch_size": 8, "workers": 0, "bf16": False, "learning_rate": 3e-3, **settings}
-    return AdversarialTrainer(
-        OCTForImageClassification.from_timm("test_efficientnet", NAMES, image_size=64, drop_rate=0.2),
-        TrainRecipe(**settings),
-        SMALL,
-        pixels(),
-        pixels(16, seed=9),
-        folder,
-        lambda probabilities, labels: measure(probabilities, labels, NAMES),
-        callbacks,
-        settings=section or AdversarialRecipe(latent=16, width=2),
-        others=others,
-    )
+    more = {"settings": section or AdversarialRecipe(latent=16, width=2), "others": others}
+    return small.trainer(folder, callbacks, AdversarialTrainer, more, **settings)
 
 
 def batch_of(run: AdversarialTrainer, labels: list[int]) -> dict:
@@ -181,17 +170,9 @@ def test_a_checkpoint_loads_as_any_other_and_the_generator_lies_beside(tmp_path)
 @pytest.mark.parametrize("count", [0, 20])
 def test_a_resumed_training_ends_with_the_same_weights_of_both_networks(tmp_path, count):
     settings = {"ema": 0.9, "others": [unlabelled(count)] if count else []}
-    whole = trainer(tmp_path / "whole", **settings)
-    whole.train()
-    trainer(tmp_path / "cut", [StopAtStep(5)], **settings).train()
-    checkpoint = last_checkpoint(tmp_path / "cut")
-    assert checkpoint.name == "checkpoint-5"
-    torch.manual_seed(77)  # whatever was drawn before
-    again = trainer(tmp_path / "cut", **settings)
-    again.train(resume_from_checkpoint=checkpoint)
-    for one, other in ((whole.model, again.model), (whole.generator, again.generator)):
-        for (name, value), repeated in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
-            assert torch.equal(value, repeated), name
+    whole, again = stopped_and_resumed(partial(trainer, **settings), tmp_path, 5)
+    assert_same(whole.model, again.model)
+    assert_same(whole.generator, again.generator)
 
 
 # --- the generator ---------------------------------------------------------------------------------------------------

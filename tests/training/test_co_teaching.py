@@ -1,12 +1,12 @@
-import numpy as np
+from functools import partial
+
 import pytest
 import torch
-from small import StopAtStep, network, pixels, trainer
+from small import assert_same, gradients_of_two_steps, network, pixels, stopped_and_resumed, trainer
 from torch.nn.functional import cross_entropy
 
 from oct_hf.training.co_teaching import CoTeachingTrainer, kept_share, small_losses
 from oct_hf.training.recipe import CoTeachingRecipe
-from oct_hf.training.trainer import last_checkpoint
 
 
 def co_teaching(folder, callbacks=(), forget_rate=0.25, gradual=1, **settings) -> CoTeachingTrainer:
@@ -78,14 +78,7 @@ def test_a_peer_that_leaves_nothing_out_changes_nothing(tmp_path):
 def test_gradients_of_the_peer_are_those_of_the_last_batch_alone_and_clipped(tmp_path):
     run = co_teaching(tmp_path, max_grad_norm=0.01)
     run.train()
-    run.model.timm_model.drop_rate = run.peer.timm_model.drop_rate = 0.0
-    items = [run.train_dataset[i] for i in range(8)]
-    batch = {key: torch.from_numpy(np.stack([item[key] for item in items])) for key in ("pixel_values", "labels")}
-    gradients = []
-    for _ in range(2):
-        run.state.global_step += 1  # else it would be one more pass of the same step
-        run.training_step(run.model, dict(batch))
-        gradients.append(run.peer.timm_model.get_classifier().weight.grad.clone())
+    gradients = gradients_of_two_steps(run, run.peer, run.peer.timm_model.get_classifier().weight)
     assert torch.allclose(*gradients, atol=1e-6)
     norm = torch.nn.utils.get_total_norm([p.grad for p in run.peer.parameters()])
     assert norm.item() == pytest.approx(0.01, rel=1e-3)
@@ -105,14 +98,6 @@ def test_the_peer_is_frozen_and_thawed_as_the_model_is(tmp_path):
     [{"ema": 0.9}, {"accumulate": 2, "freeze_epochs": 1, "layer_decay": 0.8}, {"optimizer": "schedule_free"}],
 )
 def test_a_resumed_co_teaching_ends_with_the_same_weights(tmp_path, settings):
-    whole = co_teaching(tmp_path / "whole", **settings)
-    whole.train()
-    co_teaching(tmp_path / "cut", [StopAtStep(7)], **settings).train()  # in the middle of the third epoch
-    checkpoint = last_checkpoint(tmp_path / "cut")
-    assert checkpoint.name == "checkpoint-7"
-    again = co_teaching(tmp_path / "cut", **settings)
-    torch.manual_seed(77)  # whatever was drawn before
-    again.train(resume_from_checkpoint=checkpoint)
-    for one, other in ((whole.model, again.model), (whole.peer, again.peer)):
-        for (name, value), resumed in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
-            assert torch.equal(value, resumed), name
+    whole, again = stopped_and_resumed(partial(co_teaching, **settings), tmp_path, 7)  # in the middle of epoch 3
+    assert_same(whole.model, again.model)
+    assert_same(whole.peer, again.peer)

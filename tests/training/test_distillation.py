@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from scipy.special import softmax
 from scipy.stats import entropy
+from small import assert_same, gradients_of_two_steps, stopped_and_resumed
 
 from oct_hf import OCTForImageClassification, Preprocessing
 from oct_hf.data.phantom import draw
@@ -13,7 +15,6 @@ from oct_hf.data.pixels import Pixels
 from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import RecipeError
 from oct_hf.evaluation.oct_metrics import measure
-from oct_hf.training.callbacks import StopOnSignal
 from oct_hf.training.distillation import (
     DistillingTrainer,
     Teacher,
@@ -172,36 +173,16 @@ def test_the_teacher_stays_as_it_was_and_the_projection_learns_apart_from_the_mo
 def test_gradients_of_the_projection_are_those_of_the_last_batch_alone(tmp_path):
     run = trainer(tmp_path, max_grad_norm=1e9)
     run.train()
-    run.model.timm_model.drop_rate = 0.0
-    items = [run.train_dataset[i] for i in range(8)]
-    batch = {key: torch.from_numpy(np.stack([item[key] for item in items])) for key in ("pixel_values", "labels")}
-    gradients = []
-    for _ in range(2):
-        run.state.global_step += 1  # else it would be one more pass of the same step
-        run.training_step(run.model, dict(batch))
-        gradients.append(run.projection.weight.grad.clone())
+    gradients = gradients_of_two_steps(run, run.projection, run.projection.weight)
     assert torch.allclose(*gradients, atol=1e-6)
 
 
 @pytest.mark.parametrize("phantoms", [0, 20])
 def test_a_resumed_distillation_ends_with_the_same_weights(tmp_path, phantoms):
-    class StopAtStep(StopOnSignal):
-        def on_step_end(self, args, state, control, **kwargs):
-            self.stopped = 2 if state.global_step == 7 else None  # in the middle of an epoch
-            super().on_step_end(args, state, control, **kwargs)
-
     others = [draw_phantoms(phantoms, SMALL, augmentation=Augmentation("light", 1))] if phantoms else []
     settings = {"ema": 0.9, "others": others}
-    whole = trainer(tmp_path / "whole", **settings)
-    whole.train()
-    trainer(tmp_path / "cut", [StopAtStep()], **settings).train()
-    checkpoint = last_checkpoint(tmp_path / "cut")
-    assert checkpoint.name == "checkpoint-7"
-    torch.manual_seed(77)  # whatever was drawn before
-    again = trainer(tmp_path / "cut", **settings)
-    again.train(resume_from_checkpoint=checkpoint)
-    for (name, one), other in zip(whole.model.state_dict().items(), again.model.state_dict().values(), strict=True):
-        assert torch.equal(one, other), name
+    whole, again = stopped_and_resumed(partial(trainer, **settings), tmp_path, 7)  # in the middle of an epoch
+    assert_same(whole.model, again.model)
     assert torch.equal(whole.projection.weight, again.projection.weight)
 
 

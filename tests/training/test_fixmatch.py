@@ -1,9 +1,10 @@
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from small import StopAtStep, pixels, trainer
+from small import assert_same, pixels, stopped_and_resumed, trainer
 from torch.nn.functional import cross_entropy
 
 from oct_hf.data.pixels import Pixels
@@ -12,7 +13,6 @@ from oct_hf.errors import RecipeError
 from oct_hf.training.batches import collate
 from oct_hf.training.fixmatch import FixMatchTrainer, TwoViews, consistency_loss
 from oct_hf.training.recipe import SemiRecipe
-from oct_hf.training.trainer import last_checkpoint
 from oct_hf.training.unlabelled import NO_LABEL
 
 STRONG = Augmentation(["flip", {"name": "contrast", "p": 1.0, "contrast": 0.4}, "erase"], 1)
@@ -121,17 +121,9 @@ def test_a_step_in_several_passes_sees_the_same_pictures(tmp_path):
 
 @pytest.mark.parametrize("settings", [{"ema": 0.9}, {"loss": "elr", "accumulate": 2, "start_size": 32}])
 def test_a_resumed_fixmatch_ends_with_the_same_weights(tmp_path, settings):
-    whole = fixmatch(tmp_path / "whole", **settings)
-    whole.train()
-    fixmatch(tmp_path / "cut", [StopAtStep(17)], **settings).train()  # in the middle of the second epoch
-    checkpoint = last_checkpoint(tmp_path / "cut")
-    assert checkpoint.name == "checkpoint-17"
-    again = fixmatch(tmp_path / "cut", **settings)
-    torch.manual_seed(77)  # whatever was drawn before
-    again.train(resume_from_checkpoint=checkpoint)
+    whole, again = stopped_and_resumed(partial(fixmatch, **settings), tmp_path, 17)  # in the middle of epoch 2
     assert whole.state.global_step == again.state.global_step == 36
-    for (name, one), other in zip(whole.model.state_dict().items(), again.model.state_dict().values(), strict=True):
-        assert torch.equal(one, other), name
+    assert_same(whole.model, again.model)
 
 
 def test_a_batch_without_room_for_both_kinds_is_refused(tmp_path):

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from oct_hf import OCTForImageClassification, Preprocessing
 from oct_hf.errors import RecipeError
 from oct_hf.evaluation.oct_metrics import measure
+from oct_hf.training.arguments import images_a_pass
 from oct_hf.training.recipe import TrainRecipe
-from oct_hf.training.trainer import OCTTrainer, images_a_pass, last_checkpoint
+from oct_hf.training.trainer import OCTTrainer, last_checkpoint
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
