@@ -28,7 +28,7 @@ from oct_hf.runs.facts import hardware, public_recipe
 from oct_hf.runs.folder import differing, write_json, written_beside
 from oct_hf.runs.folds import fold_recipes
 from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data
-from oct_hf.runs.run import finetune
+from oct_hf.runs.run import train_and_predict
 from oct_hf.runs.training import Stopped
 from oct_hf.training.recipe import Recipe
 from oct_hf.training.recipe_file import change_recipe, load_recipe
@@ -92,15 +92,16 @@ def answers(recipe: Recipe, place: Path) -> tuple[Predictions, dict]:
 
     Raises:
         RunError: another recipe was trained there.
-        OCTError, Stopped: as `finetune`.
+        OCTError, Stopped: as `train_and_predict`.
     """
     predictions, told = place.with_suffix(".parquet"), place.with_suffix(".json")
     if not told.exists():
-        run = finetune(recipe, place)
+        found, facts = train_and_predict(recipe, place)
+        test = found.of("test")
         with written_beside(predictions) as beside:
-            Predictions.read(place / "model" / "predictions.parquet").of("test").write(beside)
-        kept = {key: run[key] for key in ("recipe_given", "training", "seconds", "semi") if key in run}
-        write_json(told, kept | {"balanced_accuracy": run["results"]["test"]["balanced_accuracy"]})
+            test.write(beside)
+        kept = {key: facts[key] for key in ("recipe_given", "training", "semi") if key in facts}
+        write_json(told, kept | {"balanced_accuracy": test.measure()["balanced_accuracy"]})
         shutil.rmtree(place)
     known = json.loads(told.read_text(encoding="utf-8"))
     moved = {"data.path", "data.corrections", "split.path"}
@@ -110,7 +111,7 @@ def answers(recipe: Recipe, place: Path) -> tuple[Predictions, dict]:
     return Predictions.read(predictions), known
 
 
-def measure(
+def compare_methods(
     recipe: Recipe,
     out: Path,
     folds: int,
@@ -226,7 +227,7 @@ def main() -> None:
     try:
         recipe = load_recipe(given.recipe or "neh_2018", [*fast, *given.settings, *path])
         recipe = dataclasses.replace(recipe, search={}, push_to_hub=False)
-        result = measure(recipe, given.out, given.folds, given.seeds, given.wrong, given.few, given.methods)
+        result = compare_methods(recipe, given.out, given.folds, given.seeds, given.wrong, given.few, given.methods)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)

@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from oct_hf.evaluation.predictions import Predictions
 from oct_hf.hub.repository import write_repository
 from oct_hf.images import Preprocessing
 from oct_hf.inference.predictor import Predictor, quiet_transformers
+from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.runs.autoencoder import check_unseen
 from oct_hf.runs.ensemble import build_ensemble
 from oct_hf.runs.explained import measure_explanations, worst_errors
@@ -68,66 +70,127 @@ def finetune(
     folder = Path(out)
     quiet_libraries()
     with plain_errors(folder):
-        processes.join()
-        if processes.count() > 1 and (alone := [name for name in ALONE if getattr(recipe, name)]):
-            raise RecipeError(f"{' and '.join(alone)}: learns on one process; start it without torchrun")
-        check_free(folder, recipe, overwrite)
+        _check_start(recipe, folder, overwrite)
         hub = _hub(recipe) if processes.is_main() else None
-        # The global generators decide a random network's start.
-        transformers.set_seed(recipe.train.seed)
-        torch.use_deterministic_algorithms(True, warn_only=True)
         started = time.monotonic()
-        with processes.main_first():
-            dataset, skipped = load_data(recipe.data, cache_dir)
-            if len(names := dataset.features["label"].names) < 2:
-                raise DataError(f"data.labels: a classifier needs two classes or more, found {', '.join(names)} alone")
-            data = assign_sides(dataset, recipe)
-            if recipe.model.denoise:
-                check_unseen(Path(recipe.model.denoise).expanduser(), data)
-            if check:
-                check(data)
-            augmentation = Augmentation(recipe.augment, recipe.train.seed)
-            members, elsewhere = None, None
-            if recipe.ensemble:
-                model, members, elsewhere = build_ensemble(recipe, data)
-            else:
-                model = build_model(recipe, data.outputs)
-            if recipe.teacher:
-                check_student(recipe, model)
-            if recipe.semi:
-                check_semi(recipe, len(data.names))
-            if recipe.adversarial:
-                check_adversary(recipe, model)
-            if recipe.head:
-                check_head(model)
-        facts = run_facts(recipe, data, skipped, model)
+        ready = _prepare(recipe, cache_dir, check)
+        facts = run_facts(recipe, ready.data, ready.skipped, ready.model)
         if not processes.from_main(lambda: open_folder(folder, facts, overwrite)):
             _publish(hub, folder)
             return json.loads((folder / "run.json").read_text())
-        if processes.is_main():
-            write_json(folder / "log" / "augmentation.json", augmentation.to_dict())
-        preprocessing = Preprocessing.from_pretrained_cfg(model.config.pretrained_cfg)
         facts["seconds"] = {"data": round(time.monotonic() - started, 1)}
-        if recipe.head:
-            model = fit_head(recipe, folder, data, model, preprocessing, facts)
-        elif recipe.ensemble:
-            facts |= {"ensemble": members, "training": untrained(int((data.sides == "train").sum()), 0.0)}
-        else:
-            on_best = partial(_push_best, hub, recipe, preprocessing) if hub else None
-            trainer = train(recipe, folder, data, model, preprocessing, augmentation, facts, on_best)
-            # Unwrapped: the Trainer's autocast would make the published model's own probabilities unreachable.
-            model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        on_best = partial(_push_best, hub, recipe, ready.preprocessing) if hub else None
+        model = _learn(recipe, folder, ready, facts, on_best)
         if processes.is_main():
             if recipe.data.signs:
-                measure_and_write_signs(recipe, folder, data, model, preprocessing, facts)
+                measure_and_write_signs(recipe, folder, ready.data, model, ready.preprocessing, facts)
             else:
-                _measure_and_write(recipe, folder, data, model, preprocessing, facts, elsewhere)
+                _measure_and_write(recipe, folder, ready.data, model, ready.preprocessing, facts, ready.elsewhere)
             facts["seconds"]["total"] = round(time.monotonic() - started, 1)
             facts["status"] = "done"
             write_json(folder / "run.json", facts)
             _publish(hub, folder)
         processes.wait()
         return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+
+
+def train_and_predict(recipe: Recipe, out: str | Path, cache_dir: str | None = None) -> tuple[Predictions, dict]:
+    """Trains a recipe for its answers alone: neither heat maps nor a repository; a call that was stopped goes on.
+
+    Args:
+        recipe: what to do; one label a picture.
+        out: folder for the checkpoints; what is in it is of no use afterwards.
+        cache_dir: as `finetune` has it.
+
+    Returns:
+        predictions of the held-out sides, calibrated where the recipe says so, and what `run.json` says of the
+        training.
+
+    Raises:
+        OCTError, Stopped: as `finetune`.
+    """
+    folder = Path(out)
+    quiet_libraries()
+    with plain_errors(folder):
+        _check_start(recipe, folder, False)
+        ready = _prepare(recipe, cache_dir)
+        facts = run_facts(recipe, ready.data, ready.skipped, ready.model)
+        open_folder(folder, facts, False)
+        facts["seconds"] = {}
+        model = _learn(recipe, folder, ready, facts).to(memory_format=torch.contiguous_format)
+        predictions = predict_sides(Predictor(model, ready.preprocessing), ready.data)
+        if recipe.evaluation.calibrate:
+            predictions, _ = calibrate(predictions)
+        return predictions, facts
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What a run learns from and with, known to be good."""
+
+    data: LabelledSet
+    skipped: list[dict]
+    model: OCTForImageClassification
+    augmentation: Augmentation
+    members: list[dict] | None = None  # of an ensemble
+    elsewhere: dict | None = None  # what they learned from that isn't in `data`
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing.from_pretrained_cfg(self.model.config.pretrained_cfg)
+
+
+def _check_start(recipe: Recipe, folder: Path, overwrite: bool) -> None:
+    processes.join()
+    if processes.count() > 1 and (alone := [name for name in ALONE if getattr(recipe, name)]):
+        raise RecipeError(f"{' and '.join(alone)}: learns on one process; start it without torchrun")
+    check_free(folder, recipe, overwrite)
+
+
+def _prepare(recipe: Recipe, cache_dir: str | None, check: Callable[[LabelledSet], None] | None = None) -> _Ready:
+    """Data, split and network; raises what a user can mend before anything is written."""
+    # The global generators decide a random network's start.
+    transformers.set_seed(recipe.train.seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    with processes.main_first():
+        dataset, skipped = load_data(recipe.data, cache_dir)
+        if len(names := dataset.features["label"].names) < 2:
+            raise DataError(f"data.labels: a classifier needs two classes or more, found {', '.join(names)} alone")
+        data = assign_sides(dataset, recipe)
+        if recipe.model.denoise:
+            check_unseen(Path(recipe.model.denoise).expanduser(), data)
+        if check:
+            check(data)
+        augmentation = Augmentation(recipe.augment, recipe.train.seed)
+        members, elsewhere = None, None
+        if recipe.ensemble:
+            model, members, elsewhere = build_ensemble(recipe, data)
+        else:
+            model = build_model(recipe, data.outputs)
+        if recipe.teacher:
+            check_student(recipe, model)
+        if recipe.semi:
+            check_semi(recipe, len(data.names))
+        if recipe.adversarial:
+            check_adversary(recipe, model)
+        if recipe.head:
+            check_head(model)
+    return _Ready(data, skipped, model, augmentation, members, elsewhere)
+
+
+def _learn(recipe, folder, ready, facts, on_best=None) -> OCTForImageClassification:
+    """The model that has learned what the recipe says, by training, a head's fit or its members' averages."""
+    if processes.is_main():
+        write_json(folder / "log" / "augmentation.json", ready.augmentation.to_dict())
+    if recipe.head:
+        return fit_head(recipe, folder, ready.data, ready.model, ready.preprocessing, facts)
+    if recipe.ensemble:
+        images = int((ready.data.sides == "train").sum())
+        facts |= {"ensemble": ready.members, "training": untrained(images, 0.0)}
+        return ready.model
+    trainer = train(recipe, folder, ready.data, ready.model, ready.preprocessing, ready.augmentation, facts, on_best)
+    # Unwrapped: the Trainer's autocast would make the published model's own probabilities unreachable.
+    return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
 
 
 def quiet_libraries() -> None:

@@ -19,6 +19,7 @@ from oct_hf.errors import ModelError
 from oct_hf.images import Preprocessing
 from oct_hf.labels import COARSER
 from oct_hf.parallel import in_order
+from oct_hf.training.batches import normalise
 from oct_hf.training.recipe import TeacherRecipe
 from oct_hf.training.unlabelled import NO_LABEL, MixedTrainer
 
@@ -159,6 +160,8 @@ def _number_of(label: str, names: list[str]) -> int:
 class DistillingTrainer(MixedTrainer):
     """`OCTTrainer` whose loss also holds a teacher's features and logits.
 
+    Where the student's pictures grow (`start_size`), the teacher sees them whole from the first step on.
+
     Args:
         teacher: what to learn from.
         settings: the recipe's section `teacher`.
@@ -178,6 +181,15 @@ class DistillingTrainer(MixedTrainer):
         self.projection = _projection(self.model.timm_model, teacher.features, self.recipe.seed).to(self.args.device)
         self.companions[PROJECTION_FILE] = self.projection
 
+    def _prepare_inputs(self, inputs: dict) -> dict:
+        # Pictures grow for what a student's step costs; what the teacher says of small ones is worth less.
+        images = inputs["pixel_values"]
+        inputs = super()._prepare_inputs(inputs)
+        whole = self.preprocessing.height, self.preprocessing.width
+        if self.model.training and images.dtype == torch.uint8 and inputs["pixel_values"].shape[2:] != whole:
+            inputs["whole"] = normalise(images.to(self.args.device), self.preprocessing)
+        return inputs
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """labels * OCTTrainer's loss + logits * `logit_loss` + features * `feature_loss`; plain while evaluating."""
         if not model.training:
@@ -185,7 +197,7 @@ class DistillingTrainer(MixedTrainer):
         with entering_classifier(self.model.timm_model) as seen:
             labelled, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         with self.accelerator.autocast():  # the Trainer sees to that for its own model alone
-            features, logits = self.teacher(inputs["pixel_values"])
+            features, logits = self.teacher(inputs.get("whole", inputs["pixel_values"]))
         weights = self.settings
         loss = (
             weights.labels * labelled

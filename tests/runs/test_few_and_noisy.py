@@ -68,7 +68,7 @@ def test_the_fast_recipe_is_one():
 
 @pytest.mark.slow
 def test_everything_is_trained_once_and_told_in_a_table(quick, tmp_path, monkeypatch):
-    ask = lambda: script.measure(quick, tmp_path, 2, [0], [0.4], [2], ["gce", "fixmatch"])  # noqa: E731
+    ask = lambda: script.compare_methods(quick, tmp_path, 2, [0], [0.4], [2], ["gce", "fixmatch"])  # noqa: E731
     found = ask()
     assert {c: set(m) for c, m in found["won_back"].items()} == {
         "40% wrong": {"cross_entropy", "gce"},
@@ -89,8 +89,8 @@ def test_everything_is_trained_once_and_told_in_a_table(quick, tmp_path, monkeyp
     table = script.markdown(found)
     assert "| 40% wrong | gce | " in table and np.isfinite(found["trainings"][0]["seconds"])
     assert not list(tmp_path.rglob("*.safetensors"))
-    monkeypatch.setattr(script, "finetune", None)  # nothing is trained again
+    monkeypatch.setattr(script, "train_and_predict", None)  # nothing is trained again
     assert ask() == found
     other = dataclasses.replace(quick, train=dataclasses.replace(quick.train, epochs=3))
     with pytest.raises(RunError, match=r"cross_entropy is of another recipe \(it differs in train.epochs\); choose"):
-        script.measure(other, tmp_path, 2, [0], [0.4], [], [])
+        script.compare_methods(other, tmp_path, 2, [0], [0.4], [], [])

@@ -158,6 +158,21 @@ def test_a_student_learns_from_a_teacher_without_one_label(tmp_path):
     assert (answers == seen.labels).mean() > 0.8
 
 
+def test_a_teacher_sees_whole_pictures_while_the_students_grow(tmp_path):
+    run, seen = trainer(tmp_path, epochs=2, start_size=32), {"teacher": [], "student": []}
+    for name, model in (("teacher", run.teacher.model), ("student", run.model)):
+        stem = model.timm_model.conv_stem
+        stem.register_forward_pre_hook(lambda _, given, name=name: seen[name].append((given[0].shape[3], given[0])))
+    batch = {"pixel_values": torch.from_numpy(pixels().images[:4]), "labels": torch.zeros(4, dtype=torch.long)}
+    run.model.train()
+    run.compute_loss(run.model, run._prepare_inputs(dict(batch)))
+    assert [[size for size, _ in sizes] for sizes in (seen["student"], seen["teacher"])] == [[32], [64]]
+    expected = torch.from_numpy(np.stack([SMALL.normalise(picture) for picture in pixels().images[:4]]))
+    assert torch.allclose(seen["teacher"][0][1], expected, atol=1e-6)
+    run.train()
+    assert {size for size, _ in seen["student"]} == {32, 64} and {size for size, _ in seen["teacher"]} == {64}
+
+
 def test_the_teacher_stays_as_it_was_and_the_projection_learns_apart_from_the_model(tmp_path):
     teacher = Teacher(network(5), SMALL, SMALL)
     before = {key: value.clone() for key, value in teacher.model.state_dict().items()}
