@@ -41,6 +41,10 @@ class ModelError(OCTError):
     """Weights, an architecture or a published model are not usable for what was asked."""
 
 
+class WeightsMissing(ModelError):
+    """A base's weights can't be had from here."""
+
+
 class TrainingError(OCTError):
     """A training can't go on: its loss is no number, or its batches don't fit into memory."""
 

@@ -2,8 +2,8 @@
 
 python scripts/benchmark.py [data] [duplicates] [training] [serving] [startup] [push] [evaluation]
     [--data FOLDER] [--run FOLDER] [--out FILE]
-python scripts/benchmark.py systems --recipes MAIN [OTHER …] [--data FOLDER] [--folds K] [--set KEY=VALUE …]
-    [--folder runs/systems] [--out FILE]
+python scripts/benchmark.py systems --recipes MAIN [OTHER …] [--data FOLDER] [--folds K]
+    [--set [NAME:]KEY=VALUE …] [--ensemble NAME …] [--folder runs/systems] [--out FILE]
 
 Pairs run in turn, each preparation in a process of its own; the median ratio counts. Timings depend on the machine and
 on what else it does, so none of them is a test.
@@ -12,6 +12,7 @@ on what else it does, so none of them is a test.
 import argparse
 import json
 import os
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -41,7 +42,8 @@ def arguments() -> argparse.Namespace:
     systems = parser.add_argument_group("systems")
     systems.add_argument("--recipes", nargs="+", help="names or YAML files, the main one first; all that come along")
     systems.add_argument("--folds", type=int, default=1, help="1 for the main recipe's split, more to cross-validate")
-    systems.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="for every recipe")
+    systems.add_argument("--set", nargs="+", default=[], metavar="[NAME:]KEY=VALUE", help="for every recipe, or one")
+    systems.add_argument("--ensemble", nargs="+", default=[], metavar="NAME", help="systems to average as one more")
     systems.add_argument("--folder", type=Path, default=Path("runs/systems"), help="for runs and leaderboard")
     given = parser.parse_args()
     if strange := set(given.parts) - {*PARTS, *LONG}:
@@ -77,10 +79,12 @@ def _systems(given: argparse.Namespace) -> dict:
     from oct_hf.runs.training import Stopped
     from oct_hf.training.recipe_file import recipe_names
 
+    words = ["python", "scripts/benchmark.py", *sys.argv[1:]]
+    command = shlex.join(f"{given.data.name}/" if given.data and word == str(given.data) else word for word in words)
     main_one = "folder" if given.data else "demo"
     names = given.recipes or [main_one, *(name for name in recipe_names() if name != main_one)]
     try:
-        return benchmark_systems(names, given.data, given.folder, given.folds, given.set)
+        return benchmark_systems(names, given.data, given.folder, given.folds, given.set, given.ensemble, command)
     except OCTError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

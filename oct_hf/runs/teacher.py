@@ -112,8 +112,8 @@ def _fine_tuned(recipe, data, folder, student, build, score, callbacks):
         Pixels.from_dataset(data.dataset.select(chosen), preprocessing, augmented)
         for chosen, augmented in zip(rows, (augmentation, None), strict=True)
     )
-    own = {key: getattr(wanted, key) for key in ("epochs", "batch_size", "learning_rate", "bf16")}
-    settings = dataclasses.replace(recipe.train, **own)
+    own = {key: getattr(wanted, key) for key in ("epochs", "batch_size", "learning_rate", "mixup", "bf16")}
+    settings = dataclasses.replace(recipe.train, start_size=None, **own)
     checkpoints = folder / "checkpoints"
     trainer = OCTTrainer(model, settings, preprocessing, train, validation, checkpoints, score, callbacks)
     checkpoint = last_checkpoint(checkpoints)

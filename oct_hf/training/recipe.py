@@ -164,8 +164,8 @@ class PretrainRecipe:
 class TeacherRecipe:
     """A trained network that the model learns from beside the labels (`training/distillation.py` has the loss).
 
-    It is fine-tuned first, on the training side alone, with the settings of `train` but for those given here; with
-    `epochs: 0` it must be a model that knows the same labels already.
+    It is fine-tuned first, on the training side alone, with the settings of `train` but for those given here and
+    without `start_size`; with `epochs: 0` it must be a model that knows the same labels already.
     """
 
     base: str  # as model.base: a timm name, pip:efficientnet_lite0, a Hub repository or a model folder
@@ -174,6 +174,7 @@ class TeacherRecipe:
     epochs: Annotated[int, Field(ge=0)] = 12
     batch_size: Count = 32
     learning_rate: Positive = 1e-3
+    mixup: NotNegative = 0.0  # alpha, in its fine-tuning alone
     bf16: Literal["auto"] | bool = "auto"  # of its fine-tuning; on a CPU depthwise convolutions learn faster without
     temperature: Positive = 2.0  # by which both networks' logits are divided
     logits: NotNegative = 0.5  # weights of the parts of the loss: the teacher's answers,

@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 
 SPEED_IMAGES = 128  # predicted for the speed; the median of three turns counts
@@ -28,24 +29,41 @@ LEARNING = (
     "ensemble",
 )
 COLUMNS = ("balanced_accuracy", "auroc", "ece")
+NOT_CHANGES = ("name", "description", "data", "split", "evaluation", "card", "hub", "push_to_hub", "search")
 
 
 def benchmark_systems(
-    names: Sequence[str], data: Path | None, out: Path, folds: int = 1, overrides: Sequence[str] = ()
+    names: Sequence[str],
+    data: Path | None,
+    out: Path,
+    folds: int = 1,
+    overrides: Sequence[str] = (),
+    members: Sequence[str] = (),
+    command: str | None = None,
 ) -> dict:
     """Trains, measures and compares; writes `leaderboard.md`, `.csv`, `.json` and `.png` into `out`.
+
+    A system whose weights can't be had from here starts from random ones, with all layers learning, and its row says
+    so: it isn't the system that its authors claim something of.
 
     Args:
         names: recipes or YAML files, the main one first; those that train alike are run once.
         data: the images, where the main recipe needs any.
         out: folder for the runs and the leaderboard.
         folds: 1 for the recipe's own split, more for a cross-validation.
-        overrides: `key=value`, for every recipe.
+        overrides: `key=value` for every recipe, or `name:key=value` for one.
+        members: systems whose answers are averaged as one more, `ensemble`; on one split alone.
+        command: that a reader may repeat.
 
     Returns:
-        `data`, `hardware`, `folds`, `main`; `systems`, a row each, the best first; and `failed`, why by name.
+        `data`, `hardware`, `folds`, `main`, `command`; `systems`, a row each, the best first; and `failed`, why by
+        name.
+
+    Raises:
+        RecipeError: recipes of one name, or members that aren't among them.
+        OCTError: the main recipe can't be run.
     """
-    from oct_hf.errors import OCTError
+    from oct_hf.errors import OCTError, RecipeError, WeightsMissing
     from oct_hf.evaluation.comparison import compare_all
     from oct_hf.evaluation.predictions import Predictions
     from oct_hf.runs.facts import hardware
@@ -53,20 +71,39 @@ def benchmark_systems(
     from oct_hf.runs.run import finetune
 
     recipes, places, runs, failed = systems(names, data, overrides), {}, {}, {}
+    if members and folds > 1:
+        raise RecipeError("the ensemble of systems is made on one split, not on folds")
+    if strange := set(members) - set(recipes):
+        raise RecipeError(f"{', '.join(sorted(strange))}: to be averaged, but none of the recipes")
+
+    def run_one(recipe, place: Path) -> dict:
+        return finetune(recipe, place) if folds == 1 else cross_validate(recipe, place, folds)
+
     out.mkdir(parents=True, exist_ok=True)
-    for name, recipe in recipes.items():
-        print(f"{name}: {recipe.model.base} at {recipe.model.image_size} pixels", file=sys.stderr)
+    for name in (*recipes, *(["ensemble"] if members else [])):
+        recipe, place = recipes.get(name), out / name
         try:
-            run = finetune(recipe, out / name) if folds == 1 else cross_validate(recipe, out / name, folds)
+            if recipe is None:
+                recipe = _ensemble(next(iter(recipes.values())), {one: places[one][0] for one in members})
+            print(f"{name}: {recipe.model.base} at {recipe.model.image_size} pixels", file=sys.stderr)
+            try:
+                run = run_one(recipe, place)
+            except WeightsMissing as error:
+                print(f"{name}: {error}", file=sys.stderr)
+                recipe, place = _from_nothing(recipe), out / f"{name}-random"
+                run = run_one(recipe, place)
         except OCTError as error:
             failed[name] = str(error)
             print(f"{name}: {error}", file=sys.stderr)
             if not runs:
                 raise  # without the main one there is nothing to compare with
             continue
-        runs[name], places[name] = run, _folders(out / name, folds)
+        recipes[name], runs[name], places[name] = recipe, run, _folders(place, folds)
     main, *others = runs
-    named = {name: Predictions.read((places[name][0] if folds == 1 else out / name) / FILE) for name in runs}
+    named = {
+        name: Predictions.read((folders[0] if folds == 1 else folders[0].parent.parent) / FILE)
+        for name, folders in places.items()
+    }
     compared = compare_all(named)["runs"] if others else {}
     speeds = _speeds(recipes[main], {name: folders[0] for name, folders in places.items()})
     rows = [_row(name, recipes[name], run, places[name], folds, compared.get(name)) for name, run in runs.items()]
@@ -78,6 +115,7 @@ def benchmark_systems(
         "hardware": hardware(),
         "folds": folds,
         "main": main,
+        "command": command,
         "systems": sorted(rows, key=lambda row: -row["balanced_accuracy"]["value"]),
         "failed": failed,
     }
@@ -94,9 +132,18 @@ def systems(names: Sequence[str], data: Path | None, overrides: Sequence[str] = 
     from oct_hf.training.recipe_file import load_recipe
 
     path = [f"data.path={json.dumps(str(data))}"] if data else []
-    main, found = load_recipe(names[0], [*overrides, *path]), {}
+    own = {name: load_recipe(name).name for name in names}
+    if strange := {one.partition(":")[0] for one in overrides if _is_for_one(one)} - set(own.values()):
+        raise RecipeError(f"settings for {', '.join(sorted(strange))}, which is none of the recipes")
+
+    def settings(given: str) -> list[str]:
+        for_it = f"{own[given]}:"
+        everyone = [one for one in overrides if not _is_for_one(one)]
+        return everyone + [one.removeprefix(for_it) for one in overrides if one.startswith(for_it)]
+
+    main, found = load_recipe(names[0], [*settings(names[0]), *path]), {}
     for given in names:
-        recipe = load_recipe(given, overrides)
+        recipe = load_recipe(given, settings(given))
         parts = {key: getattr(recipe, key) for key in LEARNING}
         if parts not in [{key: getattr(one, key) for key in LEARNING} for one in found.values()]:
             if recipe.name in found:
@@ -105,6 +152,41 @@ def systems(names: Sequence[str], data: Path | None, overrides: Sequence[str] = 
                 main, name=recipe.name, description=recipe.description, search={}, **parts
             )
     return found
+
+
+def _is_for_one(override: str) -> bool:
+    """Whether `name:key=value`."""
+    return ":" in override.partition("=")[0]
+
+
+def _from_nothing(recipe):
+    """The recipe without the weights that its system starts from, and so without layers that never learn."""
+    model = dataclasses.replace(recipe.model, weights="random")
+    return dataclasses.replace(recipe, model=model, train=dataclasses.replace(recipe.train, freeze_epochs=0))
+
+
+def _ensemble(main, members: dict[str, Path]):
+    """The recipe that averages models, by the names of their systems, on the data and split of the main one."""
+    from oct_hf.training.recipe import EnsembleRecipe, Recipe
+
+    plain = {key: getattr(Recipe(), key) for key in LEARNING}
+    averaged = EnsembleRecipe(tuple(str(folder.parent) for folder in members.values()))
+    about = f"The mean of the probabilities of {', '.join(members)}."
+    return dataclasses.replace(main, name="ensemble", description=about, **plain | {"ensemble": averaged})
+
+
+def changes(recipe) -> list[str]:
+    """What a system's recipe differs in from the one that comes along under its name, as `key=value`."""
+    from oct_hf.errors import RecipeError
+    from oct_hf.runs.folder import differing
+    from oct_hf.training.recipe_file import load_recipe
+
+    try:
+        published, given = load_recipe(recipe.name).to_dict(), recipe.to_dict()
+    except RecipeError:
+        return []
+    keys = [key for key in differing(given, published) if key.partition(".")[0] not in NOT_CHANGES]
+    return [f"{key}={reduce(lambda part, name: (part or {}).get(name), key.split('.'), given)}" for key in keys]
 
 
 def _folders(place: Path, folds: int) -> list[Path]:
@@ -122,6 +204,9 @@ def _row(name: str, recipe, run: dict, folders: list[Path], folds: int, compared
     tested = _tested(run, folds)
     trained = [json.loads((folder / "run.json").read_text(encoding="utf-8"))["training"] for folder in folders]
     row = {"name": name, "base": recipe.model.base, "image_size": recipe.model.image_size}
+    if recipe.ensemble:
+        row["base"] = f"mean of {len(recipe.ensemble.members)}"
+    row |= {"random": recipe.model.weights == "random", "changes": changes(recipe)}
     for key in COLUMNS:
         span = tested["intervals"]["metrics"][key]
         row[key] = {"value": tested["results"][key], "low": span.get("low"), "high": span.get("high")}
@@ -188,10 +273,21 @@ def markdown(result: dict) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result["systems"]:
-        cells = [row["name"], f"{row['base']}, {row['image_size']} px", *(_span(row[key]) for key in COLUMNS)]
+        network = f"{row['base']}, {row['image_size']} px" + (", random weights" if row["random"] else "")
+        cells = [row["name"], network, *(_span(row[key]) for key in COLUMNS)]
         cells += _difference(row["against_main"])
         cells += ["n/a" if row["train_s"] is None else f"{row['train_s']:,.0f}"]
         lines.append("| " + " | ".join([*cells, f"{row['images_per_s']:,.0f}", f"{row['mb']:.1f}"]) + " |")
+    lines += [
+        "",
+        "Random weights: those that the system starts from could not be had here, or it starts from none; in the first "
+        "case the row is not that system's claim.",
+    ]
+    if changed := [row for row in result["systems"] if row["changes"]]:
+        told = "; ".join(f"{row['name']}: {', '.join(row['changes'])}" for row in changed)
+        lines += ["", f"Settings that differ from the recipe's: {told}."]
+    if result["command"]:
+        lines += ["", "```bash", result["command"], "```"]
     lines += ["", *(f"{name} could not be run: {why}" for name, why in result["failed"].items())]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -214,6 +310,7 @@ def _difference(row: dict | None) -> list[str]:
 def _flat(row: dict) -> dict:
     """A row with one number a column."""
     flat = {key: value for key, value in row.items() if not isinstance(value, dict) and key != "against_main"}
+    flat["changes"] = "; ".join(row["changes"])
     for key in COLUMNS:
         flat |= {key: row[key]["value"], f"{key}_low": row[key]["low"], f"{key}_high": row[key]["high"]}
     against = row["against_main"] or {}
