@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# One worker a core, each with one thread: threads of several workers would only wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 NODE := tests/node/node_modules/.ready
 
 .PHONY: demo test test-all test-live lint benchmark wheel clean
@@ -14,10 +16,10 @@ demo: $(READY)
 	$(BIN)/python scripts/publish_locally.py runs/demo
 
 test: lint $(NODE)
-	$(BIN)/python -m pytest -m "not slow and not live"
+	$(PYTEST) -m "not slow and not live"
 
 test-all: lint $(NODE)
-	$(BIN)/python -m pytest -m "not live"
+	$(PYTEST) -m "not live"
 
 # On the real Hub, with a token that may write; makes one private repository and deletes it.
 # HF_TOKEN=... OCT_HF_LIVE_REPO=you/name make test-live

@@ -17,6 +17,11 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network; a forgotten one then fails at once
 
 
+def pytest_xdist_auto_num_workers(config) -> int:
+    """`-n auto` takes every core that the system counts, as far as memory for torch in each worker lasts."""
+    return min(os.cpu_count() or 1, 8)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_home(tmp_path_factory):
     """Prepared data and the pseudonym key of tests stay out of the user's home."""

@@ -38,6 +38,7 @@ from oct_hf.runs.signs import measure_and_write_signs
 from oct_hf.runs.teacher import check_student
 from oct_hf.runs.training import build_model, check_adversary, train
 from oct_hf.training import processes
+from oct_hf.training.arguments import repeat_exactly
 from oct_hf.training.callbacks import epoch_rows
 from oct_hf.training.recipe import Recipe
 
@@ -151,7 +152,7 @@ def _prepare(recipe: Recipe, cache_dir: str | None, check: Callable[[LabelledSet
     """Data, split and network; raises what a user can mend before anything is written."""
     # The global generators decide a random network's start.
     transformers.set_seed(recipe.train.seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    repeat_exactly()
     with processes.main_first():
         dataset, skipped = load_data(recipe.data, cache_dir)
         if len(names := dataset.features["label"].names) < 2:

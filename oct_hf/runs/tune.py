@@ -17,7 +17,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import torch
 import transformers
 from filelock import FileLock, Timeout
 from transformers import TrainerCallback
@@ -34,6 +33,7 @@ from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data, one_label
 from oct_hf.runs.run import quiet_libraries
 from oct_hf.runs.training import Stopped, build_model, validation_score
 from oct_hf.training import processes
+from oct_hf.training.arguments import repeat_exactly
 from oct_hf.training.callbacks import StopOnSignal, epoch_rows, selection
 from oct_hf.training.recipe import Recipe
 from oct_hf.training.recipe_file import change_recipe
@@ -259,7 +259,7 @@ class _Search:
     def _train(self, recipe: Recipe, fold: int, folder: Path, report: "_Report") -> list[dict]:
         folder.mkdir(exist_ok=True)
         transformers.set_seed(recipe.train.seed)
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        repeat_exactly()
         model = build_model(recipe, self.names)
         preprocessing = Preprocessing.from_pretrained_cfg(model.config.pretrained_cfg)
         pixels, (train, scored) = self._pixels(preprocessing), self.parts[fold]

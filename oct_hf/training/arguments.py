@@ -22,6 +22,15 @@ def bf16_is_faster() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+def repeat_exactly() -> None:
+    """The same seed gives the same weights to the last bit.
+
+    Torch would also fill all fresh memory, to show up kernels that read it unwritten; that took a seventh of a step.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
 def training_arguments(recipe: TrainRecipe, output_dir: str | Path) -> TrainingArguments:
     """The Trainer's own settings, out of the recipe."""
     on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())

@@ -22,6 +22,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArg
 
 from oct_hf.data.pixels import Pixels
 from oct_hf.errors import ModelError, OCTError, TrainingError
+from oct_hf.parallel import kept_memory
 from oct_hf.training.arguments import bf16_is_faster
 from oct_hf.training.averages import MovingAverage
 from oct_hf.training.batches import EpochSampler, collate
@@ -137,7 +138,8 @@ class DiffusionTrainer(Trainer):
         """Trains to the end, or from a checkpoint on."""
         if resume_from_checkpoint:
             self.ema.module.load_state_dict(load_file(Path(resume_from_checkpoint) / EMA_FILE))
-        return super().train(resume_from_checkpoint=str(resume_from_checkpoint or "") or None, **kwargs)
+        with kept_memory():
+            return super().train(resume_from_checkpoint=str(resume_from_checkpoint or "") or None, **kwargs)
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         return EpochSampler(len(self.train_dataset), self.settings.seed)

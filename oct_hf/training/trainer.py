@@ -29,6 +29,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from oct_hf.data.pixels import Pixels
 from oct_hf.errors import RecipeError
 from oct_hf.images import Preprocessing
+from oct_hf.parallel import kept_memory
 from oct_hf.training import processes
 from oct_hf.training.arguments import SELECTION, training_arguments
 from oct_hf.training.averages import make_average, measure_statistics
@@ -137,7 +138,8 @@ class OCTTrainer(Trainer):
             for file, companion in self.companions.items():
                 companion.load_state_dict(load_file(checkpoint / file))
         try:
-            return super().train(resume_from_checkpoint=str(resume_from_checkpoint or "") or None, **kwargs)
+            with kept_memory():
+                return super().train(resume_from_checkpoint=str(resume_from_checkpoint or "") or None, **kwargs)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or self.batch is None:
                 raise
