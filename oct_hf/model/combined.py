@@ -197,20 +197,27 @@ class Ensemble(OwnNetwork):
 
 
 class Renormalised(nn.Module):
-    """Pixels normalised by `HALF`, as a network wants them that was trained with another normalisation or size.
+    """Normalised pixels as a network wants them that was trained with another normalisation or size.
 
     Args:
         mean, std: of the network's input, one a channel.
         size: height and width of its images; as they come where not given.
+        given: mean and standard deviation of the pixels as they come; `HALF` each where not given.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], size: Sequence[int] | None = None):
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        size: Sequence[int] | None = None,
+        given: tuple[Sequence[float], Sequence[float]] = (HALF, HALF),
+    ):
         super().__init__()
         self.size = tuple(size) if size else None
-        ours, mean, std = (torch.tensor(values)[:, None, None] for values in (HALF, mean, std))
+        given_mean, given_std, mean, std = (torch.tensor(values)[:, None, None] for values in (*given, mean, std))
         # Buffers of the state dict: a model that is loaded is first built without values.
-        self.register_buffer("scale", ours / std)
-        self.register_buffer("shift", (ours - mean) / std)
+        self.register_buffer("scale", given_std / std)
+        self.register_buffer("shift", (given_mean - mean) / std)
 
     @classmethod
     def of(cls, cfg: dict, size: Sequence[int] | None = None) -> "Renormalised":

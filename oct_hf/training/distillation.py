@@ -18,6 +18,7 @@ from oct_hf.data.pixels import PixelFile, Pixels
 from oct_hf.errors import ModelError
 from oct_hf.images import Preprocessing
 from oct_hf.labels import COARSER
+from oct_hf.model.combined import Renormalised
 from oct_hf.parallel import in_order
 from oct_hf.training.batches import normalise
 from oct_hf.training.recipe import TeacherRecipe
@@ -100,21 +101,20 @@ class Teacher:
         self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.networks = list(getattr(model.timm_model, "members", [model.timm_model]))
         self.features = sum(map(width, self.networks))
-        self.size = (preprocessing.height, preprocessing.width)
-        mean, std, own_mean, own_std = (
-            torch.tensor(values)[:, None, None]
-            for values in (student.mean, student.std, preprocessing.mean, preprocessing.std)
-        )
-        self.scale, self.shift = std / own_std, (mean - own_mean) / own_std
+        size, given = (preprocessing.height, preprocessing.width), (student.mean, student.std)
+        self.renormalised = Renormalised(preprocessing.mean, preprocessing.std, size, given)
+
+    def to(self, device: torch.device) -> "Teacher":
+        """Moves it, in place."""
+        self.model.to(device)
+        self.renormalised.to(device)
+        return self
 
     def __call__(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features `(N, features)` and logits `(N, classes)`, float32, of a batch as the student gets it."""
         with torch.no_grad(), ExitStack() as hooks:
             seen = [hooks.enter_context(entering_classifier(network)) for network in self.networks]
-            pixels = pixel_values * self.scale.to(pixel_values.device) + self.shift.to(pixel_values.device)
-            if pixels.shape[2:] != self.size:
-                pixels = functional.interpolate(pixels, self.size, mode="bilinear", antialias=True)
-            logits = self.model(pixel_values=pixels).logits
+            logits = self.model(pixel_values=self.renormalised(pixel_values)).logits
         features = [of_one[0].float() for of_one in seen]
         if len(features) > 1:
             features = [functional.normalize(of_one) for of_one in features]
@@ -177,7 +177,7 @@ class DistillingTrainer(MixedTrainer):
         setting = f"teacher.share: {settings.share}"
         super().__init__(*args, others=others, share=settings.share, setting=setting, **kwargs)
         self.teacher, self.settings = teacher, settings
-        teacher.model.to(self.args.device)
+        teacher.to(self.args.device)
         self.projection = _projection(self.model.timm_model, teacher.features, self.recipe.seed).to(self.args.device)
         self.companions[PROJECTION_FILE] = self.projection
 
