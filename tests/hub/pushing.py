@@ -18,7 +18,7 @@ logging.basicConfig(level=logging.DEBUG, stream=sys.stderr)
 hub_logging.set_verbosity_debug()
 for line in sys.stdin:
     asked = json.loads(line)
-    patience = Patience(asked.pop("tries", 3), first_wait_s=0.01, longest_wait_s=1.5, stall_s=asked.pop("stall_s", 0.5))
+    patience = Patience(asked.pop("tries", 3), first_wait_s=0.01, longest_wait_s=1.5, stall_s=asked.pop("stall_s", 2.0))
     try:
         done = publish(**asked, patience=patience)
         said = {"done": done.commit, "tag": done.tag, "url": done.url}

@@ -52,6 +52,7 @@ LEARNERS = (
     ("custom_cnn", 64, 1e-3),
     ("limited_noisy", 64, 1e-3),
     ("retfound_linear", 64, 1e-3),
+    ("stock", 64, 2e-3),
     ("efficientnetv2_b0", 64, 2e-3),
     ("gan_semi_supervised", 64, 2e-3),
     ("densenet121_binary", 64, 1e-3),
