@@ -36,8 +36,9 @@ def give_memory_back() -> None:
         trim(0)
 
 
-_MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # of mallopt(3), with glibc's defaults below
-_DEFAULTS = {_MMAP_MAX: 65536, _TRIM_THRESHOLD: 128 * 1024}
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of mallopt(3)
+# glibc no longer adapts its thresholds once one was set: these are the ones that it comes to where tensors are freed.
+_AFTERWARDS = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 32 * 2**20, _TRIM_THRESHOLD: 64 * 2**20}
 
 
 @contextmanager
@@ -56,7 +57,7 @@ def kept_memory() -> Iterator[None]:
     try:
         yield
     finally:
-        for option, value in _DEFAULTS.items():
+        for option, value in _AFTERWARDS.items():
             set_option(option, value)
         give_memory_back()
 

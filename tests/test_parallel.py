@@ -1,4 +1,5 @@
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -32,6 +33,29 @@ def test_freed_memory_is_kept_inside_the_block_alone():
         before = resident()
     assert before - resident() > 0.9 * BLOCK
     assert freed() > 0.9 * BLOCK
+
+
+ASKED_OF_THE_SYSTEM = """
+import ctypes
+from oct_hf.parallel import kept_memory
+
+class Told(ctypes.Structure):
+    _fields_ = [(str(number), ctypes.c_size_t) for number in range(10)]
+
+mallinfo2 = ctypes.CDLL(None).mallinfo2
+mallinfo2.restype = Told
+with kept_memory():
+    pass
+before = getattr(mallinfo2(), "3")
+block = bytearray(8_000_000)
+print(getattr(mallinfo2(), "3") - before)
+"""
+
+
+@linux
+def test_afterwards_a_tensor_of_usual_size_does_not_come_from_the_system_each_time():
+    done = subprocess.run([sys.executable, "-c", ASKED_OF_THE_SYSTEM], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0"  # blocks that the C library mapped
 
 
 @linux
