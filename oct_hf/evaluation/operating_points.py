@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from sklearn import metrics
 
+from oct_hf.data.splits import HELD_OUT
 from oct_hf.errors import DataError
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.labels import NORMAL_LABELS, REFERRAL, REFERRAL_COST, REFERRAL_LEVELS
@@ -45,7 +46,7 @@ def operating_points(
         if not 0 < target <= 1:
             raise DataError(f"a target of sensitivity or specificity lies above 0 and at most at 1, not at {target}")
     levels = referral_levels(predictions.names, levels)
-    sides = {side: _side(predictions.of(side)) for side in ("validation", "test")}
+    sides = {side: _side(predictions.of(side)) for side in HELD_OUT}
     found = {
         key: _view(sides, predictions.names, wanted, specificity, sensitivity)
         for key, wanted in questions(predictions.names, levels).items()

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from oct_hf.data.splits import HELD_OUT
 from oct_hf.evaluation.aggregation import NORMAL, RULES, join
 from oct_hf.evaluation.intervals import intervals
 from oct_hf.evaluation.predictions import Predictions
@@ -72,7 +73,7 @@ def measure_eyes(predictions: Predictions) -> dict | None:
     """
     if predictions.eyes is None:
         return None
-    validation, test = (predictions.of(side) for side in ("validation", "test"))
+    validation, test = (predictions.of(side) for side in HELD_OUT)
     known = [(g, e) for g, e in zip(predictions.groups, predictions.eyes, strict=True) if e]
     counts = np.unique([" ".join(key) for key in known], return_counts=True)[1] if known else np.ones(1)
     scores = {}

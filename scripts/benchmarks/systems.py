@@ -29,7 +29,6 @@ LEARNING = (
     "ensemble",
 )
 COLUMNS = ("balanced_accuracy", "auroc", "ece")
-NOT_CHANGES = ("name", "description", "data", "split", "evaluation", "card", "hub", "push_to_hub", "search")
 
 
 def benchmark_systems(
@@ -185,7 +184,7 @@ def changes(recipe) -> list[str]:
         published, given = load_recipe(recipe.name).to_dict(), recipe.to_dict()
     except RecipeError:
         return []
-    keys = [key for key in differing(given, published) if key.partition(".")[0] not in NOT_CHANGES]
+    keys = [key for key in differing(given, published) if key.partition(".")[0] in LEARNING]
     return [f"{key}={reduce(lambda part, name: (part or {}).get(name), key.split('.'), given)}" for key in keys]
 
 
