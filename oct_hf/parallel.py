@@ -6,6 +6,7 @@ Python does between them is one core's at a time, so many cores need processes.
 
 import ctypes
 import os
+import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -109,15 +110,16 @@ def in_processes(function: Callable, items: Iterable, workers: int) -> Iterator:
         ) from None
 
 
-def on_ray(function: Callable, items: Iterable, workers: int | None = None) -> Iterator:
-    """`function(item)` for each item, in order, on a Ray cluster; what a lost machine had is done again elsewhere.
+@contextmanager
+def ray_cluster(cpus: int | None = None) -> Iterator:
+    """Inside the block Ray's module, connected to the cluster that RAY_ADDRESS names.
 
     Args:
-        function, items, workers: as for `in_processes`. The cluster is the one that RAY_ADDRESS names; without it one
-            of this machine is started, with so many workers, and stopped at the end.
+        cpus: of the cluster of this machine that is started where none is named, and stopped at the end; as many as
+            there are cores where not given.
 
     Raises:
-        OCTError: Ray isn't installed, or the cluster isn't there; the exceptions of `function`.
+        OCTError: Ray isn't installed, or the cluster isn't there.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -127,23 +129,46 @@ def on_ray(function: Callable, items: Iterable, workers: int | None = None) -> I
     started = not ray.is_initialized()
     if started:
         address = os.environ.get("RAY_ADDRESS")
-        here = {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
+        here = {"address": address} if address else {"num_cpus": cpus, "include_dashboard": False}
         try:
+            _knock(address)
             ray.init(**here, log_to_driver=False, logging_level="error")
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise OCTError(f"no Ray cluster at {address or 'this machine'} ({str(error).splitlines()[0]})") from None
     try:
-        remote = ray.remote(max_retries=3)(function)
-        in_flight = 2 * int(ray.cluster_resources().get("CPU", 1))
-        pending = deque()
-        for item in items:
-            pending.append(remote.remote(item))
-            if len(pending) >= in_flight:
-                yield ray.get(pending.popleft())
-        while pending:
-            yield ray.get(pending.popleft())
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from None
+        yield ray
     finally:
         if started:
             ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """Raises OSError where nobody answers at `host:port`: Ray itself would try for minutes, and then in many lines."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def on_ray(function: Callable, items: Iterable, workers: int | None = None) -> Iterator:
+    """`function(item)` for each item, in order, on a Ray cluster; what a lost machine had is done again elsewhere.
+
+    Args:
+        function, items, workers: as for `in_processes`. The cluster is that of `ray_cluster`; one of this machine has
+            so many workers.
+
+    Raises:
+        OCTError: Ray isn't installed, or the cluster isn't there; the exceptions of `function`.
+    """
+    with ray_cluster(workers) as ray:
+        try:
+            remote = ray.remote(max_retries=3)(function)
+            in_flight = 2 * int(ray.cluster_resources().get("CPU", 1))
+            pending = deque()
+            for item in items:
+                pending.append(remote.remote(item))
+                if len(pending) >= in_flight:
+                    yield ray.get(pending.popleft())
+            while pending:
+                yield ray.get(pending.popleft())
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
