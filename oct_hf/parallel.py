@@ -129,10 +129,11 @@ def ray_cluster(cpus: int | None = None) -> Iterator:
     started = not ray.is_initialized()
     if started:
         address = os.environ.get("RAY_ADDRESS")
-        here = {"address": address} if address else {"num_cpus": cpus, "include_dashboard": False}
+        # Without "local" Ray would take up whatever cluster it finds running here.
+        own = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
         try:
             _knock(address)
-            ray.init(**here, log_to_driver=False, logging_level="error")
+            ray.init(**({"address": address} if address else own), log_to_driver=False, logging_level="error")
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise OCTError(f"no Ray cluster at {address or 'this machine'} ({str(error).splitlines()[0]})") from None
     try:
