@@ -11,37 +11,28 @@ import dataclasses
 import json
 import shutil
 import sys
-import time
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import transformers
 from filelock import FileLock, Timeout
-from transformers import TrainerCallback
 
 from oct_hf.data.leakage import units
-from oct_hf.data.pixels import Pixels
 from oct_hf.data.splits import fingerprint, split_folds
-from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import OCTError, RunError
-from oct_hf.images import Preprocessing
 from oct_hf.runs.folder import differing, plain_errors, write_json, written_beside
 from oct_hf.runs.folds import own_folds
 from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data, one_label_only
 from oct_hf.runs.run import quiet_libraries
-from oct_hf.runs.training import Stopped, build_model, validation_score
+from oct_hf.runs.trial import Outcome, Proposal, Trials
 from oct_hf.training import processes
-from oct_hf.training.arguments import repeat_exactly
-from oct_hf.training.callbacks import StopOnSignal, epoch_rows, selection
+from oct_hf.training.callbacks import selection
 from oct_hf.training.recipe import Recipe
 from oct_hf.training.recipe_file import change_recipe
 from oct_hf.training.search import USUAL, check_space, suggest
-from oct_hf.training.trainer import OCTTrainer, last_checkpoint
 
 STUDY, BEST, TABLE = "study.json", "best.yaml", "trials.csv"
-_FIRST = 4  # trials that no pruning stops: a median needs something to be the middle of
+_FAILED = 4  # trials, the first of a study, after which it isn't gone on with where all failed
 
 
 def tune(
@@ -71,12 +62,12 @@ def tune(
 
     Returns:
         `name`, `folds`, `seed`, `space`, `data` (title, images, patients searched on); `trials`: `number`, `state`
-        ("complete", "pruned" or "diverged"), `score` (None where not complete), `folds`, `params`, `seconds`; and
-        `best`, one of them, or None.
+        ("complete", "pruned", "diverged" or "failed"), `score` (None where not complete), `folds`, `params`, `seconds`,
+        `error` (one line, where it failed); and `best`, one of them, or None.
 
     Raises:
         OCTError: optuna is missing, an unusable space or folder, a study of another space, recipe or set there.
-        Stopped: Ctrl-C or SIGTERM; the trial's checkpoint is saved.
+        Stopped: Ctrl-C or SIGTERM; the checkpoints of the trials at work are saved.
     """
     if find_spec("optuna") is None:
         raise OCTError('a search needs optuna: pip install "oct-hf[tune]"')
@@ -105,10 +96,16 @@ def tune(
         settings["fingerprint"] = fingerprint(data.hashes, data.patients, data.labels)
         _check_study(out, settings)
         out.mkdir(parents=True, exist_ok=True)
+        rows = np.sort(np.concatenate([scored for _, scored in parts]))
+        parts = [tuple(np.searchsorted(rows, side) for side in part) for part in parts]
+        epochs = space.get("train.epochs", [recipe.train.epochs])
+        most_epochs = int(max(epochs) if isinstance(epochs, list) else epochs["high"])
+        shared = Trials(recipe, out, data.dataset.select(rows), parts, most_epochs)
         try:
             with FileLock(out / "study.lock", timeout=0):
                 write_json(out / STUDY, settings)
-                return _Search(recipe, out, space, seed, data, parts).run(trials)
+                patients = len({data.patients[row] for row in rows})
+                return _Search(shared, space, seed, patients).run(trials, _Here(shared))
         except Timeout:
             raise RunError(f"{out}: another process works on this study") from None
 
@@ -154,140 +151,119 @@ def _check_study(out: Path, settings: dict) -> None:
         )
 
 
-class _Diverged(Exception):
-    """The network's answers are no numbers any more."""
+class _Here:
+    """One trial at a time, in this process."""
+
+    slots = 1
+
+    def __init__(self, trials: Trials):
+        self._trials, self._given = trials, None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def start(self, proposal: Proposal) -> None:
+        self._given = proposal
+
+    def ended(self) -> tuple[int, Outcome]:
+        return self._given.number, self._trials.work(self._given)
 
 
 class _Search:
-    """One study at work: what all its trials share."""
+    """The study: what is proposed, told and written."""
 
-    def __init__(self, recipe: Recipe, out: Path, space: dict, seed: int, data: LabelledSet, parts: list):
+    def __init__(self, trials: Trials, space: dict, seed: int, patients: int):
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.recipe, self.out, self.space, self.seed = recipe, out, space, seed
-        # The rows that are searched on alone: those of the test side aren't even decoded.
-        rows = np.sort(np.concatenate([scored for _, scored in parts]))
-        self.names, self.dataset = data.names, data.dataset.select(rows)
-        self.patients = len({data.patients[row] for row in rows})
-        self.parts = [tuple(np.searchsorted(rows, side) for side in part) for part in parts]
+        self.trials, self.space, self.seed, self.patients = trials, space, seed, patients
+        self.recipe, self.out = trials.recipe, trials.out
         self.study = optuna.create_study(
-            storage=f"sqlite:///{out / 'study.db'}",
-            study_name=recipe.name,
+            storage=f"sqlite:///{self.out / 'study.db'}",
+            study_name=self.recipe.name,
             direction="maximize",
             load_if_exists=True,
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=_FIRST),
         )
-        self._decoded: dict[tuple[int, int], Pixels] = {}
-        epochs = space.get("train.epochs", [recipe.train.epochs])
-        self._most_epochs = int(max(epochs) if isinstance(epochs, list) else epochs["high"])
 
-    def run(self, trials: int) -> dict:
+    def run(self, wanted: int, workers) -> dict:
+        """Has trials worked on until there are `wanted`; `workers` takes `slots` of them at a time."""
+        cut, at_work = self._cut(), {}
+        with workers:
+            while len(self._finished()) + len(at_work) < wanted or at_work:
+                while len(at_work) < workers.slots and len(self._finished()) + len(at_work) < wanted:
+                    number, trial = cut.pop(0) if cut else self._asked()
+                    values = suggest(trial, self.space, self.recipe)  # those that a trial which was cut has already
+                    at_work[number] = trial
+                    workers.start(Proposal(number, values, self._complete()))
+                number, outcome = workers.ended()
+                self._tell(at_work.pop(number), outcome)
+                shutil.rmtree(self.trials.folder(number), ignore_errors=True)
+                _say(self._write(), number, wanted)
+                self._check_any()
+        return self._write()
+
+    def _check_any(self) -> None:
+        """Raises RunError where the first trials all failed: that is no chance, and would cost all the others too."""
+        ended = [trial.user_attrs for trial in self._finished().values()]
+        if len(ended) == _FAILED and all(trial["state"] == "failed" for trial in ended):
+            raise RunError(f"the first {_FAILED} trials all failed, the last by: {ended[-1]['error']}")
+
+    def _asked(self) -> tuple:
+        """A new trial: its number and optuna's handle on it."""
+        import optuna
+
+        before = len(self._counted())
+        # A sampler of each trial's own: its proposal depends on the trials before it and on no random state that a
+        # stopped process would have lost.
+        seed = int(np.random.SeedSequence([self.seed, before]).generate_state(1)[0])
+        self.study.sampler = optuna.samplers.TPESampler(seed=seed)
+        return before + 1, self.study.ask()
+
+    def _cut(self) -> list[tuple]:
+        """Trials that a stop or a kill left unfinished, to be gone on with."""
         import optuna
         from optuna.trial import TrialState
 
-        for cut in self.study.get_trials(states=(TrialState.RUNNING,)):  # by a kill; asked again below
-            self.study.tell(cut.number, state=TrialState.FAIL)
-        while (done := len(self._finished())) < trials:
-            # A sampler of each trial's own: its proposal depends on the trials before it and on no random state that a
-            # stopped process would have lost.
-            number = int(np.random.SeedSequence([self.seed, done]).generate_state(1)[0])
-            self.study.sampler = optuna.samplers.TPESampler(seed=number)
-            trial = self.study.ask()
-            values = suggest(trial, self.space, self.recipe)
-            began = time.monotonic()
-            scores, state = self._trial(trial, self._folder(done + 1), values)
-            trial.set_user_attr("scores", scores)
-            trial.set_user_attr("state", state)
-            trial.set_user_attr("seconds", round(time.monotonic() - began, 1))
-            if state == "complete":
-                self.study.tell(trial, float(np.mean([selection(score) for score in scores])))
-            else:
-                self.study.tell(trial, state=TrialState.PRUNED)
-            shutil.rmtree(self._folder(done + 1), ignore_errors=True)
-            found = self._write()
-            _say(found, trials)
-        return self._write()
+        for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
+            if set(trial.params) != set(self.space):  # killed while it was proposed; asked again
+                self.study.tell(trial.number, state=TrialState.FAIL)
+        return [
+            (number, optuna.Trial(self.study, trial._trial_id))
+            for number, trial in self._counted().items()
+            if trial.state == TrialState.RUNNING
+        ]
 
-    def _finished(self) -> list:
+    def _tell(self, trial, outcome: Outcome) -> None:
         from optuna.trial import TrialState
 
-        return self.study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED), deepcopy=False)
+        for step, value in outcome.reports.items():
+            trial.report(value, step)
+        for key in ("scores", "state", "seconds", "error"):
+            trial.set_user_attr(key, getattr(outcome, key))
+        if outcome.state == "complete":
+            self.study.tell(trial, float(np.mean([selection(score) for score in outcome.scores])))
+        else:
+            self.study.tell(trial, state=TrialState.PRUNED)
 
-    def _folder(self, number: int) -> Path:
-        return self.out / f"trial-{number:03}"
+    def _counted(self) -> dict:
+        """By number, from 1, all trials but those that were never proposed as a whole."""
+        from optuna.trial import TrialState
 
-    def _trial(self, trial, folder: Path, values: dict) -> tuple[list[dict], str]:
-        """Scores of its folds, and "complete", "pruned" or "diverged"."""
-        recipe, scores = change_recipe(self.recipe, values), []
-        try:
-            known = json.loads((folder / "values.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            known = None
-        if known != values:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            write_json(folder / "values.json", values)
-        state = "complete"
-        for fold in range(len(self.parts)):
-            try:
-                found, pruned = self._fold(trial, recipe, fold, folder / f"fold-{fold}", scores)
-            except _Diverged:
-                state = "diverged"
-                break
-            scores.append(found)
-            if pruned:
-                state = "pruned"
-                break
-        return scores, state
+        trials = self.study.get_trials(deepcopy=False)
+        return dict(enumerate((trial for trial in trials if trial.state != TrialState.FAIL), 1))
 
-    def _fold(self, trial, recipe: Recipe, fold: int, folder: Path, before: list[dict]) -> tuple[dict, bool]:
-        """The best epoch's scores on one fold, and whether the trial is given up. A fold trained before is read."""
-        report = _Report(trial, fold * self._most_epochs, [selection(score) for score in before])
-        try:
-            rows = json.loads((folder / "epochs.json").read_text(encoding="utf-8"))["epochs"]
-            report.all(rows)
-        except (OSError, ValueError):
-            rows = self._train(recipe, fold, folder, report)
-            write_json(folder / "epochs.json", {"epochs": rows})
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        best = max(rows, key=selection)
-        kept = {key: best[key] for key in ("epoch", "balanced_accuracy", "auroc", "log_loss")}
-        whole = fold == len(self.parts) - 1 and len(rows) == recipe.train.epochs  # there is nothing left to give up
-        return kept | {"epoch": round(kept["epoch"])}, report.given_up and not whole
+    def _finished(self) -> dict:
+        return {number: trial for number, trial in self._counted().items() if trial.state.is_finished()}
 
-    def _train(self, recipe: Recipe, fold: int, folder: Path, report: "_Report") -> list[dict]:
-        folder.mkdir(exist_ok=True)
-        transformers.set_seed(recipe.train.seed)
-        repeat_exactly()
-        model = build_model(recipe, self.names)
-        preprocessing = Preprocessing.from_pretrained_cfg(model.config.pretrained_cfg)
-        pixels, (train, scored) = self._pixels(preprocessing), self.parts[fold]
-        stop, checkpoints = StopOnSignal(), folder / "checkpoints"
-        trainer = OCTTrainer(
-            model,
-            recipe.train,
-            preprocessing,
-            pixels.rows(train, Augmentation(recipe.augment, recipe.train.seed)),
-            pixels.rows(scored),
-            checkpoints,
-            _finite(validation_score(self.names)),
-            [stop, report],
-        )
-        trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
-        if stop.stopped is not None:
-            raise Stopped(stop.stopped, self.out)
-        return epoch_rows(trainer.state.log_history)
-
-    def _pixels(self, preprocessing: Preprocessing) -> Pixels:
-        """The rows that are searched on, decoded once for each image size."""
-        size = (preprocessing.height, preprocessing.width)
-        if size not in self._decoded:
-            self._decoded[size] = Pixels.from_dataset(self.dataset, preprocessing)
-        return self._decoded[size]
+    def _complete(self) -> list:
+        return [trial for trial in self._finished().values() if trial.value is not None]
 
     def _write(self) -> dict:
         """What is known so far: the table and the best recipe, and the same as a dict."""
+        finished = self._finished()
         rows = [
             {
                 "number": number,
@@ -296,76 +272,43 @@ class _Search:
                 "folds": trial.user_attrs["scores"],
                 "params": trial.params,
                 "seconds": trial.user_attrs["seconds"],
+                "error": trial.user_attrs.get("error"),
             }
-            for number, trial in enumerate(self._finished(), 1)
+            for number, trial in finished.items()
         ]
-        values = {
-            place: trial.value for place, trial in enumerate(self._finished()) if rows[place]["score"] is not None
-        }
-        best = max(values, key=values.get, default=None)
+        complete = [row for row in rows if row["score"] is not None]
+        best = max(complete, key=lambda row: finished[row["number"]].value, default=None)
         if best is not None:
-            recipe = change_recipe(self.recipe, rows[best]["params"])
+            recipe = change_recipe(self.recipe, best["params"])
             with written_beside(self.out / BEST) as beside:
                 named = dataclasses.replace(recipe, name=f"{recipe.name}-tuned")
                 beside.write_text(named.to_yaml(), encoding="utf-8")
         _write_table(self.out / TABLE, rows, list(self.space))
         return {
             "name": self.recipe.name,
-            "folds": len(self.parts),
+            "folds": len(self.trials.parts),
             "seed": self.seed,
             "space": self.space,
             "data": {
                 "title": self.recipe.data.title or self.recipe.data.name,
-                "images": len(self.dataset),
+                "images": len(self.trials.dataset),
                 "patients": self.patients,
             },
             "trials": rows,
-            "best": None if best is None else rows[best],
+            "best": best,
         }
-
-
-class _Report(TrainerCallback):
-    """Tells optuna each epoch's mean over the folds so far, and stops the training where the trial is given up."""
-
-    def __init__(self, trial, first_step: int, before: list[float]):
-        self.trial, self.first_step, self.before = trial, first_step, before
-        self.best, self.given_up, self._told = -np.inf, False, 0
-
-    def all(self, rows: list[dict]) -> None:
-        """Tells what isn't told yet."""
-        for row in rows[self._told :]:
-            self._told += 1
-            self.best = max(self.best, selection(row))
-            self.trial.report(float(np.mean([*self.before, self.best])), self.first_step + self._told)
-            self.given_up = self.given_up or self.trial.should_prune()
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.all(epoch_rows(state.log_history))  # of a training that is taken up again
-
-    def on_evaluate(self, args, state, control, **kwargs):
-        self.all(epoch_rows(state.log_history))
-        if self.given_up:
-            control.should_training_stop = True
-
-
-def _finite(score: Callable) -> Callable:
-    def checked(probabilities: np.ndarray, labels: np.ndarray) -> dict:
-        if not np.isfinite(probabilities).all():
-            raise _Diverged
-        return score(probabilities, labels)
-
-    return checked
 
 
 def _mean(trial) -> float:
     return float(np.mean([score["balanced_accuracy"] for score in trial.user_attrs["scores"]]))
 
 
-def _say(found: dict, trials: int) -> None:
-    row = found["trials"][-1]
+def _say(found: dict, number: int, wanted: int) -> None:
+    row = next(row for row in found["trials"] if row["number"] == number)
     score = f"{row['score']:.3f}" if row["score"] is not None else row["state"]
     params = ", ".join(f"{key}={shown_value(value)}" for key, value in row["params"].items())
-    print(f"trial {row['number']}/{trials}  {score}  {params}  ({row['seconds']:.0f} s)", file=sys.stderr)
+    why = f": {row['error']}" if row["error"] else ""
+    print(f"trial {number}/{wanted}  {score}  {params}  ({row['seconds']:.0f} s){why}", file=sys.stderr)
 
 
 def shown_value(value) -> str:

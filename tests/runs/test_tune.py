@@ -120,10 +120,19 @@ def _time_of_the_first_fold(folder) -> int | None:
 
 def test_a_finished_study_asks_for_nothing_and_a_longer_one_for_the_rest(study, quick, monkeypatch):
     found, folder = study
-    monkeypatch.setattr("oct_hf.runs.tune.build_model", None)  # no training can begin
+    monkeypatch.setattr("oct_hf.runs.trial.build_model", None)  # no training can begin
     assert proposed(tune(quick, folder, trials=2, folds=2, space=SPACE)) == proposed(found)
     with pytest.raises(TypeError):
         tune(quick, folder, trials=4, folds=2, space=SPACE)
+
+
+def test_a_search_whose_first_trials_all_fail_stops(quick, tmp_path, capsys):
+    space = {"learning_rate": [1e30, 1e31]}
+    with pytest.raises(RunError, match=r"first 4 trials all failed, the last by: .*loss is no number"):
+        tune(quick, tmp_path / "study", trials=6, folds=2, space=space)
+    rows = list(csv.DictReader((tmp_path / "study" / "trials.csv").read_text().splitlines()))
+    assert [row["state"] for row in rows] == ["failed"] * 4
+    assert capsys.readouterr().err.count("loss is no number") == 4
 
 
 def test_another_study_is_refused_in_one_line(study, quick, tmp_path):
