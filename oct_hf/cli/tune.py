@@ -21,6 +21,12 @@ def tune(
     space: Annotated[Path | None, typer.Option(help="YAML of ranges; the recipe's search: where not given.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the proposals.")] = 0,
     out: Annotated[Path | None, typer.Option(help="The study's folder; runs/NAME-tune where not given.")] = None,
+    engine: Annotated[
+        str, typer.Option(help="process: trials one by one, here; ray: on a Ray cluster (RAY_ADDRESS).")
+    ] = "process",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="With ray: trials at a time; one a GPU or machine where not given.")
+    ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without the files that can't be used.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
@@ -28,7 +34,8 @@ def tune(
 
     A space is YAML: a recipe key and its range or its choices, such as
     train.learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true} or train.class_weights: \\[null, auto].
-    A study that was stopped or killed goes on with the same command.
+    A study that was stopped or killed goes on with the same command, with --engine ray or without.
+    Every machine of a cluster must see the data and --out under the same path.
 
     Example: oct-hf tune octdl --data OCTDL/ --trials 30 && oct-hf finetune runs/octdl-tune/best.yaml
     """
@@ -43,7 +50,7 @@ def tune(
     from oct_hf.runs.tune import tune as search
 
     with exit_when_stopped():
-        found = search(chosen, folder, trials, folds, ranges, seed)
+        found = search(chosen, folder, trials, folds, ranges, seed, engine=engine, workers=workers)
     if as_json:
         print(json.dumps(found, indent=2))
         return

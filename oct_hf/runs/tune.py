@@ -11,6 +11,7 @@ import dataclasses
 import json
 import shutil
 import sys
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,12 +20,14 @@ from filelock import FileLock, Timeout
 
 from oct_hf.data.leakage import units
 from oct_hf.data.splits import fingerprint, split_folds
-from oct_hf.errors import OCTError, RunError
+from oct_hf.errors import OCTError, RunError, did_you_mean
+from oct_hf.parallel import ray_cluster
 from oct_hf.runs.folder import differing, plain_errors, write_json, written_beside
 from oct_hf.runs.folds import own_folds
 from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data, one_label_only
 from oct_hf.runs.run import quiet_libraries
 from oct_hf.runs.trial import Outcome, Proposal, Trials
+from oct_hf.runs.trials_on_ray import OnRay
 from oct_hf.training import processes
 from oct_hf.training.callbacks import selection
 from oct_hf.training.recipe import Recipe
@@ -32,6 +35,7 @@ from oct_hf.training.recipe_file import change_recipe
 from oct_hf.training.search import USUAL, check_space, suggest
 
 STUDY, BEST, TABLE = "study.json", "best.yaml", "trials.csv"
+ENGINES = ("process", "ray")
 _FAILED = 4  # trials, the first of a study, after which it isn't gone on with where all failed
 
 
@@ -43,6 +47,8 @@ def tune(
     space: dict | None = None,
     seed: int = 0,
     cache_dir: str | None = None,
+    engine: str = "process",
+    workers: int | None = None,
 ) -> dict:
     """Searches a recipe's settings; the same call goes on with a study that was stopped or killed, or is to be longer.
 
@@ -57,8 +63,12 @@ def tune(
         trials: how many in all, those of earlier calls included.
         folds: 2 or more; where the recipe is split by folds of the set's own, these without the one that is held out.
         space: by key a range or a list; the recipe's `search`, else `search.USUAL`, where not given.
-        seed: of the proposals. The same seed proposes the same, whether the study was stopped between or not.
+        seed: of the proposals. The same seed proposes the same, whether the study was stopped between or not; on a
+            cluster the later ones depend on which trials ended first.
         cache_dir: for the prepared data.
+        engine: this `process`, or `ray`, trials at a time on the cluster that RAY_ADDRESS names; then every machine
+            must see the data and `out`. A study may go on with the other one.
+        workers: trials at a time on the cluster; where not given, as many as it has GPUs, or else machines.
 
     Returns:
         `name`, `folds`, `seed`, `space`, `data` (title, images, patients searched on); `trials`: `number`, `state`
@@ -66,11 +76,16 @@ def tune(
         `error` (one line, where it failed); and `best`, one of them, or None.
 
     Raises:
-        OCTError: optuna is missing, an unusable space or folder, a study of another space, recipe or set there.
+        OCTError: optuna is missing, an unusable space or folder, a study of another space, recipe or set there; no
+            cluster, or a machine of it that doesn't see the data.
         Stopped: Ctrl-C or SIGTERM; the checkpoints of the trials at work are saved.
     """
     if find_spec("optuna") is None:
         raise OCTError('a search needs optuna: pip install "oct-hf[tune]"')
+    if engine not in ENGINES:
+        raise OCTError(f"--engine: found {engine}{did_you_mean(engine, ENGINES)}, expected {' or '.join(ENGINES)}")
+    if workers and engine != "ray":
+        raise OCTError("--workers says how many trials a cluster works on at a time: --engine ray")
     out, space = Path(out), check_space(space or recipe.search or USUAL, recipe)
     recipe = dataclasses.replace(recipe, search={}, push_to_hub=False)
     settings = {"recipe": recipe.to_dict(), "space": space, "folds": folds, "seed": seed}
@@ -91,6 +106,7 @@ def tune(
         raise RunError("a search runs on one process; start it without torchrun")
     with plain_errors(out):
         _check_study(out, settings)
+    with plain_errors(out), ray_cluster() if engine == "ray" else nullcontext() as cluster:
         data = assign_sides(load_data(recipe.data, cache_dir)[0], recipe)
         parts = tuning_folds(data, recipe, folds, cache_dir)
         settings["fingerprint"] = fingerprint(data.hashes, data.patients, data.labels)
@@ -101,11 +117,12 @@ def tune(
         epochs = space.get("train.epochs", [recipe.train.epochs])
         most_epochs = int(max(epochs) if isinstance(epochs, list) else epochs["high"])
         shared = Trials(recipe, out, data.dataset.select(rows), parts, most_epochs)
+        work = OnRay(cluster, shared, rows, cache_dir, workers) if cluster else _Here(shared)
         try:
             with FileLock(out / "study.lock", timeout=0):
                 write_json(out / STUDY, settings)
                 patients = len({data.patients[row] for row in rows})
-                return _Search(shared, space, seed, patients).run(trials, _Here(shared))
+                return _Search(shared, space, seed, patients).run(trials, work)
         except Timeout:
             raise RunError(f"{out}: another process works on this study") from None
 

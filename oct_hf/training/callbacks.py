@@ -107,6 +107,10 @@ class StopOnSignal(TrainerCallback):
         self._before: dict = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.listen()
+
+    def listen(self) -> None:
+        """From here on a signal is noted, until `listen_no_more`."""
         if threading.current_thread() is not threading.main_thread():
             return  # only the main thread may set signal handlers
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -131,6 +135,10 @@ class StopOnSignal(TrainerCallback):
             control.should_evaluate = control.should_save = control.should_log = False
 
     def on_train_end(self, args, state, control, **kwargs):
+        self.listen_no_more()
+
+    def listen_no_more(self) -> None:
+        """Signals do again what they did before."""
         for number, before in self._before.items():
             signal.signal(number, before)
 
