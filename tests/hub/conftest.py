@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from oct_hf.hub.local import running
-from oct_hf.hub.store import User
+from oct_hf.hub.local.accounts import User
 
 TOKENS = {"hf_writer": User("clinic"), "hf_reader": User("clinic", write=False), "hf_other": User("other")}
 

@@ -19,8 +19,10 @@ import pytest
 from faults import FAULTS, Proxy, free_port, start_hub
 
 from oct_hf.hub.local import running
+from oct_hf.hub.local.accounts import User
+from oct_hf.hub.local.bare_git import Repository
+from oct_hf.hub.local.pointers import LARGE
 from oct_hf.hub.publish import contents, with_code
-from oct_hf.hub.store import LARGE, Repository, User
 
 TOKEN = "hf_ThisTokenMustNeverBeSeen"
 

@@ -25,7 +25,7 @@ from oct_hf.data.splits import read_split
 from oct_hf.errors import DataError
 from oct_hf.hub.licences import REDISTRIBUTABLE, require_redistributable
 from oct_hf.hub.local import running
-from oct_hf.hub.store import User
+from oct_hf.hub.local.accounts import User
 from oct_hf.images import read_image
 from oct_hf.runs import data_set
 from oct_hf.training.recipe_file import make_recipe
