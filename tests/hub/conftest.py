@@ -27,4 +27,23 @@ def site(tmp_path_factory) -> Site:
     with running(folder / "hub", TOKENS, port=0) as app:
         address = app.state.address
         hub = {"HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_writer"}
-        yield Site(address, app.state.log, {**os.environ, **hub, "HF_HOME": str(folder / "home")})
+        homes = {"HF_HOME": str(folder / "home"), "OCT_HF_HOME": str(folder / "oct")}
+        yield Site(address, app.state.log, {**os.environ, **hub, **homes})
+
+
+@pytest.fixture(scope="module")
+def clinic_recipe(tmp_path_factory) -> dict:
+    """The recipe of a folder of phantoms that names its patients wherever a clinic might."""
+    from data_sets import NAME, named_clinic
+
+    return {
+        "name": "clinic",
+        "data": {
+            "name": "folder",
+            "path": str(named_clinic(tmp_path_factory.mktemp("named") / f"{NAME}_clinic")),
+            "csv": "patients.csv",
+            "columns": {"patient": "who", "eye": "side"},
+            "license": "cc-by-nc-4.0",
+        },
+        "split": {"validation": 0.2, "test": 0.3},
+    }
