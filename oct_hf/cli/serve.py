@@ -66,7 +66,7 @@ def hub(
     if find_spec("uvicorn") is None or find_spec("fastapi") is None:
         raise OCTError('the loopback Hub needs FastAPI and uvicorn: pip install "oct-hf[hub]"')
     from oct_hf.hub.local import running
-    from oct_hf.hub.store import read_tokens
+    from oct_hf.hub.local.accounts import read_tokens
 
     root.mkdir(parents=True, exist_ok=True)
     tokens = read_tokens(root / "tokens.json")

@@ -13,7 +13,7 @@ def benchmark_push(run: Path | None, scratch: Path) -> dict:
     """`oct-hf publish` of EfficientNetV2-B0 to a Hub on this machine, twice: whole processes, and what they send."""
     from oct_hf import serving
     from oct_hf.hub.local import create_app
-    from oct_hf.hub.store import User
+    from oct_hf.hub.local.accounts import User
 
     run = run or small_run(scratch)
     taken = serving.take_port(0)

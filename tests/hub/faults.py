@@ -58,6 +58,8 @@ class Proxy:
     Attributes:
         port: that it listens on.
         seen: (method, path) of each request in order of arrival, without the query.
+        given_up: those of them that nobody harmed and whose client left before the answer, taking a busy machine for a
+            stalled Hub.
         plan: from (number of the request, method, path) to one of FAULTS, a function, or None for no harm. A function
             is called on a thread once the request is on its way to the Hub, and the connection is cut when it returns.
     """
@@ -65,6 +67,8 @@ class Proxy:
     def __init__(self, port: int, hub_port: int):
         self.port, self.hub_port = port, hub_port
         self.seen: list[tuple[str, str]] = []
+        self.given_up: list[tuple[str, str]] = []
+        self._under_way = 0
         self.plan: Callable = lambda number, method, path: None
         self.retry_after = "0"
 
@@ -89,11 +93,25 @@ class Proxy:
         self._thread.join()
         self._loop.close()
 
+    def settle(self) -> None:
+        """Returns when the Hub is busy with no request any more; then `given_up` is complete."""
+
+        async def idle() -> None:
+            await asyncio.sleep(0.02)  # lets in who is connected and not yet heard
+            while self._under_way:
+                await asyncio.sleep(0.02)
+
+        asyncio.run_coroutine_threadsafe(idle(), self._loop).result(timeout=60)
+
     async def _serve(self, client: asyncio.StreamReader, answer: asyncio.StreamWriter) -> None:
-        # A client or a Hub that went away ends the request, which is what this file is for.
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            await self._handle(client, answer)
-        answer.transport.abort()
+        self._under_way += 1
+        try:
+            # A client or a Hub that went away ends the request, which is what this file is for.
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                await self._handle(client, answer)
+        finally:
+            self._under_way -= 1
+            answer.transport.abort()
 
     async def _handle(self, client: asyncio.StreamReader, answer: asyncio.StreamWriter) -> None:
         head = await client.readuntil(b"\r\n\r\n")
@@ -108,13 +126,20 @@ class Proxy:
         if fault == "stall":
             await client.read(-1)  # until the client gives up
             return
-        body = await _body(head, client)
+        try:
+            body = await _body(head, client)
+        except (OSError, asyncio.IncompleteReadError):
+            if fault is None:
+                self.given_up.append((method, path))
+            raise
         if fault == "500":
             answer.write(_answer("500 Internal Server Error"))
         elif fault == "429":
             answer.write(_answer("429 Too Many Requests", f"Retry-After: {self.retry_after}\r\n"))
         else:
             await self._forward(head, body, fault, client, answer)
+            if fault is None and (client.at_eof() or client.exception()):
+                self.given_up.append((method, path))
         await answer.drain()
         answer.close()
         await answer.wait_closed()

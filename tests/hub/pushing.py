@@ -18,7 +18,8 @@ logging.basicConfig(level=logging.DEBUG, stream=sys.stderr)
 hub_logging.set_verbosity_debug()
 for line in sys.stdin:
     asked = json.loads(line)
-    patience = Patience(asked.pop("tries", 3), first_wait_s=0.01, longest_wait_s=1.5, stall_s=asked.pop("stall_s", 2.0))
+    tries, stall_s = asked.pop("tries", 3), asked.pop("stall_s", 60.0)
+    patience = Patience(tries, first_wait_s=0.01, longest_wait_s=1.5, stall_s=stall_s)
     try:
         done = publish(**asked, patience=patience)
         said = {"done": done.commit, "tag": done.tag, "url": done.url}

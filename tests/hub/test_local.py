@@ -17,7 +17,10 @@ import pytest
 from faults import free_port, start_hub
 
 from oct_hf.hub.local import running
-from oct_hf.hub.store import PART_SECONDS, Repository, Store, User
+from oct_hf.hub.local.accounts import User
+from oct_hf.hub.local.bare_git import Repository
+from oct_hf.hub.local.large_files import PART_SECONDS
+from oct_hf.hub.local.store import Store
 
 TOKENS = {"hf_writer": User("clinic"), "hf_other": User("other")}
 PART = 2**20

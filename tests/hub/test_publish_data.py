@@ -1,42 +1,23 @@
-"""Publishing data sets: the real clients, in processes of their own, against the loopback Hub."""
+"""Publishing data sets and loading them: the real clients, in processes of their own, against the loopback Hub."""
 
 import csv
 import hashlib
 import io
 import json
-import os
 import re
-import resource
-import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
-import mlcroissant
 import numpy as np
 import pytest
-import yaml
-from markdown_it import MarkdownIt
+from data_sets import NAME, PHANTOMS, rows_of
 from PIL import Image
-from pyarrow import parquet
 
 from oct_hf.data.splits import read_split
-from oct_hf.errors import DataError
-from oct_hf.hub.licences import REDISTRIBUTABLE, require_redistributable
-from oct_hf.hub.local import running
-from oct_hf.hub.store import User
 from oct_hf.images import read_image
 from oct_hf.runs import data_set
 from oct_hf.training.recipe_file import make_recipe
-
-TOKENS = {"hf_writer": User("clinic"), "hf_reader": User("clinic", write=False), "hf_other": User("other")}
-PHANTOMS = {
-    "name": "demo",
-    "data": {"name": "phantom", "patients": 6, "scans": 2, "height": 96, "width": 96},
-    "split": {"validation": 0.2, "test": 0.3},
-}
-NAME = "Mustermann"
 
 PUBLISH = """
 import json, sys
@@ -139,25 +120,6 @@ print(json.dumps({
 """
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """A running loopback Hub: its request log, and the environment for clients."""
-    folder = tmp_path_factory.mktemp("site")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    home = {
-        "HF_HOME": str(folder / "home"),
-        "OCT_HF_HOME": str(folder / "oct"),
-        "HF_ENDPOINT": f"http://127.0.0.1:{port}",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_OFFLINE": "0",
-        "HF_TOKEN": "hf_writer",
-    }
-    with running(folder / "hub", TOKENS, port) as app:
-        yield app.state.log, {**os.environ, **home}
-
-
 def call(environment, *command) -> dict:
     """The JSON in the last line that a command prints."""
     done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True)
@@ -165,68 +127,18 @@ def call(environment, *command) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def named_clinic(folder: Path) -> Path:
-    """Phantoms as a clinic may have them: the patient's name in file names, folds and the files' metadata."""
-    from oct_hf.data.phantom import draw
-
-    rows = ["file,who,side,fold,volume,device"]
-    for label in ("DME", "NORMAL"):
-        for patient in range(6):
-            who = f"{NAME}{patient}{label}"
-            (folder / label).mkdir(parents=True, exist_ok=True)
-            for scan in range(2):
-                picture = Image.fromarray(draw(label, 1, patient + 100 * (label == "DME"), scan, 96, 96).image)
-                name = f"{label}/{who}_{scan}." + ("png" if scan else "jpg")
-                exif = Image.Exif()
-                exif[0x010E] = who
-                picture.save(folder / name, exif=exif, comment=who)
-                rows.append(f"{name},{who},{'OD' if patient % 2 else 'OS'},{who},{who} macula,Spectralis")
-    (folder / "patients.csv").write_text("\n".join(rows))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def clinic_recipe(tmp_path_factory) -> dict:
-    return {
-        "name": "clinic",
-        "data": {
-            "name": "folder",
-            "path": str(named_clinic(tmp_path_factory.mktemp("named") / f"{NAME}_clinic")),
-            "csv": "patients.csv",
-            "columns": {"patient": "who", "eye": "side"},
-            "license": "cc-by-nc-4.0",
-        },
-        "split": {"validation": 0.2, "test": 0.3},
-    }
-
-
 @pytest.fixture(scope="module")
 def published(site, clinic_recipe) -> tuple[dict, list]:
     """What publishing phantoms and a private clinic said, and what the server was asked."""
-    log, environment = site
-    said = call(environment, sys.executable, "-c", PUBLISH, json.dumps(PHANTOMS), json.dumps(clinic_recipe))
-    return said, list(log)
+    said = call(site.environment, sys.executable, "-c", PUBLISH, json.dumps(PHANTOMS), json.dumps(clinic_recipe))
+    return said, list(site.log)
 
 
 @pytest.fixture(scope="module")
 def loaded(site, published) -> dict:
     first = published[0]["first"][0]
-    site[0].clear()
-    return call(site[1], sys.executable, "-c", LOAD, first, "clinic/phantoms", "clinic/secret")
-
-
-def build(recipe: dict, folder: Path, **options) -> dict:
-    folder.mkdir()
-    made = make_recipe(recipe)
-    data, skipped = data_set.load_for_publishing(made)
-    return data_set.write_data_set(data, made, skipped, folder, "you/data", "https://hub.example/you/data", **options)
-
-
-def rows_of(folder: Path) -> dict[str, list[dict]]:
-    sides: dict[str, list[dict]] = {}
-    for path in sorted((folder / "data").glob("*.parquet")):
-        sides.setdefault(path.name.split("-")[0], []).extend(parquet.read_table(path).to_pylist())
-    return sides
+    site.log.clear()
+    return call(site.environment, sys.executable, "-c", LOAD, first, "clinic/phantoms", "clinic/secret")
 
 
 def test_a_push_is_one_commit_and_a_second_one_sends_nothing(published):
@@ -282,7 +194,7 @@ def test_load_dataset_gives_images_and_classes_with_nothing_installed(loaded):
 
 
 def test_the_first_rows_of_a_stream_need_nothing_of_the_other_sides(loaded, site):
-    log = site[0]
+    log = site.log
     asked = log[: next(number for number, entry in enumerate(log) if entry[1] == "/api/whoami-v2")]
     large = {(path, status) for method, path, status in asked if method == "GET" and path.startswith("/large/")}
     facts = json.loads((Path(loaded["snapshots"]["clinic/phantoms"]) / "oct-hf.json").read_text())
@@ -346,145 +258,6 @@ def test_the_split_csv_of_a_model_still_finds_its_bscans(loaded, clinic_recipe, 
         assert {row["content_hash"] for row in rows} == set(np.array(data.hashes)[known == side])
 
 
-def test_the_same_data_gives_the_same_files_to_the_byte(tmp_path, clinic_recipe):
-    moved = tmp_path / "elsewhere" / "clinic"
-    shutil.copytree(clinic_recipe["data"]["path"], moved)
-    build(clinic_recipe, tmp_path / "one")
-    previous = json.loads((tmp_path / "one" / "croissant.json").read_text())
-    previous["datePublished"] = "2001-01-01"
-    again = clinic_recipe | {"data": clinic_recipe["data"] | {"path": str(moved)}}
-    build(again, tmp_path / "two", previous=previous)
-    for path in (tmp_path / "one").rglob("*"):
-        other = tmp_path / "two" / path.relative_to(tmp_path / "one")
-        if path.is_file() and path.name != "croissant.json":
-            assert path.read_bytes() == other.read_bytes(), path.name
-    assert json.loads((tmp_path / "two" / "croissant.json").read_text()) == previous
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the Croissant library
-def test_real_bscans_go_out_as_published_and_croissant_reads_them(samples, tmp_path):
-    folder = tmp_path / "set"
-    recipe = {
-        "data": {
-            "name": "oct2017",
-            "path": str(samples / "oct2017_sample"),
-            "public": True,
-            "title": "OCT2017 sample",
-            "license": "cc-by-4.0",
-            "homepage": "https://data.mendeley.com/datasets/rscbjbr9sj",
-            "citation": "Kermany et al., Cell 172(5), 2018",
-        },
-        "split": {"by": "fold", "test_fold": "test"},
-    }
-    facts = build(recipe, folder, shard_bytes=500_000)
-    assert facts["pictures"]["original"] == facts["images"] == 80 and len(facts["shards"]) > 6
-    sides = rows_of(folder)
-    for side, rows in sides.items():
-        assert facts["sides"][side]["images"] == len(rows)
-        for row in rows:
-            assert row["image"]["bytes"] == (samples / "oct2017_sample" / row["source"]).read_bytes()
-            assert row["source"].split("-")[1] == row["patient_id"]
-
-    described = mlcroissant.Dataset(folder / "croissant.json")
-    issues = described.metadata.ctx.issues
-    assert not issues.errors and not issues.warnings, issues.report()
-    files = {f.id: f for f in described.metadata.distribution if type(f).__name__ == "FileObject"}
-    assert set(files) == {path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")}
-    for name, file in files.items():
-        data = (folder / name).read_bytes()
-        assert file.sha256 == hashlib.sha256(data).hexdigest() and file.content_size == f"{len(data)} B"
-    records = list(described.records("default"))
-    assert len(records) == 80
-    for record in records:
-        row = next(
-            r
-            for r in sides[record["default/split"].decode()]
-            if bytes(r["content_hash"], "ascii") == record["default/content_hash"]
-        )
-        assert record["default/label"] == row["label"]
-        assert record["default/image"].tobytes() == Image.open(io.BytesIO(row["image"]["bytes"])).tobytes()
-    assert [r["labels/name"] for r in described.records("labels")] == facts["labels"]
-
-
-def test_guards_go_into_a_side_that_the_card_keeps_out_of_training(samples, tmp_path):
-    recipe = {
-        "data": {
-            "name": "folder",
-            "path": str(samples / "neh_sample"),
-            "csv": "groups.csv",
-            "columns": {"patient": "eye", "fold": "fold", "guard": "guard"},
-            "grouped_by": "eye",
-            "public": True,
-            "license": "cc-by-4.0",
-        },
-        "split": {"by": "fold", "test_fold": "4"},
-    }
-    facts = build(recipe, tmp_path / "neh")
-    assert list(facts["sides"]) == ["train", "validation", "test", "unused"] and "guard" in facts["folds"]
-    card = (tmp_path / "neh" / "README.md").read_text()
-    assert "**`unused` is for neither training nor testing" in card and "so one patient may be on two sides" in card
-    assert f"| unused | {facts['sides']['unused']['images']} (" in card
-
-
-def test_the_cards_metadata_is_what_the_hub_reads_and_its_counts_are_the_rows(tmp_path):
-    facts = build(PHANTOMS, tmp_path / "set")
-    header, body = (tmp_path / "set" / "README.md").read_text()[4:].split("\n---\n", 1)
-    header = yaml.safe_load(header)
-    assert header["license"] == "apache-2.0" and header["task_categories"] == ["image-classification"]
-    assert header["size_categories"] == ["n<1K"] and header["pretty_name"] == "OCT phantoms (drawn)"
-    assert [f["split"] for f in header["configs"][0]["data_files"]] == ["train", "validation", "test"]
-    rows = rows_of(tmp_path / "set")
-    for split in header["dataset_info"]["splits"]:
-        side = split["name"]
-        assert split["num_examples"] == len(rows[side])
-        cells = [f"{len(rows[side])} ({len({r['patient_id'] for r in rows[side]})})"]
-        for label in range(4):
-            mine = [r["patient_id"] for r in rows[side] if r["label"] == label]
-            cells.append(f"{len(mine)} ({len(set(mine))})")
-        assert f"| {side} | " + " | ".join(cells) + " |" in body
-    assert "None: no person was imaged." in body and facts["left_out"] == 0
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the Croissant library
-def test_text_from_outside_can_not_break_the_card(tmp_path, clinic_recipe):
-    outside = {
-        "title": "Clinic | <script>alert(1)</script>\n---\nlicense: mit",
-        "homepage": "https://x.example/ [a](javascript:alert(1))",
-        "citation": "# Heading\n\n<img src=x>",
-    }
-    build(clinic_recipe | {"data": clinic_recipe["data"] | outside}, tmp_path / "set")
-    header, body = (tmp_path / "set" / "README.md").read_text()[4:].split("\n---\n", 1)
-    assert yaml.safe_load(header)["license"] == "cc-by-nc-4.0"
-    page = MarkdownIt("gfm-like", {"linkify": False}).render(body)
-    assert "<script" not in page and "<img" not in page and "javascript" not in "".join(re.findall("<[^>]*>", page))
-    assert page.count("<h1>") == 1 and "Clinic |" in page
-    assert not mlcroissant.Dataset(tmp_path / "set" / "croissant.json").metadata.ctx.issues.errors
-
-
-@pytest.mark.parametrize(
-    "licence, text",
-    [
-        (None, "isn't known"),
-        ("other", "not known to allow"),
-        ("cc-by-nd-4.0", "no derivatives"),
-        ("cc-by-nc-nd-4.0", "no derivatives"),
-        ("cc-by-4", 'did you mean "cc-by-4.0"'),
-        ("all rights reserved", "not known to allow"),
-    ],
-)
-def test_a_licence_that_does_not_allow_it_is_refused_before_any_file_is_read(licence, text):
-    recipe = make_recipe({"data": {"name": "folder", "path": "/nowhere", "license": licence}})
-    with pytest.raises(DataError, match=re.escape(text)) as refusal:
-        data_set.load_for_publishing(recipe)
-    assert "data.license=cc-by-4.0" in str(refusal.value) and "\n" not in str(refusal.value)
-
-
-def test_licences_are_those_that_permit_and_each_says_where_it_stands():
-    for licence, (title, address) in REDISTRIBUTABLE.items():
-        require_redistributable(licence)
-        assert title and address.startswith("https://") and "-nd" not in licence
-
-
 def test_a_dry_run_lists_everything_sends_nothing_and_leaves_what_was_asked(site, tmp_path, monkeypatch, capsys):
     import datasets
 
@@ -493,12 +266,12 @@ def test_a_dry_run_lists_everything_sends_nothing_and_leaves_what_was_asked(site
     sizes = ["data.patients=5", "data.scans=1", "data.height=96", "data.width=96"]
     monkeypatch.setattr(sys, "argv", ["oct-hf", "publish-data", "demo", "--repo", "you/dry", "--dry-run", *sizes])
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--out", str(tmp_path / "look")])
-    site[0].clear()
+    site.log.clear()
     with pytest.raises(SystemExit) as end:
         cli.main()
     said = capsys.readouterr()
     assert not end.value.code and "data/train-00000-of-00001.parquet" in said.out and "pseudonym" not in said.err
-    assert 'load_dataset("you/dry")' in (tmp_path / "look" / "README.md").read_text() and site[0] == []
+    assert 'load_dataset("you/dry")' in (tmp_path / "look" / "README.md").read_text() and site.log == []
     assert sorted(p.name for p in tmp_path.iterdir()) == ["look"]
     assert not list(Path(datasets.config.HF_DATASETS_CACHE).glob("publish-*"))
     with pytest.raises(SystemExit) as end:
@@ -506,24 +279,8 @@ def test_a_dry_run_lists_everything_sends_nothing_and_leaves_what_was_asked(site
     assert end.value.code == 2 and "is there already" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
-    recipe = make_recipe(PHANTOMS)
-    data, skipped = data_set.load_for_publishing(recipe)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # as a disk with 20 kB left
-        with (
-            pytest.raises(DataError, match="no room to build the data set") as full,
-            data_set.building_folder() as folder,
-        ):
-            data_set.write_data_set(data, recipe, skipped, folder, "you/data", "https://hub.example")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert "\n" not in str(full.value) and not folder.exists()
-
-
 def test_a_published_set_trains_a_model_straight_from_the_hub(site, published, tmp_path):
-    said = call(site[1], sys.executable, "-c", TRAIN, "clinic/phantoms", tmp_path / "run")
+    said = call(site.environment, sys.executable, "-c", TRAIN, "clinic/phantoms", tmp_path / "run")
     rows = list(csv.DictReader((tmp_path / "run/model/split.csv").open()))
     assert said["hashes"] == sorted(row["content_hash"] for row in rows) and "image" in said["columns"]
     assert sum(said["sides"].values()) == len(rows) == len(said["hashes"])

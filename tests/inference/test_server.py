@@ -1,29 +1,18 @@
 """The served contract: a real server on a free port, the Hub's own client and plain HTTP against it."""
 
 import base64
-import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import jsonschema
 import numpy as np
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
+from asking import ask, ask_json, assert_same, expected, metrics, png, served
 from referencing import Registry, Resource
-
-from oct_hf import Predictor, serving
-from oct_hf.errors import ModelError, OCTError
-from oct_hf.inference import server
-from oct_hf.inference.runtime import ONNXPredictor, serving_predictor
 
 TASKS = Path(__file__).parents[1] / "node/node_modules/@huggingface/tasks/src/tasks"
 
@@ -39,19 +28,6 @@ print(json.dumps({
     "none": ask(image, function_to_apply="none"),
 }))
 """
-
-
-@contextmanager
-def served(classifier, **options):
-    """A server on a free port of this process; gives the port."""
-    taken = serving.take_port(0)
-    with serving.running(server.create_app(classifier, "tiny", **options), taken):
-        yield taken.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def predictor(finished_run) -> Predictor:
-    return Predictor(finished_run / "model", batch_size=8)
 
 
 @pytest.fixture(scope="module")
@@ -77,34 +53,6 @@ def schemas():
     spec = TASKS / "image-classification/spec"
     found = {name: json.loads((spec / f"{name}.json").read_text()) for name in ("input", "output")}
     return {name: jsonschema.Draft6Validator(schema, registry=registry) for name, schema in found.items()}
-
-
-def ask(port: int, body=None, headers=None, method="POST", path="/"):
-    """Status, headers and the decoded JSON (or text) of one request."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    try:
-        connection.request(method, path, body, headers or {})
-        answer = connection.getresponse()
-        content = answer.read().decode()
-        is_json = "json" in answer.headers["content-type"]
-        return answer.status, answer.headers, json.loads(content) if is_json else content
-    finally:
-        connection.close()
-
-
-def ask_json(port: int, content):
-    return ask(port, json.dumps(content), {"Content-Type": "application/json"})
-
-
-def expected(predictor, image) -> dict[str, float]:
-    return next(predictor.predict([image])).probabilities
-
-
-def assert_same(answer: list[dict], probabilities: dict[str, float]) -> None:
-    assert {a["label"] for a in answer} == set(probabilities)
-    assert max(abs(a["score"] - probabilities[a["label"]]) for a in answer) <= 1e-6
-    scores = [a["score"] for a in answer]
-    assert scores == sorted(scores, reverse=True)
 
 
 def test_the_hubs_client_gets_the_predictors_answers(port, predictor, finished_run):
@@ -157,33 +105,8 @@ def test_real_bscans_are_answered_as_the_predictor_answers_them(port, predictor,
         assert_same(ask(port, file.read_bytes())[2], answer.probabilities)
 
 
-def test_forty_clients_at_once_get_their_own_answers_from_batches(predictor):
-    from oct_hf.data.phantom import draw
-
-    kinds = ("CNV", "DME", "DRUSEN", "NORMAL")
-    images = [_png(draw(kinds[i % 4], 5, patient=i, height=96, width=96).image) for i in range(40)]
-    answers = list(predictor.predict(images))
-    assert len({tuple(a.probabilities.values()) for a in answers}) == 40  # so that a swap is seen
-    with served(predictor) as port:
-        together = threading.Barrier(40)
-
-        def client(image):
-            together.wait()
-            return [ask(port, image) for _ in range(3)]
-
-        with ThreadPoolExecutor(40) as pool:
-            for got, answer in zip(pool.map(client, images), answers, strict=True):
-                for status, _, said in got:
-                    assert status == 200
-                    assert_same(said, answer.probabilities)
-        values = _metrics(port)
-    assert values["oct_hf_batch_size_sum"] == 120 == values["oct_hf_requests_total 200"]
-    assert values["oct_hf_batch_size_count"] < 100  # batches formed
-    assert values["oct_hf_batch_size_bucket 8.0"] == values["oct_hf_batch_size_count"]  # and none above the limit
-
-
 def test_a_picture_that_unpacks_to_far_more_than_a_bscan_is_refused_before_it_is_decoded(port, image):
-    bomb = _png(np.zeros((4001, 4000), np.uint8))
+    bomb = png(np.zeros((4001, 4000), np.uint8))
     assert len(bomb) < 100_000
     status, _, said = ask(port, bomb)
     assert status == 400 and "has 4000x4001 pixels, more than 16 megapixels" in said["error"]
@@ -225,90 +148,12 @@ def test_what_is_wrong_is_one_line_and_the_server_goes_on(port, image, body, sta
     assert ask(port, image)[0] == 200
 
 
-class Slow:
-    """A classifier that answers when told, for what happens meanwhile."""
-
-    labels, batch_size = ("DME", "NORMAL"), 4
-
-    def __init__(self):
-        self.go, self.batches = threading.Event(), []
-
-    def read(self, source: bytes, max_pixels: int) -> bytes:
-        return source
-
-    def logits(self, pixels: list) -> np.ndarray:
-        self.batches.append(pixels)
-        if pixels == [b"fail"]:
-            raise ArithmeticError("no memory")
-        self.go.wait(20)
-        return np.array([[float(len(p)), 0.0] for p in pixels], np.float32)
-
-
-def _until(condition) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it never came to that")
-
-
-def test_a_full_queue_is_a_503_that_says_when_to_come_again():
-    slow = Slow()
-    with served(slow, queue=3) as port, ThreadPoolExecutor(3) as pool:
-        waiting = [pool.submit(ask, port, b"x") for _ in range(3)]
-        _until(lambda: _metrics(port)["oct_hf_queue_length"] == 3)
-        status, headers, said = ask(port, b"x")
-        assert status == 503 and headers["Retry-After"] == "1" and "3 requests wait" in said["error"]
-        assert ask(port, method="GET", path="/health")[0] == 200
-        slow.go.set()
-        assert [w.result()[0] for w in waiting] == [200, 200, 200] and ask(port, b"x")[0] == 200
-
-
-def test_clients_that_leave_neither_block_nor_cost_a_forward_pass():
-    slow = Slow()
-    with served(slow) as port, ThreadPoolExecutor(1) as pool:
-        first = pool.submit(ask, port, b"first")
-        _until(lambda: slow.batches)
-        for sent in (b"gone", b"go"):  # after its whole body, and in the middle of it
-            with socket.create_connection(("127.0.0.1", port)) as client:
-                client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n" + sent)
-                _until(lambda: _metrics(port)["oct_hf_queue_length"] == 2)
-            _until(lambda: _metrics(port)["oct_hf_queue_length"] == 1)
-        slow.go.set()
-        assert first.result()[0] == 200 and ask(port, b"last")[0] == 200
-        assert _metrics(port)["oct_hf_requests_total 499"] == 2
-    assert slow.batches == [[b"first"], [b"last"]]
-
-
-def test_a_model_that_fails_is_a_500_and_the_next_request_is_answered():
-    slow = Slow()
-    slow.go.set()
-    with served(slow) as port:
-        status, _, said = ask(port, b"fail")
-        assert status == 500 and said == {"error": "the model failed (ArithmeticError)"}
-        assert ask(port, b"x")[0] == 200
-
-
-def test_a_server_that_ends_answers_what_it_accepted():
-    slow = Slow()
-    with ThreadPoolExecutor(9) as pool:
-        with served(slow) as port:
-            waiting = [pool.submit(ask, port, b"x" * n) for n in range(1, 9)]
-            _until(lambda: _metrics(port)["oct_hf_queue_length"] == 8)
-            threading.Timer(0.3, slow.go.set).start()
-        for n, work in enumerate(waiting, 1):
-            status, _, said = work.result()
-            assert status == 200 and said[0]["score"] == pytest.approx(1 / (1 + np.exp(-n)))
-    with pytest.raises(ConnectionRefusedError):
-        ask(port, b"x")
-
-
 def test_health_metrics_and_the_page_that_says_how(port, predictor, image):
     status, _, said = ask(port, method="GET", path="/health")
     assert status == 200 and said == {"status": "ok", "model": "tiny", "labels": list(predictor.labels)}
-    before = _metrics(port)
+    before = metrics(port)
     assert ask(port, image)[0] == 200 and ask(port, b"x")[0] == 400
-    after = _metrics(port)
+    after = metrics(port)
     for name in ("oct_hf_requests_total 200", "oct_hf_requests_total 400", "oct_hf_batch_size_count"):
         assert after[name] == before.get(name, 0) + 1
     assert after["oct_hf_request_seconds_count"] == before["oct_hf_request_seconds_count"] + 2
@@ -333,24 +178,6 @@ def test_the_description_is_as_strict_as_the_server(port, image):
         status, _, said = ask_json(port, request)
         assert (status == 200) == body.is_valid(request), parameters
         assert (status == 200) == output.is_valid(said)
-
-
-def test_onnx_runtime_answers_as_torch_to_1e_5(finished_run, predictor, real_files, tmp_path):
-    pytest.importorskip("onnxruntime")
-    fast = serving_predictor(finished_run / "model", "auto")
-    assert isinstance(fast, ONNXPredictor) and fast.labels == predictor.labels
-    for one, other in zip(fast.predict(real_files), predictor.predict(real_files), strict=True):
-        assert max(abs(one.probabilities[k] - p) for k, p in other.probabilities.items()) <= 1e-5
-    with pytest.raises(OCTError, match=r'no runtime onxx \(did you mean "onnx"'):
-        serving_predictor(finished_run / "model", "onxx")
-    for file in ("config.json", "preprocessor_config.json"):
-        (tmp_path / file).write_bytes((finished_run / "model" / file).read_bytes())
-    with pytest.raises(ModelError, match=r"no onnx/model\.onnx in it"):
-        serving_predictor(tmp_path, "onnx")
-    (tmp_path / "onnx").mkdir()
-    (tmp_path / "onnx/model.onnx").write_bytes(b"broken")
-    with pytest.raises(ModelError, match="can't be loaded"):
-        serving_predictor(tmp_path, "onnx")
 
 
 def test_the_command_serves_a_run_until_sigterm(finished_run, predictor, image):
@@ -379,23 +206,3 @@ def test_a_missing_extra_is_one_line(finished_run):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2 and 'pip install "oct-hf[serve]"' in done.stderr
     assert len(done.stderr.splitlines()) == 1
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    import io
-
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-def _metrics(port: int) -> dict[str, float]:
-    """Values by name and, where there is one, label."""
-    text = ask(port, method="GET", path="/metrics")[2]
-    return {
-        " ".join([sample.name, *sample.labels.values()]): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }

@@ -1,0 +1,15 @@
+"""The YAML front matter of a README.md: a card's metadata."""
+
+import re
+
+import yaml
+
+
+def yaml_block(text: str) -> dict | None:
+    """The metadata at the head of a README.md; None where there is none.
+
+    Raises:
+        yaml.YAMLError: it isn't YAML.
+    """
+    match = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
+    return yaml.safe_load(match[1]) if match else None
