@@ -96,7 +96,7 @@ def prepare_teacher(
     }
     if wanted.epochs and not (folder / FACTS).exists():
         write_json(folder / FACTS, about)
-    return Teacher(model, preprocessing, student), about
+    return Teacher(model, preprocessing, student, with_maps=wanted.maps > 0), about
 
 
 def _fine_tuned(recipe, data, folder, student, build, score, callbacks):
