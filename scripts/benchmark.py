@@ -3,7 +3,7 @@
 python scripts/benchmark.py [data] [duplicates] [training] [serving] [startup] [push] [evaluation]
     [--data FOLDER] [--run FOLDER] [--out FILE]
 python scripts/benchmark.py systems --recipes MAIN [OTHER …] [--data FOLDER] [--folds K]
-    [--set [NAME:]KEY=VALUE …] [--ensemble NAME …] [--folder runs/systems] [--out FILE]
+    [--set [NAME:]KEY=VALUE …] [--ensemble NAME …] [--elsewhere data.KEY=VALUE …] [--folder runs/systems] [--out FILE]
 
 Pairs run in turn, each preparation in a process of its own; the median ratio counts. Timings depend on the machine and
 on what else it does, so none of them is a test.
@@ -44,6 +44,9 @@ def arguments() -> argparse.Namespace:
     systems.add_argument("--folds", type=int, default=1, help="1 for the main recipe's split, more to cross-validate")
     systems.add_argument("--set", nargs="+", default=[], metavar="[NAME:]KEY=VALUE", help="for every recipe, or one")
     systems.add_argument("--ensemble", nargs="+", default=[], metavar="NAME", help="systems to average as one more")
+    systems.add_argument(
+        "--elsewhere", nargs="+", default=[], metavar="data.KEY=VALUE", help="another set to ask all systems about"
+    )
     systems.add_argument("--folder", type=Path, default=Path("runs/systems"), help="for runs and leaderboard")
     given = parser.parse_args()
     if strange := set(given.parts) - {*PARTS, *LONG}:
@@ -79,18 +82,27 @@ def _systems(given: argparse.Namespace) -> dict:
     from oct_hf.runs.training import Stopped
     from oct_hf.training.recipe_file import recipe_names
 
-    words = ["python", "scripts/benchmark.py", *sys.argv[1:]]
-    command = shlex.join(f"{given.data.name}/" if given.data and word == str(given.data) else word for word in words)
+    command = shlex.join(["python", "scripts/benchmark.py", *(_without_place(word, given) for word in sys.argv[1:])])
     main_one = "folder" if given.data else "demo"
     names = given.recipes or [main_one, *(name for name in recipe_names() if name != main_one)]
     try:
-        return benchmark_systems(names, given.data, given.folder, given.folds, given.set, given.ensemble, command)
+        return benchmark_systems(
+            names, given.data, given.folder, given.folds, given.set, given.ensemble, given.elsewhere, command
+        )
     except OCTError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)
+
+
+def _without_place(word: str, given: argparse.Namespace) -> str:
+    """A word of the command line without where the data lie on this machine."""
+    key, _, path = word.rpartition("=")
+    if key == "data.path" or word == str(given.data):
+        return (f"{key}=" if key else "") + f"{Path(path).name}/"
+    return word
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def prepare_teacher(
     }
     if wanted.epochs and not (folder / FACTS).exists():
         write_json(folder / FACTS, about)
-    return Teacher(model, preprocessing, student), about
+    return Teacher(model, preprocessing, student, with_maps=wanted.maps > 0), about
 
 
 def _fine_tuned(recipe, data, folder, student, build, score, callbacks):
@@ -175,6 +175,8 @@ def other_pictures(recipe: Recipe, data: LabelledSet, preprocessing: Preprocessi
     parts, facts = [], {"phantoms": wanted.phantoms}
     if wanted.phantoms:
         names = data.names if wanted.phantom_labels else None
-        parts.append(draw_phantoms(wanted.phantoms, preprocessing, names, recipe.train.seed, augmentation))
+        parts.append(
+            draw_phantoms(wanted.phantoms, preprocessing, names, recipe.train.seed, augmentation, wide=wanted.wide)
+        )
     found, told = without_labels(wanted.unlabelled, "teacher", recipe, data, preprocessing, augmentation)
     return parts + found, facts | told | {"seconds": round(time.monotonic() - began, 1)}

@@ -21,10 +21,11 @@ from oct_hf.labels import COARSER
 from oct_hf.model.combined import Renormalised
 from oct_hf.parallel import in_order
 from oct_hf.training.batches import normalise
+from oct_hf.training.feature_maps import FeatureMaps
 from oct_hf.training.recipe import TeacherRecipe
 from oct_hf.training.unlabelled import NO_LABEL, MixedTrainer
 
-PROJECTION_FILE = "projection.safetensors"
+PROJECTION_FILE, HINTS_FILE = "projection.safetensors", "hints.safetensors"
 _DRAWN = 248, 256  # height and width of a phantom before it is resized as a B-scan is
 
 
@@ -55,6 +56,19 @@ def feature_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     et al., "FitNets" (ICLR 2015).
     """
     return 1 - functional.cosine_similarity(student, teacher, dim=-1).mean()
+
+
+def maps_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """The share of a teacher's feature map that a student's, already projected, doesn't explain; 0 where both are one.
+
+    Mean square between the student's map and the teacher's at the student's grid, each channel of the latter with mean
+    0 and variance 1 over the batch. FitNets' hints (Romero et al., ICLR 2015), at a scale that no network chooses.
+
+    Args:
+        student, teacher: `(N, channels, h, w)` each; the teacher's `h` and `w` may be others.
+    """
+    told = functional.adaptive_avg_pool2d(teacher, student.shape[2:])
+    return functional.mse_loss(student, functional.batch_norm(told, None, None, training=True))
 
 
 @contextmanager
@@ -95,14 +109,19 @@ class Teacher:
             are those of its members, each of length 1, joined.
         preprocessing: of its input.
         student: preprocessing of the student's input, in which batches arrive.
+        with_maps: whether what its stages give is asked too.
+
+    Attributes:
+        maps: of each network, its `FeatureMaps`, whose last maps are there to be taken; none unless `with_maps`.
     """
 
-    def __init__(self, model, preprocessing: Preprocessing, student: Preprocessing):
+    def __init__(self, model, preprocessing: Preprocessing, student: Preprocessing, with_maps: bool = False):
         self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.networks = list(getattr(model.timm_model, "members", [model.timm_model]))
         self.features = sum(map(width, self.networks))
         size, given = (preprocessing.height, preprocessing.width), (student.mean, student.std)
         self.renormalised = Renormalised(preprocessing.mean, preprocessing.std, size, given)
+        self.maps = [FeatureMaps(network, *size) for network in self.networks] if with_maps else []
 
     def to(self, device: torch.device) -> "Teacher":
         """Moves it, in place."""
@@ -125,7 +144,12 @@ class Teacher:
 
 
 def draw_phantoms(
-    count: int, preprocessing: Preprocessing, names: list[str] | None = None, seed: int = 0, augmentation=None
+    count: int,
+    preprocessing: Preprocessing,
+    names: list[str] | None = None,
+    seed: int = 0,
+    augmentation=None,
+    wide: bool = False,
 ) -> Pixels:
     """Phantoms of so many patients, one each, all four classes in turn, as the student's pixels.
 
@@ -135,11 +159,12 @@ def draw_phantoms(
         names: the student's labels; a phantom of CNV or DRUSEN is AMD where that is one. Without them, or where
             a phantom's label has no counterpart, it has none (`NO_LABEL`).
         seed, augmentation: of the drawing, and for training.
+        wide: beyond any layers, devices and fields of view that exist.
     """
     labels = [phantom.LABELS[i % len(phantom.LABELS)] for i in range(count)]
 
     def small(number: int) -> np.ndarray:
-        return preprocessing.resize(phantom.draw(labels[number], seed, number, 0, *_DRAWN).image)
+        return preprocessing.resize(phantom.draw(labels[number], seed, number, 0, *_DRAWN, wide=wide).image)
 
     images = PixelFile(count, preprocessing.height, preprocessing.width)
     images.write(image for _, image in in_order(small, range(count)))
@@ -180,6 +205,11 @@ class DistillingTrainer(MixedTrainer):
         teacher.to(self.args.device)
         self.projection = _projection(self.model.timm_model, teacher.features, self.recipe.seed).to(self.args.device)
         self.companions[PROJECTION_FILE] = self.projection
+        self.hints = (
+            Hints(self.model.timm_model, teacher, self.preprocessing, self.recipe.seed) if settings.maps else None
+        )
+        if self.hints:
+            self.companions[HINTS_FILE] = self.hints.to(self.args.device)
 
     def _prepare_inputs(self, inputs: dict) -> dict:
         # Pictures grow for what a student's step costs; what the teacher says of small ones is worth less.
@@ -191,7 +221,10 @@ class DistillingTrainer(MixedTrainer):
         return inputs
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """labels * OCTTrainer's loss + logits * `logit_loss` + features * `feature_loss`; plain while evaluating."""
+        """labels * OCTTrainer's loss + logits * `logit_loss` + features * `feature_loss` + maps * the mean `maps_loss`.
+
+        Plain while evaluating.
+        """
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         with entering_classifier(self.model.timm_model) as seen:
@@ -204,17 +237,64 @@ class DistillingTrainer(MixedTrainer):
             + weights.logits * logit_loss(outputs.logits.float(), logits, weights.temperature)
             + weights.features * feature_loss(self.projection(seen[0].float()).float(), features)
         )
+        if self.hints:
+            loss = loss + weights.maps * self.hints()
         return (loss, outputs) if return_outputs else loss
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """`OCTTrainer`'s, with the projection as one group more."""
+        """`OCTTrainer`'s, with each companion as one group more."""
         if self.optimizer is None:
             super().create_optimizer(model)
             rate, decay = self.args.learning_rate, self.recipe.weight_decay
-            self.optimizer.add_param_group(
-                {"params": list(self.projection.parameters()), "lr": rate, "weight_decay": decay}
-            )
+            for companion in self.companions.values():
+                self.optimizer.add_param_group(
+                    {"params": list(companion.parameters()), "lr": rate, "weight_decay": decay}
+                )
         return self.optimizer
+
+
+class Hints(nn.Module):
+    """Maps a student's feature maps to its teacher's, at each stride that both have.
+
+    Args:
+        network: the student, a timm network.
+        teacher: with its maps.
+        preprocessing: of the student's input.
+        seed: of the start, the same whatever was drawn before.
+
+    Raises:
+        ModelError: no stride has maps of both.
+    """
+
+    def __init__(self, network: nn.Module, teacher: Teacher, preprocessing: Preprocessing, seed: int):
+        super().__init__()
+        self.student, self.teachers = FeatureMaps(network, preprocessing.height, preprocessing.width), teacher.maps
+        given = dict(zip(self.student.strides, self.student.channels, strict=True))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.projections = nn.ModuleList(
+                nn.ModuleDict(
+                    {
+                        str(stride): nn.Conv2d(given[stride], channels, 1)
+                        for stride, channels in zip(maps.strides, maps.channels, strict=True)
+                        if stride in given
+                    }
+                )
+                for maps in self.teachers
+            )
+        if not any(self.projections):
+            raise ModelError("teacher.maps: student and teacher have no feature maps in common; set it to 0")
+
+    def forward(self) -> torch.Tensor:
+        """Mean of `maps_loss` over strides and teachers, of the last pass of both."""
+        student = dict(zip(self.student.strides, self.student.take(), strict=True))
+        losses = [
+            maps_loss(projections[str(stride)](student[stride]), told)
+            for projections, maps in zip(self.projections, self.teachers, strict=True)
+            for stride, told in zip(maps.strides, maps.take(), strict=True)
+            if str(stride) in projections
+        ]
+        return torch.stack(losses).mean()
 
 
 def _projection(network: nn.Module, features: int, seed: int) -> nn.Linear:

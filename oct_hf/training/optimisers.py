@@ -10,6 +10,12 @@ from transformers import get_scheduler
 from oct_hf.errors import RecipeError
 from oct_hf.training.recipe import TrainRecipe
 
+_OPTIONS = {
+    "lamb": {"max_grad_norm": None},  # the Trainer has clipped already
+    # Jordan et al. 2024; steps as long as AdamW's (Liu et al. 2025), which takes what is no matrix
+    "muon": {"nesterov": True},
+}
+
 
 def parameter_groups(network: torch.nn.Module, recipe: TrainRecipe, learning_rate: float) -> list[dict]:
     """Parameters with their rate and decay: none on norms and biases, rates falling layer by layer to the stem.
@@ -42,8 +48,7 @@ def make_optimizer(groups: list[dict], recipe: TrainRecipe, learning_rate: float
         except ImportError:
             raise RecipeError('train.optimizer: schedule_free needs pip install "oct-hf[schedulefree]"') from None
         return AdamWScheduleFree(groups, lr=learning_rate)
-    options = {"max_grad_norm": None} if recipe.optimizer == "lamb" else {}  # the Trainer has clipped already
-    return create_optimizer_v2(groups, recipe.optimizer, lr=learning_rate, **options)
+    return create_optimizer_v2(groups, recipe.optimizer, lr=learning_rate, **_OPTIONS.get(recipe.optimizer, {}))
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: TrainRecipe, steps: int) -> LRScheduler | ReduceLROnPlateau:

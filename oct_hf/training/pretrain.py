@@ -11,7 +11,6 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +30,12 @@ from oct_hf.model.denoised import PyramidHead
 from oct_hf.model.modeling_oct import OCTForImageClassification, calm_head
 from oct_hf.parallel import in_order
 from oct_hf.training.denoising import HEAD, DenoisingTrainer, NoisyPictures, write_seen
+from oct_hf.training.feature_maps import FeatureMaps
 from oct_hf.training.recipe import PretrainRecipe, TrainRecipe
 from oct_hf.training.trainer import OCTTrainer, collate, last_checkpoint
 
 WEIGHTS, DECODER, FACTS, SEEN = "weights.safetensors", "decoder.safetensors", "facts.json", "pictures.txt"
 _POPULATION = 1_000_000  # added to the seed, so that nobody meets the phantoms of a data set that is itself drawn
-_STRIDES = 4, 32  # of the feature maps that the mask head reads, finest and coarsest
 
 
 def pretrain(
@@ -213,7 +212,7 @@ class PretrainTrainer(OCTTrainer):
     """
 
     def __init__(self, model, recipe: TrainRecipe, preprocessing: Preprocessing, *args, mask_weight: float, **kwargs):
-        self.mask_weight, self._maps = mask_weight, {}
+        self.mask_weight = mask_weight
         if mask_weight:
             self._add_head(model, preprocessing)
         super().__init__(model, recipe, preprocessing, *args, **kwargs)
@@ -221,28 +220,15 @@ class PretrainTrainer(OCTTrainer):
 
     def _add_head(self, model, preprocessing: Preprocessing) -> None:
         network = model.timm_model
-        levels = _levels(network)
-        handles = [
-            network.get_submodule(name).register_forward_hook(partial(_catch, self._maps, name, channels))
-            for name, channels in levels.items()
-        ]
-        # What the network really gives decides; names and channels of feature_info are only where to look.
-        with torch.no_grad():
-            network.eval()(torch.zeros(1, 3, preprocessing.height, preprocessing.width))
-        network.train()
-        if not self._maps:
-            for handle in handles:
-                handle.remove()
+        self._maps = FeatureMaps(network, preprocessing.height, preprocessing.width)
+        if not self._maps.strides:
             raise RecipeError(
                 f"pretrain.mask_weight: {model.config.architecture} has no feature maps to mark lesions on; set it to 0"
             )
-        self._names = [name for name in levels if name in self._maps]
-        network.add_module(HEAD, MaskHead([levels[name] for name in self._names]))
-        self._maps.clear()
+        network.add_module(HEAD, MaskHead(self._maps.channels))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """`OCTTrainer`'s loss; while training, the masks' too."""
-        self._maps.clear()
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if self.mask_weight and model.training:
             logits = self._mask_logits()
@@ -252,7 +238,7 @@ class PretrainTrainer(OCTTrainer):
 
     def _mask_logits(self) -> torch.Tensor:
         head = self.accelerator.unwrap_model(self.model).timm_model.get_submodule(HEAD)
-        return head([self._maps[name].float() for name in self._names])
+        return head(self._maps.take())
 
     def measured(self) -> dict:
         """What the best weights show on the held-out phantoms: `accuracy`, `balanced_accuracy` and `iou` of masks."""
@@ -268,7 +254,6 @@ class PretrainTrainer(OCTTrainer):
         both, either = torch.zeros(2, len(phantom.LESIONS), dtype=torch.float64)
         for batch in self.get_eval_dataloader():
             inputs = self._prepare_inputs(batch)
-            self._maps.clear()
             model(pixel_values=inputs["pixel_values"])
             logits = self._mask_logits()
             found, true = logits > 0, coverage(inputs["masks"], *logits.shape[2:]) >= 0.5
@@ -277,25 +262,6 @@ class PretrainTrainer(OCTTrainer):
         kinds = {kind: float(b / e) if e else None for kind, b, e in zip(phantom.LESIONS, both, either, strict=True)}
         known = [value for value in kinds.values() if value is not None]
         return {"mean": float(np.mean(known)) if known else None, "kinds": kinds}
-
-
-def _levels(network: nn.Module) -> dict[str, int]:
-    """The last module of each stride that the mask head can read, by timm's `feature_info`, finest first."""
-    finest, coarsest = _STRIDES
-    levels = {}
-    for level in getattr(network, "feature_info", None) or []:
-        if isinstance(level, dict) and level.get("module") and finest <= level["reduction"] <= coarsest:
-            levels[level["reduction"]] = (level["module"], level["num_chs"])
-    return dict(levels[stride] for stride in sorted(levels))
-
-
-def _catch(maps: dict, name: str, channels: int, module, inputs, output) -> None:
-    """Keeps a feature map, `(N, C, h, w)`; channels that come last are put first, tokens are no map."""
-    if isinstance(output, torch.Tensor) and output.ndim == 4:
-        if output.shape[1] == channels:
-            maps[name] = output
-        elif output.shape[3] == channels:
-            maps[name] = output.permute(0, 3, 1, 2)
 
 
 def _collate(items: list[dict]) -> dict:

@@ -108,7 +108,7 @@ class TrainRecipe:
     epochs: Count = 12
     batch_size: Count = 32  # images a step, of all processes together
     accumulate: Count = 1  # passes that a step is divided into where memory is short; processes of torchrun share them
-    optimizer: Literal["adamw", "adam", "sgd", "lamb", "lion", "schedule_free"] = "adamw"
+    optimizer: Literal["adamw", "adam", "sgd", "lamb", "lion", "muon", "schedule_free"] = "adamw"
     learning_rate: Positive | Literal["find"] = 1e-3  # "find": by a range test before training, Smith 2017
     weight_decay: NotNegative = 0.05
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.08  # share of the steps; none with plateau
@@ -179,9 +179,11 @@ class TeacherRecipe:
     temperature: Positive = 2.0  # by which both networks' logits are divided
     logits: NotNegative = 0.5  # weights of the parts of the loss: the teacher's answers,
     features: NotNegative = 3.0  # what its classifier sees,
+    maps: NotNegative = 0.0  # what its stages give, for a student that starts from nothing; 0 doesn't look at them
     labels: NotNegative = 0.5  # and the labels of labelled B-scans
     share: Share = 0.5  # of each batch without labels, where there are such pictures
     phantoms: Annotated[int, Field(ge=0)] = 0  # drawn, to be looked at beside the B-scans
+    wide: bool = False  # phantoms of layers, devices and fields of view beyond any that exist
     phantom_labels: bool = False  # take the labels that phantoms carry for labels, where the data has them
     unlabelled: str | None = None  # folder or archive of B-scans without labels, of nobody who is held out
 

@@ -29,6 +29,8 @@ LEARNING = (
     "ensemble",
 )
 COLUMNS = ("balanced_accuracy", "auroc", "ece")
+SHOWN_ELSEWHERE = COLUMNS[:2]
+ABOUT = ("title", "n", "groups", "grouped_by")  # of the other set
 
 
 def benchmark_systems(
@@ -38,6 +40,7 @@ def benchmark_systems(
     folds: int = 1,
     overrides: Sequence[str] = (),
     members: Sequence[str] = (),
+    elsewhere: Sequence[str] = (),
     command: str | None = None,
 ) -> dict:
     """Trains, measures and compares; writes `leaderboard.md`, `.csv`, `.json` and `.png` into `out`.
@@ -52,14 +55,15 @@ def benchmark_systems(
         folds: 1 for the recipe's own split, more for a cross-validation.
         overrides: `key=value` for every recipe, or `name:key=value` for one.
         members: systems whose answers are averaged as one more, `ensemble`; on one split alone.
+        elsewhere: `data.key=value` of another hospital's set, about which every system is asked; on one split alone.
         command: that a reader may repeat.
 
     Returns:
-        `data`, `hardware`, `folds`, `main`, `command`; `systems`, a row each, the best first; and `failed`, why by
-        name.
+        `data`, `elsewhere` (None without), `hardware`, `folds`, `main`, `command`; `systems`, a row each, the best
+        first; and `failed`, why by name.
 
     Raises:
-        RecipeError: recipes of one name, or members that aren't among them.
+        RecipeError: recipes of one name, members that aren't among them, or what goes on one split alone.
         OCTError: the main recipe can't be run.
     """
     from oct_hf.errors import OCTError, RecipeError, WeightsMissing
@@ -68,10 +72,12 @@ def benchmark_systems(
     from oct_hf.runs.facts import hardware
     from oct_hf.runs.folds import cross_validate
     from oct_hf.runs.run import finetune
+    from oct_hf.training.recipe_file import load_recipe
 
     recipes, places, runs, failed = systems(names, data, overrides), {}, {}, {}
-    if members and folds > 1:
-        raise RecipeError("the ensemble of systems is made on one split, not on folds")
+    if (members or elsewhere) and folds > 1:
+        raise RecipeError("an ensemble of systems, and another set, are for one split and not for folds")
+    other = load_recipe("folder", ["data.name=folder", *elsewhere]).data if elsewhere else None
     if strange := set(members) - set(recipes):
         raise RecipeError(f"{', '.join(sorted(strange))}: to be averaged, but none of the recipes")
 
@@ -107,10 +113,13 @@ def benchmark_systems(
     speeds = _speeds(recipes[main], {name: folders[0] for name, folders in places.items()})
     rows = [_row(name, recipes[name], run, places[name], folds, compared.get(name)) for name, run in runs.items()]
     rows = [row | {"images_per_s": speeds[row["name"]]} for row in rows]
+    abroad = {name: _elsewhere(folders[0], other) for name, folders in places.items()} if other else {}
+    rows = [row | {"elsewhere": abroad.get(row["name"])} for row in rows]
     first = _tested(runs[main], folds)
     result = {
         "data": {"title": first["data"]["title"], "grouped_by": first["data"]["grouped_by"]}
         | {key: first["results"][key] for key in ("n", "groups")},
+        "elsewhere": {key: abroad[main][key] for key in ABOUT} if other else None,
         "hardware": hardware(),
         "folds": folds,
         "main": main,
@@ -207,14 +216,29 @@ def _row(name: str, recipe, run: dict, folders: list[Path], folds: int, compared
         row["base"] = f"mean of {len(recipe.ensemble.members)}"
     row |= {"random": recipe.model.weights == "random", "changes": changes(recipe)}
     for key in COLUMNS:
-        span = tested["intervals"]["metrics"][key]
-        row[key] = {"value": tested["results"][key], "low": span.get("low"), "high": span.get("high")}
+        row[key] = _value(tested["results"][key], tested["intervals"]["metrics"][key])
     return row | {
         # What a stopped training took before it was stopped isn't recorded.
         "train_s": None if any(one["resumed"] for one in trained) else round(sum(one["seconds"] for one in trained), 1),
         "mb": round((folders[0] / "model.safetensors").stat().st_size / 1e6, 1),
         "against_main": None if compared is None else compared["metrics"]["balanced_accuracy"],
     }
+
+
+def _elsewhere(model: Path, data) -> dict:
+    """What another set's B-scans show of a system, with what is to be known of the set."""
+    from oct_hf.runs.other_data import evaluate_model
+
+    found = evaluate_model(model, data)
+    results = found["results"]
+    return {key: _value(results[key], found["intervals"]["metrics"][key]) for key in SHOWN_ELSEWHERE} | {
+        **{key: found[key] for key in ("title", "grouped_by")},
+        **{key: results[key] for key in ("n", "groups")},
+    }
+
+
+def _value(value: float | None, span: dict) -> dict:
+    return {"value": value, "low": span.get("low"), "high": span.get("high")}
 
 
 def _speeds(recipe, models: dict[str, Path]) -> dict[str, float]:
@@ -258,7 +282,11 @@ def _write(out: Path, result: dict) -> None:
 def markdown(result: dict) -> str:
     """The leaderboard as a table with what one has to know to read it."""
     data, machine = result["data"], result["hardware"]
+    other = result["elsewhere"]
     split = "one split" if result["folds"] == 1 else f"{result['folds']} folds, pooled"
+    heads = ["system", "network", "balanced accuracy", "AUROC", "ECE", "difference", "p"]
+    heads += ["elsewhere: balanced accuracy", "elsewhere: AUROC"] if other else []
+    heads += ["training, s", "images/s", "MB"]
     lines = [
         f"# Systems on {data['title']}",
         "",
@@ -268,13 +296,14 @@ def markdown(result: dict) -> str:
         f"{machine['gpu'] or machine['cpu']}, {machine['cores']} cores. Images/s: from a file's bytes to "
         "probabilities.",
         "",
-        "| system | network | balanced accuracy | AUROC | ECE | difference | p | training, s | images/s | MB |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| " + " | ".join(heads) + " |",
+        "|" + "---|" * len(heads),
     ]
     for row in result["systems"]:
         network = f"{row['base']}, {row['image_size']} px" + (", random weights" if row["random"] else "")
         cells = [row["name"], network, *(_span(row[key]) for key in COLUMNS)]
         cells += _difference(row["against_main"])
+        cells += [_span(row["elsewhere"][key]) for key in SHOWN_ELSEWHERE] if other else []
         cells += ["n/a" if row["train_s"] is None else f"{row['train_s']:,.0f}"]
         lines.append("| " + " | ".join([*cells, f"{row['images_per_s']:,.0f}", f"{row['mb']:.1f}"]) + " |")
     lines += [
@@ -282,6 +311,12 @@ def markdown(result: dict) -> str:
         "Random weights: those that the system starts from could not be had here, or it starts from none; in the first "
         "case the row is not that system's claim.",
     ]
+    if other:
+        lines += [
+            "",
+            f"Elsewhere: {other['n']:,} B-scans of {other['groups']:,} {other['grouped_by']}s of {other['title']}, "
+            "from which nothing was learned and by which nothing was chosen.",
+        ]
     if changed := [row for row in result["systems"] if row["changes"]]:
         told = "; ".join(f"{row['name']}: {', '.join(row['changes'])}" for row in changed)
         lines += ["", f"Settings that differ from the recipe's: {told}."]
@@ -308,9 +343,16 @@ def _difference(row: dict | None) -> list[str]:
 
 def _flat(row: dict) -> dict:
     """A row with one number a column."""
-    flat = {key: value for key, value in row.items() if not isinstance(value, dict) and key != "against_main"}
+    inside = ("against_main", "elsewhere")
+    flat = {key: value for key, value in row.items() if not isinstance(value, dict) and key not in inside}
     flat["changes"] = "; ".join(row["changes"])
     for key in COLUMNS:
-        flat |= {key: row[key]["value"], f"{key}_low": row[key]["low"], f"{key}_high": row[key]["high"]}
+        flat |= {f"{key}{end}": value for end, value in _ends(row[key]).items()}
+    for key in SHOWN_ELSEWHERE if row["elsewhere"] else ():
+        flat |= {f"elsewhere_{key}{end}": value for end, value in _ends(row["elsewhere"][key]).items()}
     against = row["against_main"] or {}
     return flat | {key: against.get(key) for key in ("difference", "low", "high", "p", "p_holm")}
+
+
+def _ends(found: dict) -> dict:
+    return {"": found["value"], "_low": found["low"], "_high": found["high"]}

@@ -11,10 +11,13 @@ import pytest
 from oct_hf.errors import RecipeError
 from oct_hf.evaluation.comparison import compare_all
 from oct_hf.evaluation.predictions import Predictions
+from oct_hf.runs.other_data import evaluate_model
 from oct_hf.training.recipe_file import load_recipe
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 from benchmarks.systems import benchmark_systems, changes, markdown, systems
+
+ELSEWHERE = ["data.name=phantom", "data.title=Another hospital", "data.patients=6", "data.scans=2", "data.seed=8"]
 
 
 def written(recipe, folder, name, **train):
@@ -35,7 +38,8 @@ def leaderboard(finished_run, tiny, tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     patch.setenv("HF_HUB_CACHE", str(folder))
-    found = benchmark_systems(names, None, folder / "out", 1, ["short:train.batch_size=6"], ["tiny", "short"], "again")
+    own = ["short:train.batch_size=6"]
+    found = benchmark_systems(names, None, folder / "out", 1, own, ["tiny", "short"], ELSEWHERE, "again")
     patch.undo()
     return found, folder / "out"
 
@@ -95,6 +99,25 @@ def test_the_ensemble_averages_the_systems_that_are_named(leaderboard):
     assert row["base"] == "mean of 2" and np.allclose(apart, factors.mean() * of_mean, atol=2e-3)
 
 
+def test_every_system_is_asked_about_another_set(leaderboard):
+    found, folder = leaderboard
+    assert found["elsewhere"] == {"title": "Another hospital", "n": 12, "groups": 6, "grouped_by": "patient"}
+    other = load_recipe("folder", ELSEWHERE).data
+    for row in found["systems"]:
+        place = folder / ("frozen-random" if row["name"] == "frozen" else row["name"]) / "model"
+        expected = evaluate_model(place, other)
+        for key in ("balanced_accuracy", "auroc"):
+            assert row["elsewhere"][key]["value"] == expected["results"][key]
+            assert row["elsewhere"][key]["low"] == expected["intervals"]["metrics"][key].get("low")
+    best, text = found["systems"][0], (folder / "leaderboard.md").read_text()
+    assert "12 B-scans of 6 patients of Another hospital" in text
+    assert (
+        f"{best['elsewhere']['balanced_accuracy']['value']:.3f}" in text.split(f"| {best['name']} |")[1].split("\n")[0]
+    )
+    rows = csv.DictReader((folder / "leaderboard.csv").read_text().splitlines())
+    assert float(next(rows)["elsewhere_auroc"]) == best["elsewhere"]["auroc"]["value"]
+
+
 def test_the_leaderboard_is_written_for_readers_and_for_programs(leaderboard):
     found, folder = leaderboard
     text = (folder / "leaderboard.md").read_text()
@@ -127,3 +150,5 @@ def test_all_systems_have_the_data_and_split_of_the_first_and_equal_ones_run_onc
         benchmark_systems(names[:1], None, tmp_path / "out", members=["one", "two"])
     with pytest.raises(RecipeError, match="on one split"):
         benchmark_systems(names[:1], None, tmp_path / "out", folds=2, members=["one"])
+    with pytest.raises(RecipeError, match="another set, are for one split"):
+        benchmark_systems(names[:1], None, tmp_path / "out", folds=2, elsewhere=ELSEWHERE)

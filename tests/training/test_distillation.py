@@ -1,5 +1,4 @@
 import math
-from functools import partial
 
 import numpy as np
 import pytest
@@ -13,15 +12,17 @@ from oct_hf import OCTForImageClassification, Preprocessing
 from oct_hf.data.phantom import draw
 from oct_hf.data.pixels import Pixels
 from oct_hf.data.transforms import Augmentation
-from oct_hf.errors import RecipeError
+from oct_hf.errors import ModelError, RecipeError
 from oct_hf.evaluation.oct_metrics import measure
 from oct_hf.training.distillation import (
     DistillingTrainer,
+    Hints,
     Teacher,
     draw_phantoms,
     entering_classifier,
     feature_loss,
     logit_loss,
+    maps_loss,
 )
 from oct_hf.training.recipe import TeacherRecipe, TrainRecipe
 from oct_hf.training.trainer import last_checkpoint
@@ -81,6 +82,18 @@ def test_the_feature_loss_is_one_minus_the_cosine_by_hand():
     assert feature_loss(student, teacher).item() == pytest.approx(1 - (24 / 25 + 0 + 1) / 3)
 
 
+def test_the_maps_loss_is_the_share_that_is_not_explained():
+    teacher = (
+        torch.randn(6, 5, 8, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 6)[:, None, None] + 3
+    )
+    told = (teacher - teacher.mean((0, 2, 3), keepdim=True)) / teacher.std((0, 2, 3), correction=0, keepdim=True)
+    assert maps_loss(told, teacher).item() == pytest.approx(0, abs=1e-6)
+    assert maps_loss(torch.zeros_like(told), teacher).item() == pytest.approx(1, abs=1e-3)
+    assert maps_loss(told / 2, teacher).item() == pytest.approx(0.25, abs=1e-3)
+    larger = teacher.repeat_interleave(2, 2).repeat_interleave(3, 3)
+    assert maps_loss(told, larger).item() == pytest.approx(0, abs=1e-6)
+
+
 def test_the_loss_of_a_batch_is_the_three_parts_by_their_weights(tmp_path):
     recipe = TeacherRecipe("test_efficientnet", logits=0.5, features=3.0, labels=0.25, temperature=2.0)
     run = trainer(tmp_path, recipe=recipe, label_smoothing=0.1)
@@ -98,6 +111,36 @@ def test_the_loss_of_a_batch_is_the_three_parts_by_their_weights(tmp_path):
         crossed = torch.nn.functional.cross_entropy(logits[:2], labels[:2], label_smoothing=0.1)
         parts = crossed, logit_loss(logits, told, 2.0), feature_loss(run.projection(features), seen)
     assert loss == pytest.approx(0.25 * parts[0].item() + 0.5 * parts[1].item() + 3 * parts[2].item(), rel=1e-5)
+
+
+def test_maps_add_the_mean_of_what_is_not_explained_at_each_stride(tmp_path):
+    recipe = TeacherRecipe("test_efficientnet", logits=0.0, features=0.0, labels=0.0, maps=2.0)
+    run = trainer(tmp_path, recipe=recipe, teacher=Teacher(network(5), SMALL, SMALL, with_maps=True))
+    batch = {"pixel_values": torch.from_numpy(pixels().images[:4]), "labels": torch.zeros(4, dtype=torch.long)}
+    batch = run._prepare_inputs(batch)
+    model = run.model.train()
+    loss = run.compute_loss(model, batch).item()
+    assert run.hints.student.strides == run.teacher.maps[0].strides == [4, 8, 16, 32]
+    stages = {4: "blocks.1", 8: "blocks.2", 16: "blocks.3", 32: "blocks.4"}
+    expected = []
+    for stride, name in stages.items():
+        maps = []
+        for network_ in (model.timm_model, run.teacher.model.timm_model):
+            hook = network_.get_submodule(name).register_forward_hook(
+                lambda _, __, output, maps=maps: maps.append(output)
+            )
+            network_(batch["pixel_values"])
+            hook.remove()
+        assert maps[0].shape[2] == 64 // stride
+        expected.append(maps_loss(run.hints.projections[0][str(stride)](maps[0]), maps[1]).item())
+    assert loss == pytest.approx(2 * sum(expected) / 4, rel=1e-5)
+
+
+def test_a_student_without_the_teachers_maps_is_refused(tmp_path):
+    student = Preprocessing(160, 160)
+    model = OCTForImageClassification.from_timm("test_vit", NAMES, image_size=160).timm_model
+    with pytest.raises(ModelError, match=r"teacher.maps: student and teacher have no feature maps in common"):
+        Hints(model, Teacher(network(5), student, student, with_maps=True), student, 0)
 
 
 def test_while_evaluating_the_loss_is_plain_cross_entropy(tmp_path):
@@ -195,13 +238,26 @@ def test_gradients_of_the_projection_are_those_of_the_last_batch_alone(tmp_path)
     assert torch.allclose(*gradients, atol=1e-6)
 
 
-@pytest.mark.parametrize("phantoms", [0, 20])
-def test_a_resumed_distillation_ends_with_the_same_weights(tmp_path, phantoms):
+@pytest.mark.parametrize("phantoms, maps", [(0, 1.0), (20, 0.0)])
+def test_a_resumed_distillation_ends_with_the_same_weights(tmp_path, phantoms, maps):
     others = [draw_phantoms(phantoms, SMALL, augmentation=Augmentation("light", 1))] if phantoms else []
-    settings = {"ema": 0.9, "others": others}
-    whole, again = stopped_and_resumed(partial(trainer, **settings), tmp_path, 7)  # in the middle of an epoch
+
+    def made(folder, callbacks=(), **settings):
+        teacher = Teacher(network(5), SMALL, SMALL, with_maps=maps > 0)
+        recipe = TeacherRecipe("test_efficientnet", maps=maps)
+        return trainer(folder, callbacks, others, teacher, recipe, ema=0.9, **settings)
+
+    whole, again = stopped_and_resumed(made, tmp_path, 7)  # in the middle of an epoch
     assert_same(whole.model, again.model)
     assert torch.equal(whole.projection.weight, again.projection.weight)
+    if maps:
+        assert_same(whole.hints, again.hints)
+        start = made(tmp_path / "start").hints.projections[0]["4"].weight
+        assert not torch.equal(whole.hints.projections[0]["4"].weight, start)
+    assert (
+        load_file(last_checkpoint(tmp_path / "whole") / "model.safetensors").keys()
+        == network().timm_model.state_dict().keys()
+    )
 
 
 def test_a_share_that_leaves_no_room_for_one_kind_is_refused(tmp_path):

@@ -31,6 +31,7 @@ OPTIONS = {  # each optimiser and schedule once, and what else may remember some
         "loss": "elr",
     },
     "lion": {"optimizer": "lion", "learning_rate": 3e-4, "schedule": "plateau", "loss": "symmetric"},
+    "muon": {"optimizer": "muon", "weight_decay": 0.1},
     "schedule_free": {"optimizer": "schedule_free", "warmup": 0.2},
     "swa": {"schedule": "constant_with_warmup", "swa_epochs": 3, "epochs": 3},
     "grow": {"start_size": 32, "loss": "focal", "ema": 0.9, "learning_rate": "find"},
