@@ -204,3 +204,4 @@ def test_what_does_not_go_with_signs_is_one_line(change, said):
 def test_the_recipe_learns_signs_by_asymmetric_loss():
     recipe = load_recipe("key_signs")
     assert recipe.data.signs and recipe.train.loss == "asymmetric"
+    assert make_recipe({"data": {"name": "phantom", "signs": True}, "push_to_hub": True}).push_to_hub
