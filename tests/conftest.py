@@ -1,5 +1,6 @@
 """What several tests share: real B-scans where the machine has them, and one small finished run."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -139,6 +140,26 @@ def finished_run(tiny, tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     finetune(tiny, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def signs_recipe(tiny):
+    """A recipe that learns signs in seconds: its validation side is large enough for temperatures, and its answers
+    differ from picture to picture, so that another weight or function shows in them."""
+    data = dataclasses.replace(tiny.data, signs=True, patients=10, scans=3)
+    train = dataclasses.replace(tiny.train, loss="asymmetric", epochs=6, learning_rate=0.01, freeze_epochs=0)
+    evaluation = dataclasses.replace(tiny.evaluation, explain=0)
+    return dataclasses.replace(tiny, name="signs", data=data, train=train, evaluation=evaluation)
+
+
+@pytest.fixture(scope="session")
+def finished_signs_run(signs_recipe, tmp_path_factory) -> Path:
+    """The folder of a finished run that learned signs."""
+    from oct_hf import finetune
+
+    folder = tmp_path_factory.mktemp("signs") / "run"
+    finetune(signs_recipe, folder)
     return folder
 
 

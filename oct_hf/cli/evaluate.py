@@ -124,7 +124,7 @@ def _print_signs(model: str, found: dict, data: Path | None, as_json: bool) -> N
 
 def _predictive_values(found: dict, prevalence: float) -> list[tuple]:
     from oct_hf.evaluation.operating_points import at_prevalence
-    from oct_hf.hub.card import operating_rows
+    from oct_hf.hub.of_labels import operating_rows
 
     rows = []
     for name, target, point in operating_rows(found["operating_points"]):

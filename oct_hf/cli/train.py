@@ -159,10 +159,9 @@ def _print_difference(difference, published: str) -> None:
 
 
 def _print_places(folder: Path) -> None:
-    card = folder / "model" / "README.md"  # a model of signs has none
     for path, what in (
-        (folder / "model", f"the repository: weights, {'card, ' if card.exists() else ''}predictions, split"),
-        (card, "the model card"),
+        (folder / "model", "the repository: weights, card, predictions, split"),
+        (folder / "model" / "README.md", "the model card"),
         (folder / "run.json", "facts and all metrics"),
         (folder / "log", "epochs and augmentation"),
     ):

@@ -159,8 +159,7 @@ def describe_calibration(
           Both are None, with `why`, where cases can't fill the bins.
         - `brier`: sum over classes of the squared error, mean over cases, 0 to 2; and its parts, see
           `brier_decomposition`.
-        - `bins`: of the reliability diagram, from low to high confidence in the predicted class: mean `confidence`,
-          `accuracy`, `n`, `right`.
+        - `bins`: what `reliability` gives.
 
     Raises:
         DataError: no case, or these are no probabilities and labels.
@@ -169,7 +168,7 @@ def describe_calibration(
     check(probabilities, labels, range(probabilities.shape[-1]))
     probabilities = probabilities / probabilities.sum(1, keepdims=True)  # float32 sums to 1 within 1e-7
     n, k = probabilities.shape
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    confidence, right = _answers(probabilities, labels)
     enough = n >= bins
     return {
         "n": n,
@@ -180,16 +179,31 @@ def describe_calibration(
         "ece_if_perfect": _ece_if_perfect(confidence, bins, draws, seed) if enough else None,
         "why": None if enough else f"{n} cases can't fill {bins} bins",
         **brier_decomposition(probabilities, labels, bins),
-        "bins": [
-            {
-                "confidence": float(confidence[rows].mean()),
-                "accuracy": float(right[rows].mean()),
-                "n": len(rows),
-                "right": int(right[rows].sum()),
-            }
-            for rows in _equal_mass(confidence, bins)
-        ],
+        "bins": reliability(probabilities, labels, bins),
     }
+
+
+def reliability(probabilities, labels, bins: int = ECE_BINS) -> list[dict]:
+    """The bins of a reliability diagram, from low to high confidence in the predicted class.
+
+    Args:
+        probabilities: `(n, k)`, rows summing to 1.
+        labels: int `(n,)`.
+        bins: of equally many cases.
+
+    Returns:
+        of each bin mean `confidence`, `accuracy`, `n` and `right`.
+    """
+    confidence, right = _answers(np.asarray(probabilities, np.float64), np.asarray(labels))
+    return [
+        {
+            "confidence": float(confidence[rows].mean()),
+            "accuracy": float(right[rows].mean()),
+            "n": len(rows),
+            "right": int(right[rows].sum()),
+        }
+        for rows in _equal_mass(confidence, bins)
+    ]
 
 
 def brier_decomposition(probabilities, labels, bins: int = ECE_BINS) -> dict[str, float]:
@@ -270,6 +284,11 @@ def _when_all_right(logits, weights, independent: int) -> tuple[float, str]:
     low = np.log(BOUNDS[0])
     value = np.exp(brentq(excess, low, 0.0)) if excess(low) > 0 else BOUNDS[0]
     return float(value), f"all validation answers are right; sharpened to a mean confidence of {limit:.3f}, no further"
+
+
+def _answers(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The confidence in each predicted class, and whether it is right."""
+    return probabilities.max(1), probabilities.argmax(1) == labels
 
 
 # --- bins ------------------------------------------------------------------------------------------------------------

@@ -18,26 +18,29 @@ def can_draw() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def confusion_matrix_figure(confusion: list[list[int]], names: list[str], path: Path, title: str) -> None:
+def confusion_matrix_figure(
+    confusion: list[list[int]], names: list[str], path: Path, title: str, true: list[str] | None = None
+) -> None:
     """Draws a confusion matrix: counts as numbers, the share of each true class as shade.
 
     Args:
-        confusion: `k` rows (true) of `k` counts (predicted).
+        confusion: a row for each true label, of `k` counts (predicted).
         names: the `k` labels.
         path: a PNG to write.
         title: what was measured, and on how many images.
+        true: labels of the rows, where they aren't `names`.
     """
-    counts = np.asarray(confusion)
+    counts, true = np.asarray(confusion), true or names
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    figure, axes = _figure(1.9 + 0.9 * len(names), 1.6 + 0.75 * len(names))
+    figure, axes = _figure(1.9 + 0.9 * len(names), 1.6 + 0.75 * len(true))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row in range(len(names)):
+    for row in range(len(true)):
         for column in range(len(names)):
             colour = "white" if shares[row, column] > 0.55 else "black"
             text = f"{counts[row, column]}\n{shares[row, column]:.0%}"
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
     axes.set_xticks(range(len(names)), names)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(true)), true)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(title, fontsize=10)
@@ -94,18 +97,19 @@ def curves_figure(curves: dict[str, dict | None], path: Path) -> None:
     figure.savefig(path)
 
 
-def reliability_figure(bins: dict[str, list[dict]], path: Path) -> None:
+def reliability_figure(bins: dict[str, list[dict]], path: Path, of: str = "confidence in the predicted class") -> None:
     """Draws a reliability diagram: how often the predicted class is right, by how sure the model says it is.
 
     Args:
         bins: by a name for the legend ("before", "after"), rows with `confidence`, `accuracy` and `n`.
         path: a PNG to write.
+        of: what the confidence is.
     """
     figure, axes = _figure(4.6, 4.2)
     axes.plot([0, 1], [0, 1], color="#888888", linewidth=0.7, label="perfect")
     for number, (name, rows) in enumerate(bins.items()):
         _line(axes, number, [row["confidence"] for row in rows], [row["accuracy"] for row in rows], name, marker="o")
-    axes.set(xlabel="confidence in the predicted class", ylabel="share that is right", xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.set(xlabel=of, ylabel="share that is right", xlim=(0, 1.02), ylim=(0, 1.02))
     _legend(figure, axes)
     figure.savefig(path)
 

@@ -49,13 +49,25 @@ def rescale_signs(predictions: Predictions, temperatures) -> Predictions:
     return predictions.with_probabilities(expit(_logits(predictions.probabilities) / np.asarray(temperatures)))
 
 
+def refit_signs(predictions: Predictions, temperatures) -> dict:
+    """What `calibrate_signs` says where these temperatures are undone first; the same ones, if they are true."""
+    return calibrate_signs(rescale_signs(predictions, 1 / np.asarray(temperatures)))[1]
+
+
+def sign_facts(predictions: Predictions, settings: dict, calibration: dict | None = None) -> dict:
+    """The facts of run.json that follow from the predictions: `signs` and `gate`; arguments as of `assess_signs`."""
+    found = assess_signs(predictions, settings, calibration)
+    return {"signs": found, "gate": make_sign_gate(predictions, found["thresholds"]).to_dict()}
+
+
 def assess_signs(predictions: Predictions, settings: dict, calibration: dict | None = None) -> dict:
     """Everything that follows from the answers on validation and test sides.
 
     Args:
         predictions: with `truth`, and diseases as labels.
         settings: the recipe's `evaluation`: `sensitivity` and `specificity`.
-        calibration: what `calibrate_signs` gave, where the answers are calibrated.
+        calibration: what `calibrate_signs` gave, where the answers are calibrated; None where nobody asked for it; by
+            sign `temperature` None and `why` where it couldn't be.
 
     Returns:
         `signs`, by name what `_of_sign` gives; `mean`, `auroc` and `auprc` over the signs on the test side, the former
@@ -65,10 +77,12 @@ def assess_signs(predictions: Predictions, settings: dict, calibration: dict | N
         DataError: a side without rows, or values that are no probabilities.
     """
     found = {name: _of_sign(predictions.of_sign(name), settings) for name in predictions.names}
-    if calibration:
-        before = rescale_signs(predictions, [1 / calibration[name]["temperature"] for name in predictions.names])
-        for name, one in found.items():
-            one["calibration"] |= {"before": _by_side(before.of_sign(name), _calibration)} | calibration[name]
+    notes = calibration or {name: {"temperature": None} for name in predictions.names}
+    temperatures = [notes[name]["temperature"] for name in predictions.names]
+    before = None if None in temperatures else rescale_signs(predictions, 1 / np.array(temperatures))
+    for name, one in found.items():
+        undone = {"before": _by_side(before.of_sign(name), _calibration)} if before else {}
+        one["calibration"] |= undone | notes[name]
     thresholds = {name: (one["at_youden"] or {}).get("threshold") for name, one in found.items()}
     return {
         "signs": found,

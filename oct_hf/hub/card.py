@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
+from oct_hf.hub.kinds import kind_of
 from oct_hf.labels import describe
 from oct_hf.packaged import packaged
 
@@ -25,17 +26,6 @@ _LICENCES = (
     "cc-by-nc-sa-4.0",
 )
 _ENTITIES = {"<": "&lt;", ">": "&gt;"}
-_SCORES = {
-    "accuracy": ("accuracy", "Accuracy"),
-    "balanced_accuracy": ("balanced_accuracy", "Balanced accuracy"),
-    "auroc": ("roc_auc", "AUROC (macro, one-vs-rest)"),
-    "auprc": ("average_precision", "AUPRC (macro, one-vs-rest)"),
-    "f1": ("f1", "F1 (macro)"),
-    "cohen_kappa": ("cohen_kappa", "Cohen's kappa"),
-    "mcc": ("matthews_correlation", "Matthews correlation coefficient"),
-    "log_loss": ("log_loss", "Log loss"),
-    "ece": ("ece", "Expected calibration error"),
-}
 
 
 def model_licence(run: dict) -> str | None:
@@ -68,8 +58,7 @@ def most_demanding(licences: Sequence[str | None]) -> str | None:
 
 def card_metadata(run: dict) -> ModelCardData:
     """The YAML block that the Hub reads, out of the content of run.json."""
-    results = run["results"]["test"]
-    data, model = run["data"], run["model"]
+    data, model, measured = run["data"], run["model"], kind_of(run).metadata_scores(run)
     scores = [
         EvalResult(
             task_type="image-classification",
@@ -79,10 +68,9 @@ def card_metadata(run: dict) -> ModelCardData:
             dataset_split="test",
             metric_type=kind,
             metric_name=name,
-            metric_value=round(results[key], 4),
+            metric_value=round(value, 4),
         )
-        for key, (kind, name) in _SCORES.items()
-        if results[key] is not None
+        for kind, name, value in measured
     ]
     extra = {}
     if model["weights"] == "hub" and model["hub_id"]:
@@ -101,7 +89,7 @@ def card_metadata(run: dict) -> ModelCardData:
             *(["onnx"] if own else ["timm"]),
             *("oct", "optical-coherence-tomography", "ophthalmology", "retina", "medical", "oct-hf"),
         ],
-        metrics=[_SCORES[key][0] for key in _SCORES if results[key] is not None],
+        metrics=list(dict.fromkeys(kind for kind, _, _ in measured)),
         model_name=run["name"],
         eval_results=scores,
         widget=[{"src": path, "example_title": _title(path)} for path in run["examples"]],
@@ -116,7 +104,8 @@ def render_card(run: dict, repo: str | None = None) -> str:
         run: the content of run.json.
         repo: its id on the Hub, once it has one; the code examples then use it.
     """
-    return template("model.md.jinja").render(
+    kind = kind_of(run)
+    return template(kind.template).render(
         metadata=card_metadata(run).to_yaml(),
         run=run,
         data=run["data"],
@@ -125,28 +114,10 @@ def render_card(run: dict, repo: str | None = None) -> str:
         model=run["model"],
         training=run["training"],
         split=run["split"],
-        test=run["results"]["test"],
-        validation=run["results"]["validation"],
-        spans=run["intervals"],
-        points=operating_rows(run["operating_points"]),
-        scores=score_names(),
         licence=model_licence(run),
         files=run["files"],
+        **kind.card_facts(run),
     )
-
-
-def score_names() -> dict[str, str]:
-    """The scores that a card shows, by their key in the results."""
-    return {key: name for key, (_, name) in _SCORES.items()}
-
-
-def operating_rows(found: dict) -> list[tuple[str, str, dict]]:
-    """Question, target and point of each threshold that could be chosen."""
-    views = {**found["diseases"], "urgent referral": found["urgent"], "any disease": found["any_disease"]}
-    targets = {f"at_{kind}": f"{kind} {found['targets'][kind]:g}" for kind in ("specificity", "sensitivity")}
-    return [
-        (name, target, view[key]) for name, view in views.items() for key, target in targets.items() if view.get(key)
-    ]
 
 
 def span(interval: dict | None) -> str:

@@ -8,7 +8,7 @@ import re
 
 import yaml
 
-from oct_hf.hub.store import yaml_block
+from oct_hf.hub.front_matter import yaml_block
 
 
 def card_faults(text: str, expected: str, whole: bool = True) -> list[str]:

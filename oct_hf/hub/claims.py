@@ -7,7 +7,10 @@ import copy
 import json
 import math
 import re
+from collections.abc import Callable
 from functools import cached_property
+
+import numpy as np
 
 from oct_hf.data.corrections import NAME as CORRECTIONS
 from oct_hf.data.corrections import describe_corrections
@@ -16,8 +19,10 @@ from oct_hf.data.splits import count_sides, fingerprint, read_split_table
 from oct_hf.errors import ModelError
 from oct_hf.evaluation.assessment import assess, assess_external, refit
 from oct_hf.evaluation.predictions import Predictions
+from oct_hf.evaluation.signs import refit_signs, sign_facts
 from oct_hf.hub.allowed import CODE_BRANCH
 from oct_hf.hub.download import Downloaded
+from oct_hf.hub.kinds import SIGNS, kind_of
 from oct_hf.inference.predictor import Predictor
 from oct_hf.training.callbacks import selection
 from oct_hf.training.feature_selection import features_used
@@ -27,11 +32,8 @@ REFIT = 1e-3  # relative, of a temperature fitted again
 
 # Where each part of run.json comes from.
 SOURCES = {
-    "results": "predictions.parquet gives",
-    **dict.fromkeys(
-        ("intervals", "per_eye", "per_patient", "calibration", "operating_points", "abstention", "gate", "subgroups"),
-        "predictions.parquet gives",
-    ),
+    **dict.fromkeys(("results", "intervals", "per_eye", "per_patient", "calibration"), "predictions.parquet gives"),
+    **dict.fromkeys(("operating_points", "abstention", "gate", "subgroups", "signs"), "predictions.parquet gives"),
     "external": "its predictions give",
     "labels": "predictions.parquet has",
     "split": "split.csv gives",
@@ -52,17 +54,16 @@ class Claims:
         said: the content of run.json.
     """
 
-    def __init__(self, model: Downloaded):
-        self.model, self.folder = model, model.folder
-        try:
-            self.said = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-            known = "files" in self.said and "results" in self.said
-        except (OSError, ValueError, TypeError):
-            known = None
-        if known is not None and "signs" in self.said:
-            raise ModelError(f"{model.name}: its outputs are signs, several a B-scan, and verify knows one label each")
-        if not known:
-            raise ModelError(f"{model.name}: no run.json of oct-hf in it, so there is nothing to verify")
+    def __init__(self, model: Downloaded, said: dict):
+        self.model, self.folder, self.said = model, model.folder, said
+
+    def measured(self, settings: dict) -> dict:
+        """The facts of run.json that follow from the predictions, by the recipe's `evaluation`."""
+        raise NotImplementedError
+
+    def classes(self) -> list[str]:
+        """The labels of split.csv, in the order of the card."""
+        raise NotImplementedError
 
     @cached_property
     def answers(self) -> Predictions:
@@ -83,13 +84,10 @@ class Claims:
         hashes, patients, labels, sides = (self.split[c] for c in ("content_hash", "patient_id", "label", "side"))
         recipe = load_recipe(self.folder / "recipe.yaml").to_dict()
         network, corrected = self.predictor.model, self.folder / CORRECTIONS
-        wanted = recipe["evaluation"]["calibrate"]
-        run |= assess(self.answers, recipe["evaluation"], self.calibration if wanted else None)
-        if "external" in run:
-            run["external"] = [self._external(said, recipe["evaluation"]) for said in run["external"]]
+        run |= self.measured(recipe["evaluation"])
         run["labels"] = list(self.answers.names)
         run["split"] |= {
-            "sides": count_sides(labels, patients, sides, run["labels"]),
+            "sides": count_sides(labels, patients, sides, self.classes()),
             "certificate": self._certificate(hashes, patients, sides),
         }
         run["data"] |= {
@@ -122,20 +120,25 @@ class Claims:
         run["name"] = recipe["name"]
         return run
 
-    @cached_property
-    def calibration(self) -> dict | None:
-        """What fitting a temperature gives where the published one is undone, if the weights hold it.
+    def calibrated(self, notes: list[dict], refit: Callable[[list[float]], list[dict]]) -> list[dict] | None:
+        """What fitting temperatures gives where the published ones are undone, if the weights hold them.
 
-        Where none is published, why this network takes none.
+        Args:
+            notes: what run.json says of the calibration of each; of all outputs together, or one an output.
+            refit: the same, where these temperatures are undone and fitted again.
+
+        Returns:
+            where none is published, why this network takes none; None where nobody asked for any.
         """
-        said = self.said["calibration"]["temperature"]
-        if said is None:
-            return {"temperature": None, "why": self._not_foldable()} if "why" in self.said["calibration"] else None
-        found = refit(self.answers, said)
-        folded = getattr(self.predictor.model.config, "calibration_temperature", 1.0)
-        # Published probabilities are rounded to 32 bits, so the fit ends beside the published number.
-        same = math.isclose(found["temperature"], said, rel_tol=REFIT)
-        return found | {"temperature": folded} if same else found
+        said = [note["temperature"] for note in notes]
+        if None in said:
+            return [{"temperature": None, "why": self._not_foldable()}] * len(said) if "why" in notes[0] else None
+        folded = np.broadcast_to(getattr(self.predictor.model.config, "calibration_temperature", 1.0), len(said))
+        return [
+            # Published probabilities are rounded to 32 bits, so the fit ends beside the published number.
+            found | {"temperature": held} if math.isclose(found["temperature"], told, rel_tol=REFIT) else found
+            for told, held, found in zip(said, folded.tolist(), refit(said), strict=True)
+        ]
 
     def _not_foldable(self) -> str | None:
         """Why no temperature can lie in these weights."""
@@ -144,13 +147,6 @@ class Claims:
         except ValueError as error:
             return str(error)
         return None
-
-    def _external(self, said: dict, settings: dict) -> dict:
-        """What the predictions on another set give."""
-        file = str(said["file"])
-        if not re.fullmatch(r"external/[\w.-]+\.parquet", file):
-            raise ModelError(f"run.json: external predictions lie in external/NAME.parquet, not in {file}")
-        return said | assess_external(self.answers, Predictions.read(self.folder / file), settings)
 
     @cached_property
     def links(self) -> Links | None:
@@ -164,6 +160,61 @@ class Claims:
         if made["near_duplicates"]:  # how they were searched for is told by no file
             made["near_duplicates"] |= {key: said["near_duplicates"][key] for key in ("method", "copy", "neighbour")}
         return {key: made[key] for key in said if key in made}  # oct-hf 0.1 counted less
+
+
+class LabelClaims(Claims):
+    """Of a model that answers one label a B-scan."""
+
+    def measured(self, settings: dict) -> dict:
+        notes = None
+        if settings["calibrate"]:
+            notes = self.calibrated([self.said["calibration"]], lambda said: [refit(self.answers, *said)])
+        found = assess(self.answers, settings, notes[0] if notes else None)
+        if "external" in self.said:
+            found["external"] = [self._external(said, settings) for said in self.said["external"]]
+        return found
+
+    def classes(self) -> list[str]:
+        return list(self.answers.names)
+
+    def _external(self, said: dict, settings: dict) -> dict:
+        """What the predictions on another set give."""
+        file = str(said["file"])
+        if not re.fullmatch(r"external/[\w.-]+\.parquet", file):
+            raise ModelError(f"run.json: external predictions lie in external/NAME.parquet, not in {file}")
+        return said | assess_external(self.answers, Predictions.read(self.folder / file), settings)
+
+
+class SignClaims(Claims):
+    """Of a model that answers signs, several a B-scan."""
+
+    def measured(self, settings: dict) -> dict:
+        names, notes = self.answers.names, None
+        if settings["calibrate"]:
+            said = [self.said["signs"]["signs"][name]["calibration"] for name in names]
+            notes = self.calibrated(said, lambda told: list(refit_signs(self.answers, told).values()))
+        return sign_facts(self.answers, settings, dict(zip(names, notes, strict=True)) if notes else None)
+
+    def classes(self) -> list[str]:
+        said = self.said["split"]["sides"]["test"]["classes"]
+        there = set(self.split["label"])
+        return list(said) if said.keys() == there else sorted(there)
+
+
+def read_claims(model: Downloaded) -> Claims:
+    """What a repository says of itself.
+
+    Raises:
+        ModelError: it isn't a repository of this package.
+    """
+    try:
+        said = json.loads((model.folder / "run.json").read_text(encoding="utf-8"))
+        known = "files" in said and ("results" in said) != ("signs" in said)  # of one kind, not of both
+    except (OSError, ValueError, TypeError):
+        known = False
+    if not known:
+        raise ModelError(f"{model.name}: no run.json of oct-hf in it, so there is nothing to verify")
+    return (SignClaims if kind_of(said) is SIGNS else LabelClaims)(model, said)
 
 
 def _trained_on(labels: list[str], sides: list[str], per_class: int | None) -> int:

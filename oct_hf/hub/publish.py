@@ -19,12 +19,12 @@ from oct_hf.hub.allowed import CODE, CODE_BRANCH, check_allowed
 from oct_hf.hub.card import render_card
 from oct_hf.hub.commit import commit, listing
 from oct_hf.hub.files import file_faults
+from oct_hf.hub.kinds import kind_of
 from oct_hf.hub.patience import Patience
 from oct_hf.hub.plain_errors import PublishError
 from oct_hf.hub.talking import talking_to, usable_token
 from oct_hf.model.folder import model_folder
 
-SEVERAL = "multi_label_classification"  # `problem_type` in config.json
 AUTO_MAP = {
     "AutoConfig": "configuration_oct.OCTConfig",
     "AutoModelForImageClassification": "modeling_oct.OCTForImageClassification",
@@ -121,7 +121,6 @@ def repository_folder(run: str | Path) -> Path:
         RunError: it holds a kind of file that may not be published.
     """
     folder = model_folder(run)
-    refuse_signs(folder)
     for name in ("config.json", "model.safetensors", "run.json", "README.md"):
         if not (folder / name).is_file():
             raise PublishError(f"{run}: no {name} in it, so this is no finished run; finish it with oct-hf finetune")
@@ -134,17 +133,6 @@ def repository_folder(run: str | Path) -> Path:
     for fault in file_faults(folder, names):  # a pickle may be called weights.bin
         raise PublishError(f"{fault}; take it out of {folder}")
     return folder
-
-
-def refuse_signs(folder: Path) -> None:
-    """A model of signs has no card that would be true of it.
-
-    Raises:
-        PublishError: the folder is that of one.
-    """
-    config = folder / "config.json"
-    if config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("problem_type") == SEVERAL:
-        raise PublishError(f"{folder}: its outputs are signs, several a B-scan, and no card tells of those yet")
 
 
 def contents(folder: Path, repo: str) -> dict[str, Path | bytes]:
@@ -209,7 +197,7 @@ def refuse_foreign(repo: str, there: dict[str, str]) -> None:
 
 def _title(folder: Path) -> str:
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    return f"{run['name']}: balanced accuracy {run['results']['test']['balanced_accuracy']:.3f} on the test side"
+    return f"{run['name']}: {kind_of(run).headline(run)}"
 
 
 def _command(run: str | Path, repo: str, private: bool, revision: str, create_pr: bool, gated: str | None) -> str:

@@ -18,21 +18,11 @@ from oct_hf.data.leakage import LINKS_FILE, Links, write_links
 from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import MEMBERS_FILE, write_split
 from oct_hf.errors import ModelError
-from oct_hf.evaluation.curves import curves
-from oct_hf.evaluation.operating_points import decision_curves
 from oct_hf.evaluation.predictions import Predictions
-from oct_hf.evaluation.report import (
-    can_draw,
-    confusion_matrix_figure,
-    curves_figure,
-    decision_figure,
-    forest_figure,
-    reliability_figure,
-    risk_coverage_figure,
-    training_figure,
-)
+from oct_hf.evaluation.report import can_draw, training_figure
 from oct_hf.hub.allowed import check_allowed
 from oct_hf.hub.card import render_card
+from oct_hf.hub.kinds import kind_of
 from oct_hf.images import Preprocessing
 from oct_hf.inference.export import ONNX_FILE, can_export, write_onnx
 from oct_hf.inference.predictor import Predictor
@@ -73,14 +63,20 @@ def write_repository(
         RunError: something that may not be published got into the folder.
     """
     with whole_folder(target) as partial:
-        write_model(partial, model, preprocessing, predictions, split, recipe_yaml, links)
+        model.save_pretrained(partial)
+        (partial / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict(), indent=2) + "\n")
+        predictions.write(partial / "predictions.parquet")
+        write_split(partial / "split.csv", **split)
+        if links is not None:
+            write_links(partial / LINKS_FILE, links)
+        (partial / "recipe.yaml").write_text(recipe_yaml, encoding="utf-8")
         if elsewhere:
             write_split(partial / MEMBERS_FILE, **elsewhere)
         if corrections:
             write_corrections(partial / CORRECTIONS, corrections)
         if can_draw():
             draw_figures(partial, run, predictions)
-        examples = write_examples(partial, run["labels"])
+        examples = write_examples(partial, kind_of(run).example_labels(run))
         answers = Predictor(model, preprocessing, device="cpu").predict(partial / name for name in examples)
         run = run | {
             "examples": {name: answer.probabilities for name, answer in zip(examples, answers, strict=True)},
@@ -108,25 +104,6 @@ def whole_folder(target: Path) -> Iterator[Path]:
     partial.rename(target)
 
 
-def write_model(
-    folder: Path,
-    model,
-    preprocessing: Preprocessing,
-    predictions: Predictions,
-    split: dict,
-    recipe_yaml: str,
-    links: Links | None = None,
-) -> None:
-    """The files of every model, whatever is told of it; the arguments as of `write_repository`."""
-    model.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict(), indent=2) + "\n")
-    predictions.write(folder / "predictions.parquet")
-    write_split(folder / "split.csv", **split)
-    if links is not None:
-        write_links(folder / LINKS_FILE, links)
-    (folder / "recipe.yaml").write_text(recipe_yaml, encoding="utf-8")
-
-
 def checksums(folder: Path) -> dict[str, str]:
     """SHA-256 of every file but README.md and run.json, by its path in the folder."""
     found = {}
@@ -139,37 +116,11 @@ def checksums(folder: Path) -> dict[str, str]:
 
 def draw_figures(folder: Path, run: dict, predictions: Predictions) -> None:
     """Draws into `folder/figures` what run.json's numbers and the predictions look like."""
-    place = folder / "figures"
+    place, epochs = folder / "figures", run["training"]["history"]
     place.mkdir(exist_ok=True)
-    test, epochs = run["results"]["test"], run["training"]["history"]
-    title = f"{run['name']}: {test['n']} test B-scans of {test['groups']} {run['data']['grouped_by']}s"
-    confusion_matrix_figure(test["confusion_matrix"], run["labels"], place / "confusion_matrix.png", title)
     if len(epochs) > 1:
         training_figure(epochs, run["training"]["best_epoch"], place / "training.png")
-    curves_figure(curves(predictions.of("test")), place / "curves.png")
-    calibration = run["calibration"]
-    bins = {key: calibration[key]["test"]["bins"] for key in ("before", "after") if key in calibration}
-    reliability_figure(bins if len(bins) > 1 else {"this model": bins["after"]}, place / "reliability.png")
-    curve = run["abstention"]["selective"]["curve"]
-    risk_coverage_figure(curve["coverage"], curve["risk"], place / "risk_coverage.png")
-    if run["subgroups"]:
-        forest_figure(forest_rows(run), place / "subgroups.png")
-    if decisions := decision_curves(predictions):
-        decision_figure(decisions, place / "decision_curves.png")
-
-
-def forest_rows(run: dict) -> list[dict]:
-    """The test side and its subgroups as rows of `forest_figure`."""
-    whole = {"value": run["results"]["test"]["balanced_accuracy"], **run["intervals"]["metrics"]["balanced_accuracy"]}
-    rows = [{"name": "all", "n": run["results"]["test"]["n"], "unsure": "", **whole}]
-    for part in run["subgroups"]:
-        found = part["balanced_accuracy"]
-        row = {"name": f"{part['by']}: {part['value']}", "n": part["n"], "unsure": part["unsure"]}
-        rows.append(row | {"value": found["value"], **found["interval"]})
-    return [
-        {key: row.get(key) for key in ("value", "low", "high", "unsure")} | {"name": f"{row['name']} (n = {row['n']})"}
-        for row in rows
-    ]
+    kind_of(run).draw(place, run, predictions)
 
 
 def _export(model, path: Path) -> str:

@@ -26,11 +26,12 @@ from oct_hf.evaluation.report import can_draw
 from oct_hf.hub.allowed import CODE_BRANCH
 from oct_hf.hub.card import render_card
 from oct_hf.hub.card_text import card_faults
-from oct_hf.hub.claims import SOURCES, Claims, equal, flat
+from oct_hf.hub.claims import SOURCES, Claims, equal, flat, read_claims
 from oct_hf.hub.download import Downloaded
 from oct_hf.hub.files import file_faults
 from oct_hf.hub.repository import checksums, draw_figures
 from oct_hf.inference.export import ONNX_FILE, ONNX_TOLERANCE, can_export, onnx_probabilities
+from oct_hf.inference.predictor import probabilities_of
 
 HEAT_TOLERANCE = 0.02  # of figures from 0 to 1 that are measured on heat maps
 SAME_PIXELS = 1e-6  # between torch loaders, on one machine
@@ -72,7 +73,7 @@ def verify(
         ModelError: it isn't a repository of this package.
         DataError: what `predict`, `search` or `explain` say of the data at hand.
     """
-    claims = Claims(model)
+    claims = read_claims(model)
     faults = file_faults(model.folder, model.files, model.revision)
     checks = [Check("no code, no pickle", f"{len(model.files)} files", tuple(faults))]
     if faults:
@@ -226,7 +227,7 @@ def _loaders(claims: Claims) -> Check:
     import timm
     from transformers import AutoModelForImageClassification
 
-    preprocessing = claims.predictor.preprocessing
+    preprocessing, several = claims.predictor.preprocessing, claims.predictor.several
     size = (preprocessing.height, preprocessing.width)
     pixels = torch.randn(4, 3, *size, generator=torch.Generator().manual_seed(0))
     expected = claims.predictor.probabilities(pixels.numpy())
@@ -234,14 +235,14 @@ def _loaders(claims: Claims) -> Check:
     def ask(network) -> np.ndarray:
         with torch.inference_mode():
             answer = network.eval()(pixels)
-        return getattr(answer, "logits", answer).softmax(-1).numpy()
+        return probabilities_of(getattr(answer, "logits", answer), several).numpy()
 
     found = {}
     if "code" not in claims.found["model"]:
         found["transformers"] = ask(AutoModelForImageClassification.from_pretrained(claims.folder)), SAME_PIXELS
         found["timm"] = ask(timm.create_model(f"local-dir:{claims.folder}", pretrained=True)), SAME_PIXELS
     if claims.said["onnx"] == "yes" and can_export():
-        found["onnxruntime"] = onnx_probabilities(claims.folder / ONNX_FILE, pixels.numpy()), ONNX_TOLERANCE
+        found["onnxruntime"] = onnx_probabilities(claims.folder / ONNX_FILE, pixels.numpy(), several), ONNX_TOLERANCE
     if not found:
         return Check("loaders", "timm and transformers lack this network, and there is no ONNX file", skipped=True)
     off = {name: float(np.abs(answer - expected).max()) for name, (answer, _) in found.items()}
@@ -269,6 +270,9 @@ def _images(claims: Claims, predict: Callable[[Path], Predictions] | None) -> Ch
         worst = max(worst, float(np.abs(off).max()))
         if label != published.labels[index]:
             faults.append(f"image {value[:12]}…: published as {published.labels[index]}, in the data it is {label}")
+        if published.truth is not None and not np.array_equal(published.truth[index], again.truth[row[value]]):
+            shown = ", ".join(name for name, there in zip(again.names, again.truth[row[value]], strict=True) if there)
+            faults.append(f"image {value[:12]}…: its published signs are untrue, it shows {shown or 'none'}")
         if not np.abs(off).max() <= ANOTHER_MACHINE:
             faults.append(f"image {value[:12]}…: its published probabilities are {np.abs(off).max():.3f} off")
     if missing:

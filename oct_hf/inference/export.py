@@ -1,7 +1,8 @@
 """The same network for ONNX Runtime and transformers.js: one self-contained file in the published repository.
 
 The graph takes what the torch model takes (`pixel_values`) and gives `logits`, because transformers.js applies its own
-normalisation and softmax. What the exporter notes about this machine, such as stack traces with its paths, is removed.
+normalisation and softmax, and signs want a sigmoid instead. What the exporter notes about this machine, such as stack
+traces with its paths, is removed.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from oct_hf.errors import ModelError
+from oct_hf.inference.predictor import probabilities_of
 
 ONNX_FILE = "onnx/model.onnx"  # where transformers.js looks
 ONNX_TOLERANCE = 1e-5  # between its probabilities and torch's, of the same pixels
@@ -64,20 +66,26 @@ def write_onnx(model, path: Path) -> None:
     _compare(model, path, height, width)
 
 
-def onnx_probabilities(path: Path, pixels: np.ndarray) -> np.ndarray:
-    """float32 `(n, labels)` of normalised pixels, float32 `(n, 3, height, width)`, from ONNX Runtime on the CPU."""
+def onnx_probabilities(path: Path, pixels: np.ndarray, several: bool = False) -> np.ndarray:
+    """float32 `(n, labels)` of normalised pixels, float32 `(n, 3, height, width)`, from ONNX Runtime on the CPU.
+
+    Args:
+        path: the ONNX file.
+        pixels: for the network.
+        several: a picture may have several labels, each with a sigmoid of its own.
+    """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     logits = session.run(["logits"], {"pixel_values": pixels})[0]
-    return torch.from_numpy(logits).softmax(-1).numpy()
+    return probabilities_of(torch.from_numpy(logits), several).numpy()
 
 
 def _compare(model, path: Path, height: int, width: int) -> None:
     pixels = torch.randn(3, 3, height, width, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        expected = model(pixel_values=pixels).logits.softmax(-1).numpy()
-    off = float(np.abs(onnx_probabilities(path, pixels.numpy()) - expected).max())
+        expected = probabilities_of(model(pixel_values=pixels).logits, model.config.several).numpy()
+    off = float(np.abs(onnx_probabilities(path, pixels.numpy(), model.config.several) - expected).max())
     if not off <= ONNX_TOLERANCE:
         raise ModelError(f"{model.config.architecture}: ONNX Runtime's probabilities are {off:.1e} from torch's")
 

@@ -103,8 +103,7 @@ class Predictor:
 
     def probabilities(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """As `logits`, after the softmax, or after the sigmoid where labels are signs."""
-        logits = torch.from_numpy(self.logits(pixels))
-        return (logits.sigmoid() if self.several else logits.softmax(-1)).numpy()
+        return probabilities_of(torch.from_numpy(self.logits(pixels)), self.several).numpy()
 
     def predict(self, sources: Iterable[str | Path | bytes | np.ndarray]) -> Iterator[Prediction]:
         """One `Prediction` a source, in order; a file that can't be read gives one with `error` and the rest go on.
@@ -131,6 +130,11 @@ class Predictor:
                 row = next(rows)
                 decision = self.gate.decide(row, result[1]) if self.gate else None
                 yield Prediction(name, dict(zip(self.labels, map(float, row), strict=True)), decision=decision)
+
+
+def probabilities_of(logits: torch.Tensor, several: bool) -> torch.Tensor:
+    """Logits `(n, labels)` after the softmax, or after the sigmoid where a picture may have several labels."""
+    return logits.sigmoid() if several else logits.softmax(-1)
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:

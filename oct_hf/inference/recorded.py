@@ -18,14 +18,13 @@ def recorded(model: str | Path, key: str):
         model: a model folder or a Hub id.
         key: such as "gate".
     """
-    file = cached_file(
-        Path(model).as_posix(),
-        "run.json",
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
+    missing_is_none = {
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_connection_errors": False,
+        "_raise_exceptions_for_gated_repo": False,
+    }
     try:
+        file = cached_file(Path(model).as_posix(), "run.json", **missing_is_none)
         return json.loads(Path(file).read_text(encoding="utf-8"))[key] if file else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

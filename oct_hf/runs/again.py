@@ -17,13 +17,13 @@ from oct_hf.data.leakage import LINKS_FILE, Links, differences, search
 from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import HELD_OUT, UNUSED, read_split_table
 from oct_hf.errors import DataError, ModelError, OCTError
-from oct_hf.evaluation.intervals import intervals
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.hub.download import Downloaded
+from oct_hf.hub.kinds import kind_of
 from oct_hf.inference.predictor import Predictor
 from oct_hf.runs.autoencoder import autoencoder_facts
 from oct_hf.runs.explained import measure_explanations
-from oct_hf.runs.labelled import LabelledSet, load_data, one_label_only, predict_sides, public_ids
+from oct_hf.runs.labelled import LabelledSet, load_data, predict_sides, public_ids, signs_of
 from oct_hf.runs.run import finetune
 from oct_hf.training.recipe import Recipe
 from oct_hf.training.recipe_file import load_recipe
@@ -82,7 +82,7 @@ def _labelled(folder: Path, data: str | Path | None, cache_dir: str | None) -> L
     if not np.isin(sides, HELD_OUT).any():
         raise DataError(f"{data or 'the phantoms'}: none of the {len(hashes)} images is one that was predicted")
     patients = public_ids(dataset["patient_id"][:], recipe.data)
-    return LabelledSet(dataset, hashes, labels, names, patients, sides)
+    return LabelledSet(dataset, hashes, labels, names, patients, sides, **signs_of(dataset, recipe.data))
 
 
 def _data_of(folder: Path, data: str | Path | None, cache_dir: str | None) -> tuple[datasets.Dataset, Recipe]:
@@ -145,7 +145,6 @@ def rerun_recipe(model: Downloaded, overrides: list[str]) -> Recipe:
     if not (model.folder / "recipe.yaml").is_file() or not (model.folder / "split.csv").is_file():
         raise ModelError(f"{model.name}: no recipe.yaml and split.csv in it, so it can't be trained again")
     recipe = _with_its_corrections(load_recipe(model.folder / "recipe.yaml", overrides), model.folder)
-    one_label_only(recipe.data, "--rerun")
     split = recipe.split
     unsaid = (split.by == "file" and not split.path) or (split.by == "fold" and not split.test_fold)
     if unsaid:
@@ -218,14 +217,15 @@ def compare(published: Path, again: Path) -> Rerun:
     then, now = (Predictions.read(folder / "predictions.parquet").of("test") for folder in (published, again))
     row = {value: index for index, value in enumerate(now.hashes)}
     order = [row[value] for value in then.hashes]
-    spans = {name: (row["low"], row["high"]) for name, row in intervals(then)["metrics"].items() if "low" in row}
-    results = [run["results"]["test"] for run in runs]
-    scores = ("balanced_accuracy", "accuracy", "auroc", "log_loss", "ece")
+    rows = zip(*(kind_of(run).compared(run) for run in runs), strict=True)
     facts = [{**run["hardware"], **run["versions"], "oct-hf": run["package"]} for run in runs]
     return Rerun(
         identical=runs[0]["files"][WEIGHTS] == runs[1]["files"][WEIGHTS],
         furthest=float(np.abs(then.probabilities - now.probabilities[order]).max()),
-        metrics=tuple((name, results[0][name], results[1][name], spans.get(name)) for name in scores),
+        metrics=tuple(
+            (name, before, after, (span["low"], span["high"]) if "low" in span else None)
+            for (name, before, span), (_, after, _) in rows
+        ),
         changed={
             key: (facts[0].get(key), facts[1].get(key))
             for key in sorted(facts[0].keys() | facts[1].keys())

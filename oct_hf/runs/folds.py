@@ -19,7 +19,7 @@ from oct_hf.evaluation.assessment import assess_external
 from oct_hf.evaluation.intervals import intervals
 from oct_hf.evaluation.per_eye import eyes_of
 from oct_hf.evaluation.predictions import Predictions
-from oct_hf.hub.card import operating_rows
+from oct_hf.hub.of_labels import operating_rows
 from oct_hf.runs.facts import public_recipe
 from oct_hf.runs.folder import plain_errors, read_run, write_json, written_beside
 from oct_hf.runs.labelled import load_data, one_label_only

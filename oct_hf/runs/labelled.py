@@ -154,12 +154,17 @@ def assign_sides(dataset: datasets.Dataset, recipe: Recipe) -> LabelledSet:
         check_disjoint(patients, sides, hashes, volumes)
     published = public_ids(patients, recipe.data)
     links = links.across(hashes, published) if links else None
-    signs = ()
-    if recipe.data.signs:
-        signs = multi_hot(dataset), tuple(dataset.features["signs"].feature.names)
-    data = LabelledSet(dataset, hashes, labels, names, published, sides, links, recipe.data.grouped_by, *signs)
+    signs = signs_of(dataset, recipe.data)
+    data = LabelledSet(dataset, hashes, labels, names, published, sides, links, recipe.data.grouped_by, **signs)
     training_rows(data, split)  # raises where a class has too few images
     return data
+
+
+def signs_of(dataset: datasets.Dataset, data: DataRecipe) -> dict:
+    """`signs` and `sign_names` of a `LabelledSet`; nothing where the recipe learns labels."""
+    if not data.signs:
+        return {}
+    return {"signs": multi_hot(dataset), "sign_names": tuple(dataset.features["signs"].feature.names)}
 
 
 def _sides(split: SplitRecipe, labels: list[str], patients: list[str], hashes: list[str], folds: list[str]):

@@ -15,6 +15,7 @@ from oct_hf.errors import DataError, ModelError
 from oct_hf.evaluation.assessment import assess, assess_external
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.hub.card import render_card
+from oct_hf.hub.download import download
 from oct_hf.hub.repository import checksums
 from oct_hf.inference.predictor import Predictor
 from oct_hf.inference.recorded import recorded
@@ -51,10 +52,10 @@ def evaluate_model(
     """
     quiet_libraries()
     folder = model_folder(model)
-    if folder.is_dir() and recorded(folder, "signs"):
+    if recorded(folder, "signs"):
         if record:
-            raise ModelError(f"{model}: its outputs are signs, and no card tells of those yet; leave out --record")
-        return evaluate_signs(folder, data, out)
+            raise ModelError(f"{model}: what other data show of signs can't be recorded yet; leave out --record")
+        return evaluate_signs(download(str(model)).folder, data, out)
     home = Predictions.read(folder / PREDICTIONS) if (folder / PREDICTIONS).exists() else None
     if data is None:
         if home is None:

@@ -34,7 +34,7 @@ from oct_hf.runs.head import check_head, fit_head, untrained
 from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data, predict_sides
 from oct_hf.runs.other_pictures import check_semi
 from oct_hf.runs.report_page import write_report
-from oct_hf.runs.signs import measure_and_write_signs
+from oct_hf.runs.signs import measure_signs
 from oct_hf.runs.teacher import check_student
 from oct_hf.runs.training import build_model, check_adversary, train
 from oct_hf.training import processes
@@ -83,10 +83,7 @@ def finetune(
         on_best = partial(_push_best, hub, recipe, ready.preprocessing) if hub else None
         model = _learn(recipe, folder, ready, facts, on_best)
         if processes.is_main():
-            if recipe.data.signs:
-                measure_and_write_signs(recipe, folder, ready.data, model, ready.preprocessing, facts)
-            else:
-                _measure_and_write(recipe, folder, ready.data, model, ready.preprocessing, facts, ready.elsewhere)
+            _measure_and_write(recipe, folder, ready.data, model, ready.preprocessing, facts, ready.elsewhere)
             facts["seconds"]["total"] = round(time.monotonic() - started, 1)
             facts["status"] = "done"
             write_json(folder / "run.json", facts)
@@ -234,14 +231,14 @@ def _measure_and_write(recipe, folder, data, model, preprocessing, facts, elsewh
     began = time.monotonic()
     model = model.to(memory_format=torch.contiguous_format)
     predictor = Predictor(model, preprocessing)
-    predictions = predict_sides(predictor, data)
-    calibration = None
-    if recipe.evaluation.calibrate:
-        predictions, calibration = _calibrate(model, predictions)
-    facts |= assess(predictions, facts["recipe"]["evaluation"], calibration)
+    measure = measure_signs if recipe.data.signs else _measure
+    predictions, found = measure(model, predict_sides(predictor, data), facts["recipe"]["evaluation"])
+    facts |= found
     facts["seconds"]["evaluation"] = round(time.monotonic() - began, 1)
     began = time.monotonic()
-    facts["explanations"] = measure_explanations(predictor, data, recipe.evaluation.explain)
+    # Neither heat maps nor the page know of several labels a picture.
+    count = 0 if recipe.data.signs else recipe.evaluation.explain
+    facts["explanations"] = measure_explanations(predictor, data, count)
     facts["seconds"]["explanations"] = round(time.monotonic() - began, 1)
     published = {key: value for key, value in facts.items() if key not in HOME_FACTS}
     written = write_repository(
@@ -257,14 +254,18 @@ def _measure_and_write(recipe, folder, data, model, preprocessing, facts, elsewh
         elsewhere,
     )
     facts |= {key: written[key] for key in written.keys() - published.keys()}
-    write_report(folder / "report.html", written, predictions, worst_errors(predictor, data, predictions, facts))
+    if not recipe.data.signs:
+        write_report(folder / "report.html", written, predictions, worst_errors(predictor, data, predictions, facts))
 
 
-def _calibrate(model, predictions: Predictions) -> tuple[Predictions, dict]:
-    """The temperature in the weights and in the predictions; a network that it doesn't fit stays as it is."""
-    calibrated, note = calibrate(predictions)
-    try:
-        model.fold_temperature(note["temperature"])
-    except ValueError as error:
-        return predictions, {"temperature": None, "why": str(error)}
-    return calibrated, note
+def _measure(model, predictions: Predictions, settings: dict) -> tuple[Predictions, dict]:
+    """Calibrates, in the weights and in the predictions, and measures; a network that no temperature fits stays."""
+    note = None
+    if settings["calibrate"]:
+        calibrated, note = calibrate(predictions)
+        try:
+            model.fold_temperature(note["temperature"])
+            predictions = calibrated
+        except ValueError as error:
+            note = {"temperature": None, "why": str(error)}
+    return predictions, assess(predictions, settings, note)

@@ -1,58 +1,41 @@
-"""A run that learns signs, several a picture: measured and written, and checked on B-scans of another set.
-
-The folder `model/` loads in every library as any other model's. It has no card: a card, its figures and `oct-hf verify`
-tell of one label a picture, and what they can't tell of truly isn't published (`hub/publish.py` refuses it).
-"""
+"""A run that learns signs, several a picture: measured, and checked on B-scans of another set."""
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from oct_hf.errors import DataError, ModelError
 from oct_hf.evaluation.predictions import Predictions
-from oct_hf.evaluation.signs import assess_known_signs, assess_signs, calibrate_signs, make_sign_gate
-from oct_hf.hub.repository import checksums, whole_folder, write_model
+from oct_hf.evaluation.signs import assess_known_signs, assess_signs, calibrate_signs, sign_facts
 from oct_hf.inference.predictor import Predictor
 from oct_hf.labels import SIGN_OF_LABEL
-from oct_hf.runs.facts import HOME_FACTS, public_recipe
-from oct_hf.runs.folder import write_json
 from oct_hf.runs.labelled import LabelledSet, load_data, predict_sides, public_ids
-from oct_hf.training.recipe import DataRecipe, Recipe
+from oct_hf.training.recipe import DataRecipe
 
 PREDICTIONS = "predictions.parquet"
 
 
-def measure_and_write_signs(recipe: Recipe, folder: Path, data: LabelledSet, model, preprocessing, facts: dict):
-    """Predicts the held-out sides once, calibrates each sign, measures, and writes the folder `model`.
+def measure_signs(model, predictions: Predictions, settings: dict) -> tuple[Predictions, dict]:
+    """Calibrates each sign, in the weights and in the predictions, and measures.
 
     Args:
-        recipe, folder, data: of the run.
-        model: with the best weights.
-        preprocessing: of its input.
-        facts: of the run; `signs`, `gate` and `seconds` are filled in.
+        model: the network; it keeps its weights where no temperature fits it.
+        predictions: its answers.
+        settings: the recipe's `evaluation`.
+
+    Returns:
+        the answers as they are to be published, and what `sign_facts` gives of them.
     """
-    began = time.monotonic()
-    model = model.to(memory_format=torch.contiguous_format)
-    predictions = predict_sides(Predictor(model, preprocessing), data)
     calibration = None
-    if recipe.evaluation.calibrate:
+    if settings["calibrate"]:
         calibrated, calibration = calibrate_signs(predictions)
         try:
             model.fold_temperature([calibration[name]["temperature"] for name in predictions.names])
             predictions = calibrated
         except ValueError as error:
-            calibration, facts["not_calibrated"] = None, str(error)
-    facts["signs"] = assess_signs(predictions, facts["recipe"]["evaluation"], calibration)
-    facts["gate"] = make_sign_gate(predictions, facts["signs"]["thresholds"]).to_dict()
-    facts["seconds"]["evaluation"] = round(time.monotonic() - began, 1)
-    recipe_yaml = public_recipe(recipe).to_yaml()
-    with whole_folder(folder / "model") as partial:
-        write_model(partial, model.to("cpu"), preprocessing, predictions, data.split(), recipe_yaml, data.links)
-        facts["files"] = checksums(partial)
-        write_json(partial / "run.json", {key: value for key, value in facts.items() if key not in HOME_FACTS})
+            calibration = {name: {"temperature": None, "why": str(error)} for name in predictions.names}
+    return predictions, sign_facts(predictions, settings, calibration)
 
 
 def evaluate_signs(folder: Path, data: DataRecipe | None = None, out: str | Path | None = None) -> dict:

@@ -13,7 +13,6 @@ import torch
 from transformers import AutoModelForImageClassification, dynamic_module_utils
 
 from oct_hf import OCTForImageClassification, Predictor, finetune
-from oct_hf.evaluation.assessment import assess
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.hub.card import render_card, render_interim_card
 from oct_hf.hub.download import download
@@ -146,10 +145,9 @@ def test_a_network_whose_logits_take_no_temperature_says_why_on_its_card(reposit
     model = OCTForImageClassification.from_pretrained(repository)
     straight = model.timm_model.fc.forward
     model.timm_model.fc.forward = lambda x: torch.tanh(straight(x))
-    kept, note = module._calibrate(model, predictions)
-    assert note["temperature"] is None and "no temperature fits it" in note["why"]
+    kept, found = module._measure(model, predictions, run["recipe"]["evaluation"])
+    assert found["calibration"]["temperature"] is None and "no temperature fits it" in found["calibration"]["why"]
     assert np.array_equal(kept.probabilities, predictions.probabilities)
-    found = assess(kept, run["recipe"]["evaluation"], note)
     assert "before" not in found["calibration"]
     text = render_card(run | found)
     assert "were not calibrated after training: fc: the logits don't scale with this classifier" in text

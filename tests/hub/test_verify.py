@@ -1,10 +1,8 @@
 """Verify: a repository as it was written holds, and each untrue number, figure, split, weight or file is named."""
 
-import copy
 import hashlib
 import json
 import pickle
-import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +18,6 @@ from oct_hf import OCTForImageClassification, finetune
 from oct_hf.errors import DataError
 from oct_hf.hub import verify as module
 from oct_hf.hub.card import render_card
-from oct_hf.hub.card_text import card_faults
 from oct_hf.hub.download import download
 from oct_hf.hub.files import file_faults
 from oct_hf.hub.repository import checksums
@@ -55,65 +52,6 @@ def test_a_repository_as_it_was_written_holds_and_nothing_is_skipped(repository)
     checks = verify(download(str(repository)), predict_again(None), search_again(None), explain_again(None))
     assert [check.faults for check in checks] == [()] * len(checks)
     assert not any(check.skipped for check in checks)
-
-
-def test_every_number_on_the_card_is_caught_when_it_is_changed_and_its_metric_named(finished_run):
-    run = json.loads((finished_run / "model" / "run.json").read_text())
-    text = (finished_run / "model" / "README.md").read_text()
-    assert card_faults(text, text) == []
-    numbers = list(re.finditer(r"\d+(?:\.\d+)?", text))
-    assert len(numbers) > 120
-    names = ["Accuracy", "Balanced accuracy", "AUROC", "F1", "kappa", "Log loss", "calibration", *run["labels"]]
-    seen = set()
-    for number in numbers:
-        digit = str((int(number[0][-1]) + 1) % 10 or 1)  # a 0 at the end would not be written
-        changed = text[: number.start()] + number[0][:-1] + digit + text[number.end() :]
-        found = card_faults(changed, text)
-        assert found, text[max(0, number.start() - 40) : number.end() + 10]
-        assert any(number[0][:-1] + digit in fault for fault in found), (found, number[0])
-        line = text[text.rfind("\n", 0, number.start()) + 1 : text.find("\n", number.end())]
-        if line.startswith("|") and text[number.end() :].split("\n", 2)[1].startswith("|--"):
-            assert "columns of the table by" in found[0]  # the F1 or the 95 % of a column's name
-        elif line.startswith("| "):
-            label = line.split("|")[1].strip()
-            assert any(f", {label}, " in fault for fault in found), (found, line)
-            seen |= {name for name in names if name in found[0]}
-        elif line.strip().startswith("value:"):
-            assert "metadata, " in found[0] and ".value says" in found[0], found
-    assert seen == set(names)
-
-
-def test_every_measured_number_of_run_json_is_caught_when_it_is_changed(repository):
-    claims = module.Claims(download(str(repository)))
-    assert not module._numbers(claims).faults
-    truth, tried = claims.said, 0
-
-    def leaves(content, path=()):
-        items = content.items() if isinstance(content, dict) else enumerate(content)
-        for key, value in items:
-            if isinstance(value, dict | list):
-                yield from leaves(value, (*path, key))
-            elif isinstance(value, int | float) and not isinstance(value, bool):
-                yield (*path, key)
-
-    for part in ("results", "split", "recipe"):
-        for path in leaves(truth[part], (part,)):
-            forged = copy.deepcopy(truth)
-            inner = forged
-            for key in path[:-1]:
-                inner = inner[key]
-            inner[path[-1]] += 0.001 if isinstance(inner[path[-1]], float) else 1
-            claims.said = forged
-            name = ".".join(map(str, path))
-            if path[:2] == ("split", "seed"):
-                continue  # it isn't measured; recipe.split.seed is compared
-            assert any(name in fault for fault in module._numbers(claims).faults), name
-            tried += 1
-    assert tried > 100
-    for path, value in {("data", "images"): 1, ("data", "groups"): 1, ("model", "parameters"): 1}.items():
-        claims.said = copy.deepcopy(truth)
-        claims.said[path[0]][path[1]] += value
-        assert any(".".join(path) in fault for fault in module._numbers(claims).faults)
 
 
 def test_a_card_whose_run_json_was_changed_with_it_is_still_caught(repository):

@@ -14,11 +14,12 @@ from oct_hf.runs.run import finetune
 from oct_hf.training.recipe_file import make_recipe
 
 
-def test_a_rerun_on_the_same_machine_has_the_same_weights_to_the_last_bit(finished_run, tmp_path):
-    published = download(str(finished_run))
+@pytest.mark.parametrize("of", ["finished_run", "finished_signs_run"])
+def test_a_rerun_on_the_same_machine_has_the_same_weights_to_the_last_bit(request, of, tmp_path):
+    published = download(str(request.getfixturevalue(of)))
     _, difference = rerun(published, rerun_recipe(published, []), tmp_path / "again")
     assert difference.identical and difference.agrees and difference.furthest == 0 and difference.changed == {}
-    assert all(then == now for _, then, now, _ in difference.metrics)
+    assert difference.metrics and all(then == now for _, then, now, _ in difference.metrics)
 
 
 def test_a_rerun_that_differs_says_how_and_what_has_changed(finished_run, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from oct_hf import Preprocessing, finetune
 from oct_hf.data.splits import read_split_table
 from oct_hf.errors import OCTError, RecipeError, RunError
-from oct_hf.hub.claims import Claims
+from oct_hf.hub.claims import read_claims
 from oct_hf.hub.download import download
 from oct_hf.hub.verify import verify
 from oct_hf.runs import run, training
@@ -71,7 +71,7 @@ def test_a_run_says_what_it_learned_from_and_holds_what_it_says(finished):
 
 
 def test_a_wrong_count_of_labels_is_found(finished):
-    claims = Claims(download(str(finished[1] / "model")))
+    claims = read_claims(download(str(finished[1] / "model")))
     claims.said["training"]["images"] = 9
     assert claims.found["training"]["images"] == 8
 

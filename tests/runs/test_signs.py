@@ -1,6 +1,5 @@
 """A model of signs, several a picture: from phantoms whose signs are known to the disease that follows."""
 
-import dataclasses
 import io
 import json
 import shutil
@@ -20,31 +19,19 @@ from oct_hf.data.phantom import draw
 from oct_hf.data.pixels import multi_hot
 from oct_hf.errors import DataError, ModelError, RecipeError
 from oct_hf.evaluation.predictions import Predictions
-from oct_hf.hub.download import download
-from oct_hf.hub.plain_errors import PublishError
-from oct_hf.hub.publish import repository_folder
-from oct_hf.hub.verify import verify
 from oct_hf.inference.recorded import recorded_gate
 from oct_hf.inference.server import create_app
 from oct_hf.labels import SIGNS, disease_of
 from oct_hf.runs.folds import cross_validate
 from oct_hf.runs.other_data import evaluate_model
+from oct_hf.runs.signs import measure_signs
 from oct_hf.training.recipe import DataRecipe
 from oct_hf.training.recipe_file import load_recipe, make_recipe
 
 
 @pytest.fixture(scope="module")
-def signs_recipe(tiny):
-    data = dataclasses.replace(tiny.data, signs=True, patients=10)
-    train = dataclasses.replace(tiny.train, loss="asymmetric", epochs=3, freeze_epochs=0)
-    evaluation = dataclasses.replace(tiny.evaluation, explain=0)
-    return dataclasses.replace(tiny, name="signs", data=data, train=train, evaluation=evaluation)
-
-
-@pytest.fixture(scope="module")
-def signs_run(signs_recipe, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("signs") / "run"
-    return folder, finetune(signs_recipe, folder)
+def signs_run(finished_signs_run):
+    return finished_signs_run, json.loads((finished_signs_run / "run.json").read_text())
 
 
 def test_phantoms_know_their_signs_and_the_rule_gives_their_disease():
@@ -105,7 +92,7 @@ def test_every_loader_gives_the_same_sigmoids_and_the_temperatures_lie_in_the_we
     assert abs(sum(own.values()) - 1) > 1e-3  # no softmax
     classify = pipeline("image-classification", model=str(folder / "model"), device="cpu")
     theirs = {row["label"]: row["score"] for row in classify(str(file), top_k=5)}
-    assert theirs.keys() == own.keys() and max(abs(theirs[name] - own[name]) for name in own) < 1e-5
+    assert theirs == pytest.approx(own, abs=2e-3)  # from a file: the libraries' resizers differ
     model = OCTForImageClassification.from_pretrained(folder / "model")
     native = AutoModelForImageClassification.from_pretrained(folder / "model")
     assert native.config.problem_type == "multi_label_classification"
@@ -114,6 +101,7 @@ def test_every_loader_gives_the_same_sigmoids_and_the_temperatures_lie_in_the_we
     pixels = torch.from_numpy(predictor.read(file))[None]
     calibrated = model(pixel_values=pixels).logits[0]
     assert torch.equal(calibrated, native(pixel_values=pixels).logits[0])
+    assert max(abs(np.log(temperatures))) > 0.01, "temperatures of 1 would hide one that got lost"
     model.unfold_temperature()
     raw = model(pixel_values=pixels).logits[0].detach().numpy()
     assert list(own.values()) == pytest.approx(expit(raw / np.array(temperatures)), abs=1e-5)
@@ -166,18 +154,27 @@ def test_labels_that_tell_of_no_sign_are_refused(signs_run, clinic):
         evaluate_model(signs_run[0], DataRecipe(name="folder", path=str(clinic)))
 
 
-def test_what_no_card_can_tell_is_not_published_verified_pooled_or_compared(signs_run, signs_recipe, tmp_path):
+def test_what_takes_one_label_is_refused(signs_run, signs_recipe, tmp_path):
     folder, _ = signs_run
-    with pytest.raises(PublishError, match="its outputs are signs, several a B-scan, and no card tells of those yet"):
-        repository_folder(folder)
-    with pytest.raises(ModelError, match="outputs are signs"):
-        verify(download(str(folder)))
-    with pytest.raises(ModelError, match="no card tells of those"):
+    with pytest.raises(ModelError, match="what other data show of signs can't be recorded yet"):
         evaluate_model(folder, DataRecipe(), record=True)
     with pytest.raises(RecipeError, match="training on folds takes one label a picture"):
         cross_validate(signs_recipe, tmp_path / "folds")
     with pytest.raises(DataError, match="these are answers on signs"):
         Predictions.read(folder / "model" / "predictions.parquet").measure()
+
+
+def test_a_network_that_takes_no_temperature_says_why_of_each_sign(signs_run):
+    predictions = Predictions.read(signs_run[0] / "model" / "predictions.parquet")
+
+    class Stubborn:
+        def fold_temperature(self, temperatures):
+            raise ValueError("no temperature fits it")
+
+    kept, found = measure_signs(Stubborn(), predictions, signs_run[1]["recipe"]["evaluation"])
+    assert kept is predictions
+    for one in found["signs"]["signs"].values():
+        assert one["calibration"]["why"] == "no temperature fits it" and "before" not in one["calibration"]
 
 
 def test_a_run_that_was_killed_after_its_training_is_measured_alike(signs_run, signs_recipe, tmp_path):
@@ -197,7 +194,6 @@ def test_a_run_that_was_killed_after_its_training_is_measured_alike(signs_run, s
         ({"train": {"loss": "gce"}}, "gce is for one label"),
         ({"train": {"mixup": 0.2}}, "neither mixup nor cutmix"),
         ({"teacher": {"base": "resnet18"}}, "teacher=null"),
-        ({"push_to_hub": True}, "push_to_hub=false"),
     ],
 )
 def test_what_does_not_go_with_signs_is_one_line(change, said):
@@ -208,3 +204,4 @@ def test_what_does_not_go_with_signs_is_one_line(change, said):
 def test_the_recipe_learns_signs_by_asymmetric_loss():
     recipe = load_recipe("key_signs")
     assert recipe.data.signs and recipe.train.loss == "asymmetric"
+    assert make_recipe({"data": {"name": "phantom", "signs": True}, "push_to_hub": True}).push_to_hub
