@@ -1,10 +1,12 @@
 import copy
 import json
+from typing import get_args
 
 import pytest
 import yaml
 
 from oct_hf.hub.card import model_licence, render_card, span
+from oct_hf.training.recipe import TrainRecipe
 
 
 @pytest.fixture
@@ -45,6 +47,16 @@ def test_a_fact_that_is_missing_is_an_error_and_not_a_blank(run):
     del run["training"]["best_epoch"]
     with pytest.raises(Exception, match="best_epoch"):
         rendered(run)
+
+
+@pytest.mark.parametrize("setting", ["optimizer", "loss"])
+def test_every_optimiser_and_loss_has_a_name_on_the_card(run, setting):
+    said = set()
+    choices = get_args(TrainRecipe.__annotations__[setting])
+    for choice in choices:
+        run["recipe"]["train"][setting] = choice
+        said.add(rendered(run)[1])  # one without a name is an error
+    assert len(said) == len(choices)
 
 
 def test_hub_weights_are_named_as_the_base_model(run):

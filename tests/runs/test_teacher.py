@@ -20,7 +20,7 @@ from oct_hf.training.callbacks import StopOnSignal
 from oct_hf.training.recipe_file import load_recipe, make_recipe
 from tests.conftest import TINY
 
-TEACHER = {"base": "test_efficientnet", "weights": "random", "epochs": 2, "batch_size": 8, "phantoms": 8}
+TEACHER = {"base": "test_efficientnet", "weights": "random", "epochs": 2, "batch_size": 8, "phantoms": 8, "maps": 0.5}
 QUICK = TINY | {"train": TINY["train"] | {"epochs": 2, "freeze_epochs": 0}, "evaluation": {"explain": 0}}
 
 
@@ -60,12 +60,12 @@ def test_a_run_with_a_teacher_records_it_and_says_so_on_the_card(taught):
     assert {"teacher", "phantoms"} <= run["seconds"].keys()
     card = (taught / "model" / "README.md").read_text()
     assert "Teacher: test_efficientnet (test\\_efficientnet), first fine-tuned on the training side for 2 ep" in card
-    assert "8 phantoms" in card and render_card(run) == card
+    assert "its logits and features and feature maps" in card and "8 phantoms" in card and render_card(run) == card
     assert run["training"]["images"] == run["split"]["sides"]["train"]["images"]
     assert (taught / "teacher" / "model" / "model.safetensors").is_file()
     assert not (taught / "teacher" / "checkpoints").exists()
     keys = load_file(taught / "model" / "model.safetensors").keys()
-    assert not any("projection" in key for key in keys)
+    assert not any("projection" in key or "hints" in key for key in keys)
 
 
 def test_a_run_stopped_at_its_teacher_and_killed_at_its_student_goes_on_to_the_same_weights(
