@@ -39,3 +39,11 @@ def test_every_command_names_a_verb_a_recipe_and_keys_that_exist():
             load_recipe(recipe, [word for word in rest if "=" in word])
     for override in re.findall(r"`'?((?:data|model|split|pretrain|teacher)\.[\w.]+=[^`']+)'?`", README + DOCS):
         load_recipe("efficientnetv2_b0_offline" if override.startswith("teacher.") else "folder", [override])
+
+
+def test_every_published_system_has_a_row_of_results():
+    systems = re.findall(r"^\| `(\w+)` \|", (TOP / "docs" / "systems.md").read_text(encoding="utf-8"), re.MULTILINE)
+    results = (TOP / "RESULTS.md").read_text(encoding="utf-8")
+    # Without a network, hybrid_aco is the one on networks that pip installs.
+    missing = [name for name in systems if name != "hybrid_aco" and f"| {name} |" not in results]
+    assert len(systems) >= 15 and not missing

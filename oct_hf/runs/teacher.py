@@ -175,8 +175,6 @@ def other_pictures(recipe: Recipe, data: LabelledSet, preprocessing: Preprocessi
     parts, facts = [], {"phantoms": wanted.phantoms}
     if wanted.phantoms:
         names = data.names if wanted.phantom_labels else None
-        parts.append(
-            draw_phantoms(wanted.phantoms, preprocessing, names, recipe.train.seed, augmentation, wide=wanted.wide)
-        )
+        parts.append(draw_phantoms(wanted.phantoms, preprocessing, names, recipe.train.seed, augmentation))
     found, told = without_labels(wanted.unlabelled, "teacher", recipe, data, preprocessing, augmentation)
     return parts + found, facts | told | {"seconds": round(time.monotonic() - began, 1)}

@@ -144,12 +144,7 @@ class Teacher:
 
 
 def draw_phantoms(
-    count: int,
-    preprocessing: Preprocessing,
-    names: list[str] | None = None,
-    seed: int = 0,
-    augmentation=None,
-    wide: bool = False,
+    count: int, preprocessing: Preprocessing, names: list[str] | None = None, seed: int = 0, augmentation=None
 ) -> Pixels:
     """Phantoms of so many patients, one each, all four classes in turn, as the student's pixels.
 
@@ -159,12 +154,11 @@ def draw_phantoms(
         names: the student's labels; a phantom of CNV or DRUSEN is AMD where that is one. Without them, or where
             a phantom's label has no counterpart, it has none (`NO_LABEL`).
         seed, augmentation: of the drawing, and for training.
-        wide: beyond any layers, devices and fields of view that exist.
     """
     labels = [phantom.LABELS[i % len(phantom.LABELS)] for i in range(count)]
 
     def small(number: int) -> np.ndarray:
-        return preprocessing.resize(phantom.draw(labels[number], seed, number, 0, *_DRAWN, wide=wide).image)
+        return preprocessing.resize(phantom.draw(labels[number], seed, number, 0, *_DRAWN).image)
 
     images = PixelFile(count, preprocessing.height, preprocessing.width)
     images.write(image for _, image in in_order(small, range(count)))

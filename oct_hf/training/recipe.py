@@ -183,7 +183,6 @@ class TeacherRecipe:
     labels: NotNegative = 0.5  # and the labels of labelled B-scans
     share: Share = 0.5  # of each batch without labels, where there are such pictures
     phantoms: Annotated[int, Field(ge=0)] = 0  # drawn, to be looked at beside the B-scans
-    wide: bool = False  # phantoms of layers, devices and fields of view beyond any that exist
     phantom_labels: bool = False  # take the labels that phantoms carry for labels, where the data has them
     unlabelled: str | None = None  # folder or archive of B-scans without labels, of nobody who is held out
 
