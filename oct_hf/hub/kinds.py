@@ -2,9 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from oct_hf.evaluation.predictions import Predictions
 from oct_hf.hub import of_labels, of_signs
 
 
@@ -19,7 +17,6 @@ class Kind:
         headline: the result in a few words.
         compared: by what another training is compared: name, value and its interval.
         example_labels: of what there should be example pictures.
-        draw: draws its figures into a folder, from run.json and the predictions.
     """
 
     template: str
@@ -28,11 +25,10 @@ class Kind:
     headline: Callable[[dict], str]
     compared: Callable[[dict], list[tuple[str, float | None, dict]]]
     example_labels: Callable[[dict], list[str]]
-    draw: Callable[[Path, dict, Predictions], None]
 
 
 def _of(template: str, module) -> Kind:
-    functions = ("metadata_scores", "card_facts", "headline", "compared", "example_labels", "draw")
+    functions = ("metadata_scores", "card_facts", "headline", "compared", "example_labels")
     return Kind(template, *(getattr(module, name) for name in functions))
 
 

@@ -3,13 +3,6 @@
 Each sign is told of as the yes-or-no question it is, and so is the disease that follows by the rule.
 """
 
-from pathlib import Path
-
-from oct_hf.evaluation.calibration import reliability
-from oct_hf.evaluation.curves import curves
-from oct_hf.evaluation.predictions import Predictions
-from oct_hf.evaluation.report import confusion_matrix_figure, curves_figure, reliability_figure
-
 _POINTS = ("at_sensitivity", "at_specificity", "at_youden")
 
 
@@ -64,19 +57,6 @@ def compared(run: dict) -> list[tuple[str, float | None, dict]]:
 def example_labels(run: dict) -> list[str]:
     """Of what there should be example pictures: the diseases, whose phantoms show the signs."""
     return list(run["split"]["sides"]["test"]["classes"])
-
-
-def draw(place: Path, run: dict, predictions: Predictions) -> None:
-    """Draws into the folder `place` what run.json's results and the predictions look like."""
-    test, disease = predictions.of("test"), run["signs"]["disease"]["test"]
-    signs = {name: test.of_sign(name) for name in test.names}
-    title = f"{run['name']}: {disease['n']} test B-scans of {len(set(test.groups))} {run['data']['grouped_by']}s"
-    true = [name for name in disease["labels"] if name in disease["recall"]]
-    confusion = disease["confusion"][: len(true)]  # the others are no B-scan's disease, so their rows hold nothing
-    confusion_matrix_figure(confusion, disease["labels"], place / "confusion_matrix.png", title, true)
-    curves_figure({name: curves(answers)[name] for name, answers in signs.items()}, place / "curves.png")
-    bins = {name: reliability(answers.probabilities, answers.indices()) for name, answers in signs.items()}
-    reliability_figure(bins, place / "reliability.png", "confidence in the answer yes or no")
 
 
 def _points(run: dict) -> list[tuple[str, str, dict]]:

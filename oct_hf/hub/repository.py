@@ -19,9 +19,10 @@ from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import MEMBERS_FILE, write_split
 from oct_hf.errors import ModelError
 from oct_hf.evaluation.predictions import Predictions
-from oct_hf.evaluation.report import can_draw, training_figure
+from oct_hf.evaluation.report import can_draw
 from oct_hf.hub.allowed import check_allowed
 from oct_hf.hub.card import render_card
+from oct_hf.hub.figures import draw_figures
 from oct_hf.hub.kinds import kind_of
 from oct_hf.images import Preprocessing
 from oct_hf.inference.export import ONNX_FILE, can_export, write_onnx
@@ -112,15 +113,6 @@ def checksums(folder: Path) -> dict[str, str]:
         if name not in ("README.md", "run.json"):
             found[name] = file_sha256(path)
     return found
-
-
-def draw_figures(folder: Path, run: dict, predictions: Predictions) -> None:
-    """Draws into `folder/figures` what run.json's numbers and the predictions look like."""
-    place, epochs = folder / "figures", run["training"]["history"]
-    place.mkdir(exist_ok=True)
-    if len(epochs) > 1:
-        training_figure(epochs, run["training"]["best_epoch"], place / "training.png")
-    kind_of(run).draw(place, run, predictions)
 
 
 def _export(model, path: Path) -> str:

@@ -28,8 +28,9 @@ from oct_hf.hub.card import render_card
 from oct_hf.hub.card_text import card_faults
 from oct_hf.hub.claims import SOURCES, Claims, equal, flat, read_claims
 from oct_hf.hub.download import Downloaded
+from oct_hf.hub.figures import draw_figures
 from oct_hf.hub.files import file_faults
-from oct_hf.hub.repository import checksums, draw_figures
+from oct_hf.hub.repository import checksums
 from oct_hf.inference.export import ONNX_FILE, ONNX_TOLERANCE, can_export, onnx_probabilities
 from oct_hf.inference.predictor import probabilities_of
 

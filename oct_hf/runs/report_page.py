@@ -13,8 +13,8 @@ from oct_hf.evaluation.explain import overlay
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.evaluation.report import can_draw
 from oct_hf.hub.card import model_licence, span
+from oct_hf.hub.figures import draw_figures
 from oct_hf.hub.of_labels import operating_rows, score_names
-from oct_hf.hub.repository import draw_figures
 from oct_hf.labels import describe
 from oct_hf.runs.explained import WrongAnswer
 from oct_hf.runs.page import data_uri, picture, write_page

@@ -17,6 +17,7 @@ from oct_hf.training.recipe_file import load_recipe
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 from benchmarks.systems import benchmark_systems, changes, markdown, systems
 
+# six patients of each label
 ELSEWHERE = ["data.name=phantom", "data.title=Another hospital", "data.patients=6", "data.scans=2", "data.seed=8"]
 
 
@@ -101,7 +102,7 @@ def test_the_ensemble_averages_the_systems_that_are_named(leaderboard):
 
 def test_every_system_is_asked_about_another_set(leaderboard):
     found, folder = leaderboard
-    assert found["elsewhere"] == {"title": "Another hospital", "n": 12, "groups": 6, "grouped_by": "patient"}
+    assert found["elsewhere"] == {"title": "Another hospital", "n": 48, "groups": 24, "grouped_by": "patient"}
     other = load_recipe("folder", ELSEWHERE).data
     for row in found["systems"]:
         place = folder / ("frozen-random" if row["name"] == "frozen" else row["name"]) / "model"
@@ -110,7 +111,7 @@ def test_every_system_is_asked_about_another_set(leaderboard):
             assert row["elsewhere"][key]["value"] == expected["results"][key]
             assert row["elsewhere"][key]["low"] == expected["intervals"]["metrics"][key].get("low")
     best, text = found["systems"][0], (folder / "leaderboard.md").read_text()
-    assert "12 B-scans of 6 patients of Another hospital" in text
+    assert "48 B-scans of 24 patients of Another hospital" in text
     assert (
         f"{best['elsewhere']['balanced_accuracy']['value']:.3f}" in text.split(f"| {best['name']} |")[1].split("\n")[0]
     )
@@ -148,7 +149,7 @@ def test_all_systems_have_the_data_and_split_of_the_first_and_equal_ones_run_onc
         systems(names[:1], None, ["two:train.epochs=1"])
     with pytest.raises(RecipeError, match="two: to be averaged, but none of the recipes"):
         benchmark_systems(names[:1], None, tmp_path / "out", members=["one", "two"])
-    with pytest.raises(RecipeError, match="on one split"):
+    with pytest.raises(RecipeError, match="for one split"):
         benchmark_systems(names[:1], None, tmp_path / "out", folds=2, members=["one"])
     with pytest.raises(RecipeError, match="another set, are for one split"):
         benchmark_systems(names[:1], None, tmp_path / "out", folds=2, elsewhere=ELSEWHERE)
