@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 import optuna
 import pytest
+from searching import SPACE, of_two_epochs
 
 from oct_hf.errors import OCTError, RunError
 from oct_hf.runs import trial, trials_on_ray
@@ -18,17 +19,12 @@ from oct_hf.runs.trials_on_ray import OnRay
 from oct_hf.runs.tune import tune
 
 ray = pytest.importorskip("ray")
-SPACE = {"learning_rate": {"low": 1e-4, "high": 3e-2, "log": True}, "train.class_weights": [None, "auto"]}
 KEPT = ("fold-*/checkpoints/*/trainer_state.json", "fold-*/epochs.json")  # while a trial isn't finished
 
 
 @pytest.fixture(scope="module")
 def quick(tiny):
-    return dataclasses.replace(
-        tiny,
-        data=dataclasses.replace(tiny.data, labels=("DME", "NORMAL"), scans=1),
-        train=dataclasses.replace(tiny.train, epochs=2, freeze_epochs=0, ema=0.0),
-    )
+    return of_two_epochs(tiny)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 from filelock import FileLock
+from searching import SPACE, of_two_epochs
 
 from oct_hf.errors import RecipeError, RunError
 from oct_hf.runs.labelled import assign_sides, load_data
@@ -19,16 +20,11 @@ from oct_hf.training.recipe_file import load_recipe, make_recipe
 from oct_hf.training.search import check_space, read_space
 
 pytest.importorskip("optuna")
-SPACE = {"learning_rate": {"low": 1e-4, "high": 3e-2, "log": True}, "train.class_weights": [None, "auto"]}
 
 
 @pytest.fixture(scope="module")
 def quick(tiny):
-    return dataclasses.replace(
-        tiny,
-        data=dataclasses.replace(tiny.data, labels=("DME", "NORMAL"), scans=1),
-        train=dataclasses.replace(tiny.train, epochs=2, freeze_epochs=0, ema=0.0),
-    )
+    return of_two_epochs(tiny)
 
 
 @pytest.fixture(scope="module")
