@@ -28,6 +28,7 @@ GENERATOR_FILE = "generator.safetensors"
 _DOUBLINGS = 5  # of the generator's map, so that its first one has the classifier's last one's size
 _BETAS = 0.5, 0.999  # of the generator's Adam, Radford et al.
 _BATCH = 64  # pictures drawn at once
+_FAR = 3.0
 
 
 # --- the loss --------------------------------------------------------------------------------------------------------
@@ -61,6 +62,10 @@ def matching_loss(real: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
 Statistics = dict[nn.Module, tuple[torch.Tensor, torch.Tensor]]  # mean and variance of a layer's input, a channel
 
 
+def _but_channels(batch: torch.Tensor) -> list[int]:
+    return [dim for dim in range(batch.ndim) if dim != 1]
+
+
 @contextmanager
 def recording_statistics(network: nn.Module) -> Iterator[Statistics]:
     """Collects by what batch norm, where it trains, normalises the batch that passes the network inside the block."""
@@ -68,8 +73,7 @@ def recording_statistics(network: nn.Module) -> Iterator[Statistics]:
 
     def look(norm: nn.Module, given: tuple[torch.Tensor]) -> None:
         if norm.training:
-            dims = [dim for dim in range(given[0].ndim) if dim != 1]
-            variance, mean = torch.var_mean(given[0].detach().float(), dims, correction=0)
+            variance, mean = torch.var_mean(given[0].detach().float(), _but_channels(given[0]), correction=0)
             seen[norm] = mean, variance
 
     handles = [m.register_forward_pre_hook(look) for m in network.modules() if isinstance(m, _BatchNorm)]
@@ -84,15 +88,26 @@ def recording_statistics(network: nn.Module) -> Iterator[Statistics]:
 def normalised_by(statistics: Statistics) -> Iterator[None]:
     """Batch norm normalises by given statistics inside the block, and its own stay as they are.
 
-    By its own batch's a generated picture would get the mean and contrast of a real one, whatever it was.
+    By its own batch's a generated picture would get the mean and contrast of a real one, whatever it was. By real
+    ones' alone nothing would bound what far-off pictures become from layer to layer, nor their gradients; so a channel
+    that lies further from the given mean than `_FAR` given standard deviations (root mean square) is brought to that.
     """
     kept = {norm: (norm.running_mean, norm.running_var) for norm in statistics}
+
+    def bound(norm: nn.Module, given: tuple[torch.Tensor]) -> None:
+        (batch,), (mean, variance) = given, statistics[norm]
+        centred = batch.detach().float() - mean.view(-1, *[1] * (batch.ndim - 2))
+        norm.running_var = torch.maximum(variance, centred.square().mean(_but_channels(batch)) / _FAR**2)
+
+    handles = [norm.register_forward_pre_hook(bound) for norm in statistics]
     for norm, (mean, variance) in statistics.items():
         norm.running_mean, norm.running_var = mean, variance
         norm.eval()
     try:
         yield
     finally:
+        for handle in handles:
+            handle.remove()
         for norm, (mean, variance) in kept.items():
             norm.running_mean, norm.running_var = mean, variance
             norm.train()
@@ -168,7 +183,7 @@ class AdversarialTrainer(MixedTrainer):
     """`OCTTrainer` whose loss also tells real B-scans from those of a generator, which learns beside it.
 
     Only real pictures count in batch norm's statistics, since they are what the finished classifier sees; generated
-    ones are normalised as the real ones of the same step.
+    ones are normalised as the real ones of the same step (`normalised_by`).
 
     Args:
         settings: the recipe's section `adversarial`.
