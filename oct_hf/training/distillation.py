@@ -205,6 +205,14 @@ class DistillingTrainer(MixedTrainer):
         if self.hints:
             self.companions[HINTS_FILE] = self.hints.to(self.args.device)
 
+    def train(self, *args, **kwargs):
+        """`OCTTrainer.train`; no hook stays on the student."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self.hints:
+                self.hints.student.remove()
+
     def _prepare_inputs(self, inputs: dict) -> dict:
         # Pictures grow for what a student's step costs; what the teacher says of small ones is worth less.
         images = inputs["pixel_values"]

@@ -25,7 +25,7 @@ class FeatureMaps:
 
     def __init__(self, network: nn.Module, height: int, width: int):
         levels, self.caught = _levels(network), {}
-        handles = {
+        self._handles = {
             stride: network.get_submodule(name).register_forward_hook(partial(_catch, self.caught, stride, channels))
             for stride, (name, channels) in levels.items()
         }
@@ -36,7 +36,7 @@ class FeatureMaps:
         self.strides = [stride for stride in levels if stride in self.caught]
         self.channels = [levels[stride][1] for stride in self.strides]
         for stride in levels.keys() - self.caught.keys():
-            handles[stride].remove()
+            self._handles.pop(stride).remove()
         self.caught.clear()
 
     def take(self) -> list[torch.Tensor]:
@@ -44,6 +44,11 @@ class FeatureMaps:
         maps = [self.caught[stride].float() for stride in self.strides]
         self.caught.clear()
         return maps
+
+    def remove(self) -> None:
+        """Takes the hooks off the network."""
+        for handle in self._handles.values():
+            handle.remove()
 
 
 def _levels(network: nn.Module) -> dict[int, tuple[str, int]]:

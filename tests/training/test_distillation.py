@@ -252,6 +252,7 @@ def test_a_resumed_distillation_ends_with_the_same_weights(tmp_path, phantoms, m
     assert torch.equal(whole.projection.weight, again.projection.weight)
     if maps:
         assert_same(whole.hints, again.hints)
+        assert not any(module._forward_hooks for module in whole.model.modules())
         start = made(tmp_path / "start").hints.projections[0]["4"].weight
         assert not torch.equal(whole.hints.projections[0]["4"].weight, start)
     assert (
