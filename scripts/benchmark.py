@@ -1,6 +1,6 @@
 """Measures what the README claims of speed and memory, as ratios within one run; and ways to train, on one split.
 
-python scripts/benchmark.py [data] [duplicates] [training] [serving] [startup] [push] [evaluation]
+python scripts/benchmark.py [data] [duplicates] [training] [processes] [serving] [startup] [push] [evaluation]
     [--data FOLDER] [--run FOLDER] [--out FILE]
 python scripts/benchmark.py systems --recipes MAIN [OTHER …] [--data FOLDER] [--folds K]
     [--set [NAME:]KEY=VALUE …] [--ensemble NAME …] [--elsewhere data.KEY=VALUE …] [--folder runs/systems] [--out FILE]
@@ -24,9 +24,18 @@ from benchmarks.push import benchmark_push
 from benchmarks.serving import benchmark_serving
 from benchmarks.startup import benchmark_startup
 from benchmarks.systems import benchmark_systems
-from benchmarks.training import benchmark_training
+from benchmarks.training import benchmark_processes, benchmark_training
 
-PARTS = ("data", "duplicates", "training", "serving", "startup", "push", "evaluation")  # without a name, all of them
+PARTS = (
+    "data",
+    "duplicates",
+    "training",
+    "processes",
+    "serving",
+    "startup",
+    "push",
+    "evaluation",
+)  # without a name, all of them
 LONG = ("systems",)  # only by name: it trains for as long as its recipes do
 
 
@@ -63,7 +72,8 @@ def main() -> None:
             run = {
                 "data": lambda: benchmark_data(given.data, Path(scratch)),
                 "duplicates": lambda: benchmark_duplicates(Path(scratch)),
-                "training": lambda: benchmark_training(Path(scratch)),
+                "training": lambda: benchmark_training(given.data, Path(scratch)),
+                "processes": lambda: benchmark_processes(Path(scratch)),
                 "serving": lambda: benchmark_serving(given.data, Path(scratch)),
                 "startup": benchmark_startup,
                 "push": lambda: benchmark_push(given.run, Path(scratch)),
