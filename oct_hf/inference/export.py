@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from oct_hf.errors import ModelError
-from oct_hf.inference.predictor import probabilities_of
+from oct_hf.inference.on_torch import probabilities_of
+from oct_hf.inference.published import ONNX_FILE
 
-ONNX_FILE = "onnx/model.onnx"  # where transformers.js looks
 ONNX_TOLERANCE = 1e-5  # between its probabilities and torch's, of the same pixels
 
 

@@ -87,7 +87,7 @@ def external_facts(folder: Path, data: DataRecipe, home: Predictions | None) -> 
     Raises:
         DataError: a label that can't be read as one of the model's.
     """
-    predictor = Predictor(folder)
+    predictor = Predictor(folder, backend="torch")
     dataset, _ = load_data(data)
     names = dataset.features["label"].names
     mapped = label_map(names, predictor.labels)

@@ -32,7 +32,8 @@ import numpy as np, torch
 from PIL import Image
 from transformers import pipeline
 from oct_hf import serving
-from oct_hf.inference.runtime import serving_predictor, share_cores
+from oct_hf.inference.cores import share_cores
+from oct_hf.inference.runtime import serving_predictor
 from oct_hf.inference.server import create_app
 
 class Pipeline:
