@@ -17,7 +17,6 @@ import torch
 
 from oct_hf.errors import ModelError
 from oct_hf.inference.on_torch import probabilities_of
-from oct_hf.inference.published import ONNX_FILE
 
 ONNX_TOLERANCE = 1e-5  # between its probabilities and torch's, of the same pixels
 

@@ -15,9 +15,8 @@ from oct_hf.errors import ModelError
 from oct_hf.images import Preprocessing
 from oct_hf.inference.export import ONNX_TOLERANCE, export_onnx
 from oct_hf.inference.gray import GrayNetwork
-from oct_hf.inference.predictor import probabilities_of
+from oct_hf.inference.on_torch import probabilities_of
 
-GRAY_ONNX = "onnx/gray.onnx"
 INPUT, OUTPUT = "gray", "probabilities"
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from oct_hf.data.sources import file_sha256
 from oct_hf.inference.description import Description
 
 
@@ -34,6 +33,8 @@ class Network(ABC):
     @cached_property
     def sha256(self) -> str:
         """Of the weights' file; tells one model from another."""
+        from oct_hf.data.sources import file_sha256  # brings Arrow, which a single picture needn't wait for
+
         return file_sha256(self.weights) if self.weights else ""
 
     def probabilities(self, gray: np.ndarray) -> np.ndarray:

@@ -36,7 +36,7 @@ class OpenVINONetwork(Network):
         self.passes, threads = share_cores(accelerator=False)
         self._core, self._lock = openvino.Core(), threading.Lock()
         if backend == "openvino-bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise OCTError("--backend openvino-bf16: this CPU has no bfloat16 (AVX512_BF16 or AMX); openvino has the same")
+            raise OCTError("--backend openvino-bf16: this CPU has no bfloat16 (AVX512_BF16 or AMX); take openvino")
         self._options = {
             "INFERENCE_PRECISION_HINT": "bf16" if backend == "openvino-bf16" else "f32",
             "NUM_STREAMS": self.passes,

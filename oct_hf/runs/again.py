@@ -48,7 +48,9 @@ def explain_again(data: str | Path | None, cache_dir: str | None = None) -> Call
     Args:
         data, cache_dir: as for `predict_again`.
     """
-    return lambda folder, count: measure_explanations(Predictor(folder, backend="torch"), _labelled(folder, data, cache_dir), count)
+    return lambda folder, count: measure_explanations(
+        Predictor(folder, backend="torch"), _labelled(folder, data, cache_dir), count
+    )
 
 
 def search_again(data: str | Path | None, cache_dir: str | None = None) -> Callable[[Path, Links], list[str]]:

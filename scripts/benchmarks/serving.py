@@ -12,7 +12,8 @@ import json, sys
 from pathlib import Path
 import torch
 from oct_hf import OCTForImageClassification, Preprocessing
-from oct_hf.inference.export import ONNX_FILE, write_onnx
+from oct_hf.inference.export import write_onnx
+from oct_hf.inference.published import ONNX_FILE
 folder = Path(sys.argv[1])
 torch.manual_seed(0)
 labels = ["CNV", "DME", "DRUSEN", "NORMAL"]
