@@ -17,7 +17,7 @@ def predict(
     model: Annotated[str, typer.Option("--model", "-m", help="A run, a model folder or a Hub id.")],
     out: Annotated[Path | None, typer.Option(help="Write a .csv, .parquet or .json file instead of a table.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where --out is there already.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images a call of the network.")] = None,
     backend: Annotated[
         str,
         typer.Option(help="auto, torch, onnx, onnx-int8, openvino, openvino-bf16 or openvino-int8."),

@@ -21,7 +21,6 @@ from oct_hf.images import Preprocessing
 from oct_hf.inference.network import Network
 
 SECONDS = 0.5  # of measuring, shared by all that are measured
-BATCH = 16
 AGREE = 1e-4  # between the probabilities of backends that are said to answer alike
 
 
@@ -44,9 +43,10 @@ def fastest(openers: dict[str, Callable[[], Network]], file: Path, preprocessing
         return openers[known[key]]()
     networks = {name: opener() for name, opener in openers.items()}
     noise = np.random.default_rng(0).integers(
-        0, 256, (BATCH, preprocessing.height, preprocessing.width), np.uint8, endpoint=False
+        0, 256, (16, preprocessing.height, preprocessing.width), np.uint8, endpoint=False
     )
-    speeds = {name: images_per_second(network, noise, SECONDS / len(networks)) for name, network in networks.items()}
+    seconds = SECONDS / len(networks)
+    speeds = {name: images_per_second(one, noise[: one.batch], seconds) for name, one in networks.items()}
     expected, *_ = answers = [network.probabilities(noise) for network in networks.values()]
     for name, found in zip(networks, answers, strict=True):
         if not np.abs(found - expected).max() <= AGREE:

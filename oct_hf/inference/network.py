@@ -20,11 +20,13 @@ class Network(ABC):
     Attributes:
         backend: its name, a key of `backends.BACKENDS`.
         passes: calls that may run at the same time on threads of their own, to the most images a second.
+        batch: images a call, to the most images a second.
         weights: the file that they come from; None of a model that was given in memory.
     """
 
     backend: str
     passes: int = 1
+    batch: int = 16
     weights: Path | None = None
 
     def __init__(self, description: Description):

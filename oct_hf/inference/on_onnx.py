@@ -26,6 +26,8 @@ class OnnxNetwork(Network):
         ModelError: the file can't be loaded.
     """
 
+    batch = 4  # what a thread's layers hold of more no longer fits in the cache of a core
+
     def __init__(self, description: Description, backend: str, weights: Path, threads: int | None = None):
         super().__init__(description)
         self.passes, shared = share_cores(accelerator=False)

@@ -30,6 +30,8 @@ class OpenVINONetwork(Network):
         OCTError: bfloat16 on a CPU that has none.
     """
 
+    batch = 4  # what a thread's layers hold of more no longer fits in the cache of a core
+
     def __init__(self, description: Description, backend: str, weights: Path):
         super().__init__(description)
         self.backend, self.weights = backend, weights

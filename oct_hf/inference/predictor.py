@@ -49,7 +49,7 @@ class Predictor:
     Args:
         model: folder or Hub id of a model that this package or transformers wrote, the model itself, or a `Network`.
         preprocessing: only with a model object; a folder or repository brings its own.
-        batch_size: images a call of the network.
+        batch_size: images a call of the network; what suits its backend where not given.
         device: such as "cuda", for torch, which is then the backend.
         gate: says of each picture whether it is a B-scan and which labels are left; a model of signs, which always has
             one, then takes thresholds of 0.5.
@@ -71,7 +71,7 @@ class Predictor:
         self,
         model,
         preprocessing: Preprocessing | None = None,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         device=None,
         gate: Gate | None = None,
         backend: str = "auto",
@@ -85,7 +85,7 @@ class Predictor:
             self.network = _on_torch(model, preprocessing, device)
         described = self.network.description
         self.labels, self.several, self.preprocessing = described.labels, described.several, described.preprocessing
-        self.batch_size, self._gate = batch_size, gate
+        self.batch_size, self._gate = batch_size or self.network.batch, gate
 
     @property
     def model(self):
@@ -122,8 +122,8 @@ class Predictor:
         Args:
             sources: paths, encoded images, uint8 arrays `(height, width[, 3])`, or what `inputs.stream` gives.
         """
-        groups = _groups(in_order(self._read, sources, ahead=2 * self.batch_size), self.batch_size)
         passes = self.network.passes
+        groups = _groups(in_order(self._read, sources, ahead=(passes + 1) * self.batch_size), self.batch_size)
         for group, rows in in_order(self._answer, groups, passes, ahead=passes + 1):
             for (source, result), row in zip(group, rows, strict=True):
                 if isinstance(result, BadImageError):

@@ -80,8 +80,8 @@ def test_a_stream_is_in_the_order_of_names_and_is_read_only_a_little_ahead(fast_
     assert len(names) == 400 and names == sorted(names)
     pulled = []
     answers = Predictor(fast_model, batch_size=4).predict(pulled.append(given) or given for given in stream([many]))
-    for number, answer in enumerate(answers):
-        assert answer.file == names[number]
+    for number, one in enumerate(answers):
+        assert one.file == names[number]
         assert len(pulled) - number <= 4 * 16  # a few batches, whatever the folder holds
 
 
