@@ -26,8 +26,8 @@ from oct_hf.hub.figures import draw_figures
 from oct_hf.hub.kinds import kind_of
 from oct_hf.images import Preprocessing
 from oct_hf.inference.export import can_export, write_onnx
+from oct_hf.inference.fast_files import ONNX_FILE
 from oct_hf.inference.predictor import Predictor
-from oct_hf.inference.published import ONNX_FILE
 from oct_hf.labels import COARSER
 
 

@@ -32,8 +32,8 @@ from oct_hf.hub.figures import draw_figures
 from oct_hf.hub.files import file_faults
 from oct_hf.hub.repository import checksums
 from oct_hf.inference.export import ONNX_TOLERANCE, can_export, onnx_probabilities
+from oct_hf.inference.fast_files import ONNX_FILE
 from oct_hf.inference.on_torch import probabilities_of
-from oct_hf.inference.published import ONNX_FILE
 
 HEAT_TOLERANCE = 0.02  # of figures from 0 to 1 that are measured on heat maps
 SAME_PIXELS = 1e-6  # between torch loaders, on one machine

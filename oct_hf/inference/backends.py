@@ -12,14 +12,8 @@ from pathlib import Path
 from oct_hf.errors import ModelError, OCTError, did_you_mean
 from oct_hf.inference.cores import has_accelerator
 from oct_hf.inference.description import Description
+from oct_hf.inference.fast_files import GRAY_ONNX, GRAY_OPENVINO, INT8_ONNX, INT8_OPENVINO, ONNX_FILE, files_of
 from oct_hf.inference.network import Network
-from oct_hf.inference.published import (
-    GRAY_ONNX,
-    GRAY_ONNX_INT8,
-    GRAY_OPENVINO,
-    GRAY_OPENVINO_INT8,
-    ONNX_FILE,
-)
 
 
 @dataclass(frozen=True)
@@ -46,10 +40,9 @@ class Backend:
     def file(self, description: Description) -> Path | None:
         """The file that it runs, on this machine; None where the repository has none."""
         for path in self.files:
-            if path.endswith(".xml") and description.file(path.removesuffix(".xml") + ".bin") is None:
-                continue
-            if found := description.file(path):
-                return found
+            found = [description.file(part) for part in files_of(path)]
+            if None not in found:
+                return found[0]
         return None
 
 
@@ -59,8 +52,8 @@ BACKENDS = {
     "openvino": Backend("openvino", (GRAY_OPENVINO,), to="openvino"),
     "torch": Backend("torch"),
     "openvino-bf16": Backend("openvino", (GRAY_OPENVINO,), exact=False, to="openvino"),
-    "onnx-int8": Backend("onnxruntime", (GRAY_ONNX_INT8,), exact=False, to="onnx-int8"),
-    "openvino-int8": Backend("openvino", (GRAY_OPENVINO_INT8,), exact=False, to="openvino-int8"),
+    "onnx-int8": Backend("onnxruntime", (INT8_ONNX,), exact=False, to="onnx-int8"),
+    "openvino-int8": Backend("openvino", (INT8_OPENVINO,), exact=False, to="openvino-int8"),
 }
 CHOICES = ("auto", *BACKENDS)
 _EXTRAS = {"onnxruntime": "onnx"}

@@ -37,51 +37,31 @@ def write_onnx(model, path: Path) -> None:
     Raises:
         ModelError: torch can't export this network, or ONNX Runtime answers otherwise than torch.
     """
-    height, width = model.config.pretrained_cfg["input_size"][1:]
-    export_onnx(_Logits(model), torch.zeros(2, 3, height, width), "pixel_values", "logits", path, _name(model))
-    _compare(model, path, height, width)
-
-
-def export_onnx(network: torch.nn.Module, example: torch.Tensor, takes: str, gives: str, path: Path, name: str) -> None:
-    """Writes a network of one input and one output as ONNX, with a batch of any size and batch norm folded.
-
-    Args:
-        network: in float32 on the CPU.
-        example: of its input; at least 2 images, since 1 would be taken for a constant.
-        takes, gives: names of input and output.
-        path: the file.
-        name: of the network, for an error.
-
-    Raises:
-        ModelError: torch can't export this network.
-    """
     import onnx
 
+    height, width = model.config.pretrained_cfg["input_size"][1:]
+    example = torch.zeros(2, 3, height, width)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with _quiet():
             program = torch.onnx.export(
-                network.eval(),
+                _Logits(model).eval(),
                 (example,),
                 dynamo=True,
-                input_names=[takes],
-                output_names=[gives],
+                input_names=["pixel_values"],
+                output_names=["logits"],
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 verbose=False,
             )
     except Exception as error:  # a network of timm's thousand may hold an operation that the exporter lacks
-        raise ModelError(f"{name} can't be exported as ONNX ({first_line(error)})") from None
+        raise ModelError(f"{model.config.architecture} can't be exported as ONNX ({first_line(error)})") from None
     proto = program.model_proto
     graph = proto.graph
     for item in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
         item.ClearField("metadata_props")
         item.ClearField("doc_string")
     onnx.save_model(proto, path)
-
-
-def first_line(error: Exception) -> str:
-    """What an error of a library says, on one line."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    _compare(model, path, height, width)
 
 
 def onnx_probabilities(path: Path, pixels: np.ndarray, several: bool = False) -> np.ndarray:
@@ -99,17 +79,18 @@ def onnx_probabilities(path: Path, pixels: np.ndarray, several: bool = False) ->
     return probabilities_of(torch.from_numpy(logits), several).numpy()
 
 
+def first_line(error: Exception) -> str:
+    """What an error of a library says, on one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def _compare(model, path: Path, height: int, width: int) -> None:
     pixels = torch.randn(3, 3, height, width, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = probabilities_of(model(pixel_values=pixels).logits, model.config.several).numpy()
     off = float(np.abs(onnx_probabilities(path, pixels.numpy(), model.config.several) - expected).max())
     if not off <= ONNX_TOLERANCE:
-        raise ModelError(f"{_name(model)}: ONNX Runtime's probabilities are {off:.1e} from torch's")
-
-
-def _name(model) -> str:
-    return model.config.architecture
+        raise ModelError(f"{model.config.architecture}: ONNX Runtime's probabilities are {off:.1e} from torch's")
 
 
 class _Logits(torch.nn.Module):

@@ -10,8 +10,8 @@ import onnxruntime
 from oct_hf.errors import ModelError
 from oct_hf.inference.cores import share_cores
 from oct_hf.inference.description import Description
+from oct_hf.inference.fast_files import INPUT, ONNX_FILE, OUTPUT
 from oct_hf.inference.network import Network
-from oct_hf.inference.published import ONNX_FILE
 
 
 class OnnxNetwork(Network):
@@ -34,14 +34,14 @@ class OnnxNetwork(Network):
         self.backend, self.weights, self._threads = backend, weights, threads or shared
         self._lock, self._of_pixels = threading.Lock(), None
         session = self._session(weights)
-        self._of_gray = session if session.get_inputs()[0].name == "gray" else None
+        self._of_gray = session if session.get_inputs()[0].name == INPUT else None
         if self._of_gray is None:
             self._of_pixels = session
 
     def probabilities(self, gray: np.ndarray) -> np.ndarray:
         if self._of_gray is None:
             return super().probabilities(gray)
-        return self._of_gray.run(["probabilities"], {"gray": gray})[0]
+        return self._of_gray.run([OUTPUT], {INPUT: gray})[0]
 
     @property
     def takes_pixels(self) -> bool:

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import openvino
 
 from oct_hf.errors import ModelError, OCTError
 from oct_hf.inference.cores import share_cores
 from oct_hf.inference.description import Description
+from oct_hf.inference.fast_files import ONNX_FILE
+from oct_hf.inference.intel import load_openvino
 from oct_hf.inference.network import Network
-from oct_hf.inference.published import ONNX_FILE
 
 
 class OpenVINONetwork(Network):
@@ -36,7 +36,7 @@ class OpenVINONetwork(Network):
         super().__init__(description)
         self.backend, self.weights = backend, weights
         self.passes, threads = share_cores(accelerator=False)
-        self._core, self._lock = openvino.Core(), threading.Lock()
+        self._core, self._lock = load_openvino().Core(), threading.Lock()
         if backend == "openvino-bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise OCTError("--backend openvino-bf16: this CPU has no bfloat16 (AVX512_BF16 or AMX); take openvino")
         self._options = {
@@ -59,14 +59,14 @@ class OpenVINONetwork(Network):
                 self._of_pixels = self._compiled(self.description.file(ONNX_FILE))
         return self._run("pixels", self._of_pixels, np.asarray(pixels))
 
-    def _run(self, kind: str, compiled: openvino.CompiledModel, batch: np.ndarray) -> np.ndarray:
+    def _run(self, kind: str, compiled, batch: np.ndarray) -> np.ndarray:
         request = getattr(self._own, kind, None)  # one serves one thread at a time
         if request is None:
             request = compiled.create_infer_request()
             setattr(self._own, kind, request)
         return request.infer([batch])[0].copy()
 
-    def _compiled(self, file: Path) -> openvino.CompiledModel:
+    def _compiled(self, file: Path):
         try:
             return self._core.compile_model(str(file), "CPU", self._options)
         except RuntimeError as error:

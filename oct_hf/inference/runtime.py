@@ -10,8 +10,8 @@ from pathlib import Path
 from oct_hf.errors import ModelError, OCTError, did_you_mean
 from oct_hf.inference.cores import has_accelerator
 from oct_hf.inference.description import file_of, load_description
+from oct_hf.inference.fast_files import ONNX_FILE
 from oct_hf.inference.predictor import Predictor
-from oct_hf.inference.published import ONNX_FILE
 
 RUNTIMES = ("auto", "onnx", "torch")
 

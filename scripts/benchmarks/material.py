@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from oct_hf import OCTForImageClassification, Preprocessing
 from oct_hf.inference.export import write_onnx
-from oct_hf.inference.fast_files import write_gray_onnx
-from oct_hf.inference.published import GRAY_ONNX, ONNX_FILE
+from oct_hf.inference.export_gray import write_gray_onnx, write_gray_openvino
+from oct_hf.inference.fast_files import GRAY_ONNX, GRAY_OPENVINO, ONNX_FILE
 folder = Path(sys.argv[1])
 torch.manual_seed(0)
 labels = ["CNV", "DME", "DRUSEN", "NORMAL"]
@@ -23,7 +23,8 @@ model.save_pretrained(folder)
 preprocessing = Preprocessing.from_pretrained_cfg(model.config.pretrained_cfg)
 (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict()))
 write_onnx(model, folder / ONNX_FILE)
-write_gray_onnx(model, preprocessing, folder / GRAY_ONNX)
+write_gray_onnx(model, preprocessing, folder / GRAY_ONNX, folder / ONNX_FILE)
+write_gray_openvino(model, preprocessing, folder / GRAY_ONNX, folder / GRAY_OPENVINO)
 """
 
 

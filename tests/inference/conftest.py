@@ -1,6 +1,7 @@
 """The predictor that the tests of serving compare with."""
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,15 +19,19 @@ def predictor(finished_run):
 
 @pytest.fixture(scope="session")
 def fast_model(finished_run, tmp_path_factory) -> Path:
-    """The model folder of the finished run with its fast ONNX file."""
+    """The model folder of the finished run with its fast files."""
     pytest.importorskip("onnxruntime")
+    import torch
+
     from oct_hf import Predictor
-    from oct_hf.inference.fast_files import write_gray_onnx
-    from oct_hf.inference.published import GRAY_ONNX
+    from oct_hf.inference.export_gray import write_gray_onnx, write_gray_openvino
+    from oct_hf.inference.fast_files import GRAY_ONNX, GRAY_OPENVINO
 
     folder = tmp_path_factory.mktemp("fast") / "model"
     shutil.copytree(finished_run / "model", folder)
-    if not (folder / GRAY_ONNX).exists():
-        exact = Predictor(folder, device="cpu")
-        write_gray_onnx(exact.model, exact.preprocessing, folder / GRAY_ONNX)
+    exact = Predictor(finished_run / "model", device="cpu")
+    model = exact.model.to(memory_format=torch.contiguous_format), exact.preprocessing
+    write_gray_onnx(*model, folder / GRAY_ONNX)
+    if find_spec("openvino"):
+        write_gray_openvino(*model, folder / GRAY_ONNX, folder / GRAY_OPENVINO)
     return folder
