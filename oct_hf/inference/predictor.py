@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from oct_hf.data.filters import expect_many
 from oct_hf.errors import BadImageError, ModelError
 from oct_hf.images import MAX_PIXELS, Preprocessing, read_image
-from oct_hf.inference.backends import open_network
+from oct_hf.inference.backends import FEW, open_network
 from oct_hf.inference.description import Description, load_description
 from oct_hf.inference.gate import Decision, Gate, SignDecision, SignGate
 from oct_hf.inference.inputs import Picture
@@ -81,6 +82,8 @@ class Predictor:
             self.network = model
         elif isinstance(model, str | Path) and device is None:
             self.network = open_network(load_description(model), backend, images)
+            if images is not None and images > FEW:
+                expect_many()
         else:
             self.network = _on_torch(model, preprocessing, device)
         described = self.network.description

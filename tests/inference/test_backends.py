@@ -16,7 +16,19 @@ from oct_hf.inference import choice
 from oct_hf.inference.backends import BACKENDS, open_network
 from oct_hf.inference.description import load_description
 
-HEAVY = ("torch", "timm", "transformers", "datasets", "pandas", "sklearn", "albumentations", "cv2", "evaluate")
+HEAVY = (
+    "torch",
+    "timm",
+    "scipy",
+    "openvino",
+    "transformers",
+    "datasets",
+    "pandas",
+    "sklearn",
+    "albumentations",
+    "cv2",
+    "evaluate",
+)
 CHECK = f"bad = [m for m in {HEAVY!r} if m in sys.modules]; assert not bad, bad"
 
 
@@ -38,12 +50,27 @@ def test_a_fresh_process_predicts_without_torch_or_transformers(fast_model, real
     assert eval(said.stdout) == pytest.approx(expected, abs=1e-5)
 
 
-def test_gray_files_give_torchs_answers_on_onnx_runtime(fast_model, real_files):
-    exact, fast = (Predictor(fast_model, backend=name, batch_size=4) for name in ("torch", "onnx"))
-    assert fast.network.backend == "onnx" and fast.network.weights.name == "gray.onnx"
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_gray_files_give_torchs_answers(fast_model, real_files, backend):
+    pytest.importorskip(BACKENDS[backend].package)
+    exact, fast = (Predictor(fast_model, backend=name, batch_size=4) for name in ("torch", backend))
+    assert fast.network.backend == backend and fast.network.weights.stem == "gray"
     assert np.abs(values(fast.predict(real_files)) - values(exact.predict(real_files))).max() <= 1e-5
-    with pytest.raises(ModelError, match="runs on onnx; give backend='torch'"):
+    with pytest.raises(ModelError, match=f"runs on {backend}; give backend='torch'"):
         fast.model  # noqa: B018
+
+
+def test_bfloat16_is_another_arithmetic_or_refused_where_the_cpu_has_none(fast_model, real_files):
+    from oct_hf.inference.intel import load_openvino
+
+    pytest.importorskip("openvino")
+    if "BF16" in load_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        exact, half = (Predictor(fast_model, backend=name) for name in ("openvino", "openvino-bf16"))
+        off = np.abs(values(half.predict(real_files)) - values(exact.predict(real_files))).max()
+        assert 1e-6 < off <= 0.02
+    else:
+        with pytest.raises(OCTError, match="this CPU has no bfloat16"):
+            Predictor(fast_model, backend="openvino-bf16")
 
 
 def test_the_models_pixels_are_the_image_processors_to_the_last_bit(fast_model, real_files, tmp_path):
@@ -68,8 +95,9 @@ def test_true_colour_goes_through_three_channels_on_every_backend(fast_model, re
     expected = values(Predictor(fast_model, backend="torch").predict(given))
     luma = values(Predictor(fast_model, backend="torch").predict([to_gray(colour)]))
     assert np.abs(expected[1] - luma[0]).max() > 5e-5  # or it would be the same made gray
-    fast = Predictor(fast_model, backend="onnx")
-    assert np.abs(values(fast.predict(given)) - expected).max() <= 1e-5
+    for name in ("onnx", "openvino"):
+        if BACKENDS[name].installed:
+            assert np.abs(values(Predictor(fast_model, backend=name).predict(given)) - expected).max() <= 1e-5
     shutil.copytree(fast_model, tmp_path / "model")
     (tmp_path / "model/onnx/model.onnx").unlink()
     alone = Predictor(tmp_path / "model", backend="onnx")
