@@ -16,7 +16,7 @@ from oct_hf.inference import choice
 from oct_hf.inference.backends import BACKENDS, open_network
 from oct_hf.inference.description import load_description
 
-HEAVY = (
+HEAVY = ("torch", "timm", "transformers", "datasets", "pandas", "scipy", "sklearn", "albumentations", "cv2", "evaluate")
     "torch",
     "timm",
     "scipy",
