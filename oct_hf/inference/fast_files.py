@@ -5,6 +5,7 @@ first layer, no normalisation outside, and nothing left to do after them. Import
 """
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,11 @@ def runtime_of(path: str | Path) -> str:
     return "OpenVINO" if Path(path).suffix == ".xml" else "ONNX Runtime"
 
 
+def runtime_is_here(path: str | Path) -> bool:
+    """Whether what runs a fast file is installed."""
+    return find_spec("openvino" if runtime_of(path) == "OpenVINO" else "onnxruntime") is not None
+
+
 def load_fast(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     """A fast file, ready on the CPU in float32 (an int8 file in int8).
 
@@ -43,10 +49,10 @@ def load_fast(path: Path) -> Callable[[np.ndarray], np.ndarray]:
         # Left to itself OpenVINO computes in bfloat16 where the processor can.
         compiled = load_openvino().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         return lambda grays: compiled(grays)[OUTPUT]
-    try:
-        import onnxruntime
-    except ImportError:
-        raise OCTError('ONNX Runtime is missing: pip install "oct-hf[onnx]"') from None
+    if not runtime_is_here(path):
+        raise OCTError('ONNX Runtime is missing: pip install "oct-hf[onnx]"')
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda grays: session.run([OUTPUT], {INPUT: grays})[0]
 
