@@ -17,18 +17,6 @@ from oct_hf.inference.backends import BACKENDS, open_network
 from oct_hf.inference.description import load_description
 
 HEAVY = ("torch", "timm", "transformers", "datasets", "pandas", "scipy", "sklearn", "albumentations", "cv2", "evaluate")
-    "torch",
-    "timm",
-    "scipy",
-    "openvino",
-    "transformers",
-    "datasets",
-    "pandas",
-    "sklearn",
-    "albumentations",
-    "cv2",
-    "evaluate",
-)
 CHECK = f"bad = [m for m in {HEAVY!r} if m in sys.modules]; assert not bad, bad"
 
 
