@@ -14,6 +14,8 @@ from oct_hf.inference.network import Network
 from oct_hf.model.configuration_oct import OCTConfig
 from oct_hf.model.modeling_oct import OCTForImageClassification
 
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")  # where transformers keeps them
+
 
 class TorchNetwork(Network):
     """
@@ -34,7 +36,8 @@ class TorchNetwork(Network):
     def __init__(self, description: Description, model=None, device=None):
         super().__init__(description)
         if model is None:
-            model, self.weights = _load(description.name), description.file("model.safetensors")
+            model = _load(description.name)
+            self.weights = next(filter(None, map(description.file, _WEIGHTS)), None)
             model = model.to(memory_format=torch.channels_last)  # a fifth faster on a CPU, to the same answers
         self.model = model.to(device or best_device()).eval()
         self._table = torch.from_numpy(np.ascontiguousarray(description.preprocessing.table().T))

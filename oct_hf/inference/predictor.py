@@ -6,14 +6,14 @@ memory. Neither torch nor transformers is imported where the repository holds a 
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
 from oct_hf.data.filters import expect_many
-from oct_hf.errors import BadImageError, ModelError
+from oct_hf.errors import BadImageError, ModelError, OCTError
 from oct_hf.images import MAX_PIXELS, Preprocessing, read_image
 from oct_hf.inference.backends import FEW, open_network
 from oct_hf.inference.description import Description, load_description
@@ -65,7 +65,7 @@ class Predictor:
 
     Raises:
         ModelError: it can't be loaded, or has no file for the backend.
-        OCTError: no such backend, or it isn't installed.
+        OCTError: no such backend, it isn't installed, or it takes no device.
     """
 
     def __init__(
@@ -84,10 +84,13 @@ class Predictor:
             self.network = open_network(load_description(model), backend, images)
             if images is not None and images > FEW:
                 expect_many()
-        else:
+        elif backend in ("auto", "torch"):
             self.network = _on_torch(model, preprocessing, device)
+        else:
+            raise OCTError(f"backend {backend} runs files of a repository on the CPU: no device, no model in memory")
         described = self.network.description
         self.labels, self.several, self.preprocessing = described.labels, described.several, described.preprocessing
+        self._lock, self._pixel_network = Lock(), None
         self.batch_size, self._gate = batch_size or self.network.batch, gate
 
     @property
@@ -162,10 +165,14 @@ class Predictor:
                 rows[place] = row
         return rows
 
-    @cached_property
+    @property
     def _of_pixels(self) -> Network:
         """What answers true colour: the network itself, or torch where the repository lacks the file for it."""
-        return self.network if self.network.takes_pixels else _on_torch(self.network.description.name, None, None)
+        with self._lock:  # several calls may find at once that it isn't loaded
+            if self._pixel_network is None:
+                own = self.network.takes_pixels
+                self._pixel_network = self.network if own else _on_torch(self.network.description.name, None, None)
+        return self._pixel_network
 
 
 def _on_torch(model, preprocessing: Preprocessing | None, device) -> Network:

@@ -160,15 +160,14 @@ def benchmark_memory(folder: Path | None, model: Path, scratch: Path) -> dict:
 
 
 def spread(sources: list[bytes], folder: Path, count: int) -> Path:
-    """A folder with `count` files, a thousand in each of its folders; the same content is on the disk once."""
+    """A folder with `count` files; the same content is on the disk once."""
+    folder.mkdir()
     for number in range(count):
-        place = folder / f"{number // 1000:03d}"
-        place.mkdir(parents=True, exist_ok=True)
-        path, first = place / f"{number:06d}.jpeg", number % len(sources)
+        path, first = folder / f"{number:06d}.jpeg", number % len(sources)
         if number < len(sources):
             path.write_bytes(sources[number])
         else:
-            os.link(folder / f"{first // 1000:03d}" / f"{first:06d}.jpeg", path)
+            os.link(folder / f"{first:06d}.jpeg", path)
     return folder
 
 

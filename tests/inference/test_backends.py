@@ -105,6 +105,8 @@ def test_what_cannot_be_had_says_what_to_do(fast_model, monkeypatch):
         Predictor(fast_model, backend="onxn")
     with pytest.raises(OCTError, match=r"no onnx/gray_int8\.onnx in it.*oct-hf export MODEL --to onnx-int8 writes it"):
         Predictor(fast_model, backend="onnx-int8")
+    with pytest.raises(OCTError, match="backend onnx runs files of a repository on the CPU"):
+        Predictor(fast_model, backend="onnx", device="cpu")
     monkeypatch.setitem(sys.modules, "openvino", None)  # as where it isn't installed
     monkeypatch.setattr("oct_hf.inference.backends.find_spec", lambda name: None if name == "openvino" else True)
     with pytest.raises(OCTError, match=r'openvino isn\'t installed: pip install "oct-hf\[openvino\]"'):
