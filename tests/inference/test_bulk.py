@@ -170,7 +170,7 @@ def test_files_of_devices_are_whole_or_absent_in_a_run_that_goes_on(run, fast_mo
     assert [picture.name for picture in pictures.iterdir()] == ["0001.png"]
     # As if it had been killed after the device's file, and a second one had come meanwhile.
     write_dicom(folder / "d.dcm", bscans(3))
-    predictor = Predictor(fast_model, gate=recorded_gate(fast_model, LABELS))
+    predictor = Predictor(fast_model, gate=recorded_gate(fast_model, LABELS), backend="onnx")
     rule = recorded_rule(fast_model)[0]
     facts = {"weights": predictor.network.sha256, "labels": LABELS, "backend": "onnx", "rule": rule}
     with Journal(tmp_path / "b.csv", facts | {"gate": predictor.gate.to_dict()}) as journal:
