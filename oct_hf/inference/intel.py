@@ -3,6 +3,7 @@
 Both go on without it where its package can't be imported, so it is hidden while they are. Imports no torch.
 """
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ def load_nncf() -> ModuleType:
     """The module `nncf`, which quantises; raises OCTError where it isn't installed."""
     _installed("nncf", "NNCF")
     load_openvino()
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it would tell of CUDA where there is none
     with _unheard():
         import nncf
     return nncf

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from oct_hf.data.encoded import Encoded
@@ -93,6 +94,7 @@ def export_model(model: str | Path, to: str, out: str | Path | None = None, data
     predictor = Predictor(folder, device="cpu")
     if not isinstance(predictor.model, OCTForImageClassification):
         raise ModelError(f"{model}: no model of oct-hf")
+    predictor.model.to(memory_format=torch.contiguous_format)  # as it was saved
     if to == "torch-export":
         if out is None and model_folder(model) == Path(model):
             raise OCTError(f"{model} is what will be published, and torch's archive may not be: give --out")
