@@ -26,7 +26,7 @@ def prepare_for_other_hubs() -> None:
         os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 
 
-def quiet_transformers() -> None:
+def quiet_libraries() -> None:
     """Keeps transformers' advice and the bars of its loading off the screen, should it be imported after this."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from oct_hf.cli.options import quiet_transformers
+from oct_hf.cli.options import quiet_libraries
 from oct_hf.cli.printing import print_table, say, score
 
 
@@ -70,7 +70,7 @@ def predict(
 
     if rule is not None and rule not in RULES:
         raise OCTError(f"--rule: found {rule}, expected {', '.join(RULES)}")
-    quiet_transformers()
+    quiet_libraries()
     found, folder = survey(images), model_folder(model)
     predictor = Predictor(folder, batch_size=batch_size, backend=backend, images=found.count)
     gate = recorded_gate(folder, predictor.labels)

@@ -202,7 +202,7 @@ def test_a_name_that_is_no_text_has_its_row(run, fast_model, clinic, tmp_path):
 def test_a_journal_of_something_else_is_not_written_over(run, fast_model, clinic, tmp_path):
     (tmp_path / "a.csv.unfinished").write_text("[1, 2]\n")
     code, _, err = run("predict", clinic, "--model", fast_model, "--out", tmp_path / "a.csv")
-    assert code == 2 and "no journal of oct-hf predict" in err
+    assert code == 2 and "of oct-hf predict; remove it" in err
     assert (tmp_path / "a.csv.unfinished").read_text() == "[1, 2]\n"
 
 
