@@ -21,17 +21,13 @@ def predictor(finished_run):
 def fast_model(finished_run, tmp_path_factory) -> Path:
     """The model folder of the finished run with its fast files."""
     pytest.importorskip("onnxruntime")
-    import torch
-
     from oct_hf import Predictor
-    from oct_hf.inference.export_gray import write_gray_onnx, write_gray_openvino
+    from oct_hf.inference.export_gray import write_gray_openvino
     from oct_hf.inference.fast_files import GRAY_ONNX, GRAY_OPENVINO
 
     folder = tmp_path_factory.mktemp("fast") / "model"
     shutil.copytree(finished_run / "model", folder)
-    exact = Predictor(finished_run / "model", device="cpu")
-    model = exact.model.to(memory_format=torch.contiguous_format), exact.preprocessing
-    write_gray_onnx(*model, folder / GRAY_ONNX)
-    if find_spec("openvino"):
-        write_gray_openvino(*model, folder / GRAY_ONNX, folder / GRAY_OPENVINO)
+    if find_spec("openvino") and not (folder / GRAY_OPENVINO).exists():
+        exact = Predictor(folder, device="cpu")
+        write_gray_openvino(exact.model, exact.preprocessing, folder / GRAY_ONNX, folder / GRAY_OPENVINO)
     return folder
