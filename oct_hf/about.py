@@ -14,7 +14,7 @@ def about() -> dict[str, dict]:
     import torch
     from huggingface_hub import constants
 
-    from oct_hf.inference.predictor import best_device
+    from oct_hf.inference.on_torch import best_device
     from oct_hf.training.arguments import bf16_is_faster
     from oct_hf.training.recipe_file import load_recipe, recipe_names
 

@@ -180,7 +180,7 @@ class Preprocessing:
 
     def normalise(self, image: np.ndarray) -> np.ndarray:
         """float32 `(3, height, width)` of a uint8 image of the input size; gray is repeated on three channels."""
-        table = self._table()
+        table = self.table()
         if image.ndim == 2:
             return np.stack([table[c][image] for c in range(3)])
         return np.stack([table[c][image[..., c]] for c in range(3)])
@@ -189,7 +189,8 @@ class Preprocessing:
         """The model's input, float32 `(3, height, width)`, of a decoded uint8 image of any size."""
         return self.normalise(self.resize(image))
 
-    def _table(self) -> np.ndarray:
+    def table(self) -> np.ndarray:
+        """float32 `(3, 256)`: what each gray level becomes in each channel."""
         # The processor scales in float64, rounds to float32, then normalises in float32. 256 values say it all.
         scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)

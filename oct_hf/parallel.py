@@ -63,19 +63,23 @@ def kept_memory() -> Iterator[None]:
         give_memory_back()
 
 
-def in_order(function: Callable, items: Iterable, workers: int | None = None) -> Iterator[tuple]:
+def in_order(
+    function: Callable, items: Iterable, workers: int | None = None, ahead: int | None = None
+) -> Iterator[tuple]:
     """`(item, function(item))` for each item, in order; an exception of `function` is raised at its item's turn.
 
     Args:
         function, items: what is to be done.
         workers: threads; as many as there are cores where not given.
+        ahead: items in flight at most; four a thread where not given.
     """
     workers = workers or os.cpu_count() or 1
+    ahead = ahead or 4 * workers
     with ThreadPoolExecutor(workers) as pool:
         pending = deque()
         for item in items:
             pending.append((item, pool.submit(function, item)))
-            if len(pending) >= 4 * workers:
+            if len(pending) >= ahead:
                 item, result = pending.popleft()
                 yield item, result.result()
         for item, result in pending:

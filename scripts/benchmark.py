@@ -1,7 +1,8 @@
 """Measures what the README claims of speed and memory, as ratios within one run; and ways to train, on one split.
 
-python scripts/benchmark.py [data] [duplicates] [training] [processes] [serving] [startup] [push] [evaluation]
-    [--data FOLDER] [--run FOLDER] [--out FILE]
+python scripts/benchmark.py [data] [duplicates] [training] [processes] [inference] [serving] [startup] [push]
+    [evaluation] [--data FOLDER] [--model FOLDER] [--images N] [--run FOLDER] [--out FILE]
+python scripts/benchmark.py memory [--data FOLDER] [--model FOLDER] [--out FILE]
 python scripts/benchmark.py systems --recipes MAIN [OTHER …] [--data FOLDER] [--folds K]
     [--set [NAME:]KEY=VALUE …] [--ensemble NAME …] [--elsewhere data.KEY=VALUE …] [--folder runs/systems] [--out FILE]
 
@@ -20,6 +21,8 @@ from pathlib import Path
 from benchmarks.data import benchmark_data
 from benchmarks.duplicates import benchmark_duplicates
 from benchmarks.evaluation import benchmark_evaluation
+from benchmarks.inference import benchmark_inference, benchmark_memory
+from benchmarks.material import model_of
 from benchmarks.push import benchmark_push
 from benchmarks.serving import benchmark_serving
 from benchmarks.startup import benchmark_startup
@@ -31,21 +34,24 @@ PARTS = (
     "duplicates",
     "training",
     "processes",
+    "inference",
     "serving",
     "startup",
     "push",
     "evaluation",
 )  # without a name, all of them
-LONG = ("systems",)  # only by name: it trains for as long as its recipes do
+LONG = ("systems", "memory")  # only by name: the one trains, the other answers 100,000 files
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (these where none is named); systems"
+        "parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (these where none is named); {', '.join(LONG)}"
     )
     parser.add_argument("--data", type=Path, help="folder with JPEG B-scans; phantoms where not given")
+    parser.add_argument("--model", type=Path, help="run or model folder for inference, serving, startup and memory")
+    parser.add_argument("--images", type=int, default=2000, help="files for inference")
     parser.add_argument("--run", type=Path, help="finished run to push; a small one is made where not given")
     parser.add_argument("--out", type=Path, default=Path("benchmark.json"))
     systems = parser.add_argument_group("systems")
@@ -68,14 +74,20 @@ def main() -> None:
     given = arguments()
     results = {"cores": os.cpu_count(), "data_from": "a folder of B-scans" if given.data else "phantoms"}
     with tempfile.TemporaryDirectory() as scratch:
+
+        def model() -> Path:
+            return model_of(given.model, Path(scratch))
+
         for part in given.parts or PARTS:
             run = {
                 "data": lambda: benchmark_data(given.data, Path(scratch)),
                 "duplicates": lambda: benchmark_duplicates(Path(scratch)),
                 "training": lambda: benchmark_training(given.data, Path(scratch)),
                 "processes": lambda: benchmark_processes(Path(scratch)),
-                "serving": lambda: benchmark_serving(given.data, Path(scratch)),
-                "startup": benchmark_startup,
+                "inference": lambda: benchmark_inference(given.data, model(), Path(scratch), given.images),
+                "memory": lambda: benchmark_memory(given.data, model(), Path(scratch)),
+                "serving": lambda: benchmark_serving(given.data, model(), Path(scratch)),
+                "startup": lambda: benchmark_startup(given.data, model(), Path(scratch)),
                 "push": lambda: benchmark_push(given.run, Path(scratch)),
                 "evaluation": lambda: benchmark_evaluation(Path(scratch)),
                 "systems": lambda: _systems(given),

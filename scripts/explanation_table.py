@@ -18,7 +18,9 @@ from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import read_split_table
 from oct_hf.evaluation.faithfulness import PHANTOM_SIZE, marked_phantoms, measure_faithfulness
 from oct_hf.images import read_image, to_gray
-from oct_hf.inference.predictor import Predictor, find_images, quiet_transformers
+from oct_hf.inference.inputs import find_images
+from oct_hf.inference.on_torch import quiet_transformers
+from oct_hf.inference.predictor import Predictor
 from oct_hf.model.folder import model_folder
 
 SEED = 2**31 + 7  # of the phantoms that stand for images; no training set uses it
@@ -51,7 +53,7 @@ def main() -> None:
     given = parser.parse_args()
     quiet_transformers()
     folder = model_folder(given.model)
-    predictor = Predictor(folder)
+    predictor = Predictor(folder, backend="torch")
     if given.images:
         images, groups = held_out(folder, given.images, given.count)
     else:

@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--report", type=Path, required=True, help="other pictures to report on, one folder a kind")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    predictor = Predictor(given.model)
+    predictor = Predictor(given.model, backend="torch")
     split = {row["content_hash"]: row for row in pyarrow.csv.read_csv(Path(given.model) / "split.csv").to_pylist()}
     own = [(digest, picture) for _, digest, picture in pictures_below(given.oct) if digest in split]
     sides, rows = {}, {}

@@ -25,13 +25,14 @@ def pytest_xdist_auto_num_workers(config) -> int:
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_home(tmp_path_factory):
-    """Prepared data and the pseudonym key of tests stay out of the user's home."""
+    """Prepared data, the pseudonym key and what is remembered of this machine stay out of the user's home."""
     import datasets
 
     from oct_hf.data import splits
 
     home = tmp_path_factory.mktemp("home")
     datasets.config.HF_DATASETS_CACHE = home / "datasets"
+    os.environ["OCT_HF_CACHE"] = str(home / "cache")  # processes that tests start read it too
     splits.KEY_FILE = home / "patient.key"
 
 

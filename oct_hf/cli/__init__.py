@@ -20,6 +20,7 @@ from oct_hf.cli.data import app as data_app
 from oct_hf.cli.ensemble import ensemble
 from oct_hf.cli.evaluate import compare, evaluate
 from oct_hf.cli.explain import explain
+from oct_hf.cli.export import export
 from oct_hf.cli.generate import generate
 from oct_hf.cli.predict import predict
 from oct_hf.cli.printing import print_table, say
@@ -36,7 +37,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-VERBS = (finetune, tune, ensemble, evaluate, compare, predict, explain, generate, publish, publish_data, verify, serve)
+VERBS = (
+    finetune,
+    tune,
+    ensemble,
+    evaluate,
+    compare,
+    predict,
+    explain,
+    export,
+    generate,
+    publish,
+    publish_data,
+    verify,
+    serve,
+)
 for verb in (*VERBS, hub):
     app.command()(verb)
 app.add_typer(data_app, name="data")

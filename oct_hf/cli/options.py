@@ -26,6 +26,12 @@ def prepare_for_other_hubs() -> None:
         os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 
 
+def quiet_libraries() -> None:
+    """Keeps transformers' advice and the bars of its loading off the screen, should it be imported after this."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
 @contextmanager
 def exit_when_stopped() -> Iterator[None]:
     """Ends the program with the signal's exit code where a training in the block was stopped by one."""

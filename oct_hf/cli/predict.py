@@ -5,14 +5,23 @@ from typing import Annotated
 
 import typer
 
+from oct_hf.cli.options import quiet_libraries
 from oct_hf.cli.printing import print_table, say, score
 
 
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Image files, a device's files, and folders of them.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(help="Image files, device files, zips, tars, Parquet files with images, and folders."),
+    ],
     model: Annotated[str, typer.Option("--model", "-m", help="A run, a model folder or a Hub id.")],
     out: Annotated[Path | None, typer.Option(help="Write a .csv, .parquet or .json file instead of a table.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where --out is there already.")] = False,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images a call of the network.")] = None,
+    backend: Annotated[
+        str,
+        typer.Option(help="auto, torch, onnx, onnx-int8, openvino, openvino-bf16 or openvino-int8."),
+    ] = "auto",
     en_face: Annotated[
         Path | None,
         typer.Option(help="A folder for a picture an eye: which B-scans drove the answer."),
@@ -34,57 +43,75 @@ def predict(
     one an eye. They are joined by the rule that the model's run found best on its validation eyes,
     or by mean where it had none; --rule takes another.
 
+    With --out, stopped or killed, the same command goes on where it was.
+
+    The backend is the fastest here of those whose probabilities are those of float32, measured once
+    and remembered. int8 and bfloat16 answer a little otherwise and are taken only when named.
+
     Example: oct-hf predict scans/ --model runs/demo --out answers.csv
     """
     from oct_hf.inference import table
 
     if out is not None:
         table.check_format(out)
+    from contextlib import nullcontext
     from dataclasses import replace
 
     from tqdm import tqdm
 
-    from oct_hf.data.volumes import is_volume
-    from oct_hf.errors import DataError, OCTError
+    from oct_hf.errors import OCTError
     from oct_hf.evaluation.aggregation import RULES
-    from oct_hf.inference.en_face import mark
-    from oct_hf.inference.eyes import answer_eyes
-    from oct_hf.inference.predictor import Predictor, find_images, quiet_transformers
+    from oct_hf.inference.bulk import answer
+    from oct_hf.inference.inputs import stream, survey
+    from oct_hf.inference.predictor import Predictor
     from oct_hf.inference.recorded import recorded_gate, recorded_rule
+    from oct_hf.inference.results import Journal
     from oct_hf.model.folder import model_folder
 
     if rule is not None and rule not in RULES:
         raise OCTError(f"--rule: found {rule}, expected {', '.join(RULES)}")
-    quiet_transformers()
-    files = find_images(images)
-    devices = [file for file in files if is_volume(file)]
-    pictures = [file for file in files if not is_volume(file)]
-    folder = model_folder(model)
-    predictor = Predictor(folder, batch_size=batch_size)
+    quiet_libraries()
+    found, folder = survey(images), model_folder(model)
+    predictor = Predictor(folder, batch_size=batch_size, backend=backend, images=found.count)
     gate = recorded_gate(folder, predictor.labels)
     if always:  # signs keep their thresholds
         gate = replace(gate, likeness=None) if gate and predictor.several else None
     predictor.gate = gate
     chosen, chosen_on = recorded_rule(folder)
-    bar = tqdm(total=len(files), desc="predicting", unit="file", disable=None, leave=False)
-    rows, eyes = [], []
-    for answer in predictor.predict(pictures):
-        rows.append(table.row(answer, predictor.labels))
-        bar.update()
-    for file in devices:
-        try:
-            for answer in answer_eyes(predictor, file, rule or chosen):
-                eyes.append(answer.without_pixels())
+    facts = {
+        "weights": predictor.network.sha256,
+        "labels": predictor.labels,
+        "backend": predictor.network.backend,
+        "rule": rule or chosen,
+        "gate": predictor.gate and predictor.gate.to_dict(),
+    }
+    columns = table.columns(predictor.labels, found.devices)
+    rows, eyes, warnings, failed, pictured = [], [], {}, 0, 0
+    with nullcontext() if out is None else Journal(out, facts, overwrite) as journal:
+        given = stream(images)
+        if journal and journal.before:
+            say(f"{journal.before} of {found.count} files were classified already; going on")
+            given, pictured = (one for one in given if not journal.has(one.name)), journal.eyes
+        done = journal.before if journal else 0
+        bar = tqdm(total=found.count, initial=done, desc="predicting", unit="file", disable=None, leave=False)
+        for one in answer(predictor, given, rule or chosen):
+            for eye in one.eyes:
+                pictured += 1
+                warnings |= dict.fromkeys((one.name, warning) for warning in eye.volume.warnings)
                 if en_face is not None:
-                    en_face.mkdir(parents=True, exist_ok=True)
-                    mark(answer).save(en_face / f"{len(eyes):04d}.png")
-                rows += table.eye_rows(answer)
-                del answer  # or its pixels would stay beside those of the next
-        except DataError as error:
-            rows.append({"file": str(file), "error": str(error).removeprefix(f"{file}: ")})
-        bar.update()
-    bar.close()
-    failed = sum(bool(row.get("error")) for row in rows)
+                    _picture(eye, en_face, pictured)
+            if journal:
+                journal.add(one.name, one.rows)
+            else:
+                rows += one.rows
+                eyes += [eye.without_pixels() for eye in one.eyes]
+                failed += bool(one.rows[0].get("error"))
+            bar.update()
+            del one  # or its pixels would stay beside those of the next
+        bar.close()
+        if journal:
+            failed = journal.failed
+            journal.finish(columns)
     if out is None:
         shown = [row for row in rows if row.get("level") is None]
         if shown:
@@ -92,19 +119,25 @@ def predict(
         if eyes:
             _print_eyes(eyes)
     else:
-        table.write(rows, table.columns(predictor.labels, bool(devices)), out)
-        say(f"{len(files) - failed} of {len(files)} files classified: {out}")
-    if eyes and rule is None:
+        say(f"{found.count - failed} of {found.count} files classified on {predictor.network.backend}: {out}")
+    if pictured and rule is None:
         why = f"best on the model's {chosen_on} validation eyes" if chosen_on else "the model's run chose none"
         say(f"B-scans of an eye are joined by {chosen}: {why}; --rule takes another")
     if en_face is not None:
-        say(f"{len(eyes)} pictures, numbered as the eyes in the table: {en_face}" if eyes else "no eye to picture")
-    for file, warning in dict.fromkeys((answer.file, w) for answer in eyes for w in answer.volume.warnings):
+        say(f"{pictured} pictures, numbered as the eyes in the table: {en_face}" if pictured else "no eye to picture")
+    for file, warning in warnings:
         say(f"{file}: {warning}")
     if failed:
         say(f"{failed} file(s) couldn't be read; see the column error")
-    if failed == len(files):
+    if failed == found.count:
         raise typer.Exit(2)
+
+
+def _picture(eye, folder: Path, number: int) -> None:
+    from oct_hf.inference.en_face import mark
+
+    folder.mkdir(parents=True, exist_ok=True)
+    mark(eye).save(folder / f"{number:04d}.png")
 
 
 def _print_predictions(rows: list[dict], labels: tuple[str, ...]) -> None:

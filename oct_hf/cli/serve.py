@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from oct_hf.cli.options import prepare_for_other_hubs
+from oct_hf.cli.options import prepare_for_other_hubs, quiet_libraries
 from oct_hf.cli.printing import say
 from oct_hf.errors import OCTError
 
@@ -34,12 +34,12 @@ def serve(
     from oct_hf import serving
 
     taken = serving.take_port(port, host)
-    from oct_hf.inference.predictor import quiet_transformers
-    from oct_hf.inference.runtime import serving_predictor, share_cores
+    from oct_hf.inference.cores import share_cores
+    from oct_hf.inference.runtime import serving_predictor
     from oct_hf.inference.server import create_app
     from oct_hf.model.folder import model_folder
 
-    quiet_transformers()
+    quiet_libraries()
     batches, threads = share_cores()
     predictor = serving_predictor(model_folder(model), runtime, batch_size, threads)
     name = Path(model).resolve().name if Path(model).exists() else model  # not where it lies on this machine

@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
+from oct_hf.data.filters import uniform, uniform_lines
 from oct_hf.data.shrunken import SHRUNKEN, margins, white_wedges
 
 NUMBERS = Path(__file__).with_name("quality.json")
@@ -122,8 +122,17 @@ def left_out(
     return reasons
 
 
-def look(small: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+def oct_likeness(small: np.ndarray) -> float:
+    """The gate of one picture alone: `measure_quality`'s, for those who don't ask how good it is."""
+    return float(likeness(look(small, rate=False)[0]))
+
+
+def look(small: np.ndarray, rate: bool = True) -> tuple[np.ndarray, dict[str, float]]:
     """What gate and score are computed from.
+
+    Args:
+        small: uint8 `(SHRUNKEN, SHRUNKEN)`, what `shrink` gives.
+        rate: find the components too.
 
     Returns:
         float `(features,)`; and the components, each larger where the picture is better:
@@ -141,8 +150,8 @@ def look(small: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
     counts = np.cumsum(np.bincount(inside.astype(np.uint8), minlength=256))
     low, quarter, half, high, top = np.searchsorted(counts, counts[-1] * np.array([0.05, 0.25, 0.5, 0.9, 0.99]))
     contrast = max(float(top - quarter), 1.0)
-    smooth = ndimage.uniform_filter(picture, 5)
-    smoother = ndimage.uniform_filter(smooth, 9)
+    smooth = uniform(picture, 5)
+    smoother = uniform(smooth, 9)
     # Along and across the layers, in two widths.
     across = np.abs(np.diff(picture, axis=1))
     fine = [np.abs(np.diff(picture, axis=0)).mean(), across.mean()]
@@ -154,7 +163,7 @@ def look(small: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
     weight = light.sum(0)
     middle = (light * rows).sum(0) / weight
     spread = np.sqrt(np.maximum((light * np.square(rows)).sum(0) / weight - np.square(middle), 0))
-    line = ndimage.uniform_filter1d(middle, 5)
+    line = uniform_lines(middle, 5)
     shift = np.rint(line - SHRUNKEN / 2).astype(int)
     flat = np.take_along_axis(columns, np.clip(np.arange(SHRUNKEN)[:, None] + shift, 0, SHRUNKEN - 1), 0)
     profile = flat.mean(1)
@@ -193,6 +202,8 @@ def look(small: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
         np.abs(smooth - smoother).mean() / contrast,
         fill.mean(),
     ]
+    if not rate:
+        return np.array(features, np.float64), {}
     noise = (
         np.median(np.abs(np.diff(picture, axis=1))[~fill[:, 1:]]) / 0.954 if (~fill).any() else 0
     )  # of N(0, 1) twice

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from oct_hf.data import filters
 from oct_hf.data.duplicates import METHOD, thumbnail_of
 from oct_hf.data.listing import Entries, Entry
 from oct_hf.data.quality import measure_quality, version
@@ -19,6 +20,8 @@ from oct_hf.data.shrunken import shrink
 from oct_hf.data.sources import Source
 from oct_hf.errors import BadImageError
 from oct_hf.images import read_image
+
+filters.expect_many()  # who makes rows makes thousands of them
 
 MAX_PIXELS = 16_000_000  # of a picture: a B-scan has under 3 million, and several are decoded at once
 

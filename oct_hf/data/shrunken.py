@@ -2,8 +2,8 @@
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
+from oct_hf.data.filters import widened
 from oct_hf.images import to_gray
 
 SHRUNKEN = 128  # pixels, height and width
@@ -30,7 +30,7 @@ def white_wedges(small: np.ndarray) -> np.ndarray:
             even = np.abs(np.diff(edge.astype(np.int16), axis=1)) <= _FLAT
             white[:, 1:-1] &= even[:, 1:] & even[:, :-1]
             white[:, [0, -1]] &= white[:, [1, -2]]
-            mask[rows] = ndimage.maximum_filter(white, 5) & (edge >= 40)
+            mask[rows] = widened(white, 5) & (edge >= 40)
     return mask
 
 

@@ -22,6 +22,7 @@ from oct_hf.evaluation.predictions import Predictions
 from oct_hf.evaluation.signs import refit_signs, sign_facts
 from oct_hf.hub.allowed import CODE_BRANCH
 from oct_hf.hub.download import Downloaded
+from oct_hf.hub.fast import fast_facts
 from oct_hf.hub.kinds import SIGNS, kind_of
 from oct_hf.inference.predictor import Predictor
 from oct_hf.training.callbacks import selection
@@ -35,6 +36,7 @@ SOURCES = {
     **dict.fromkeys(("results", "intervals", "per_eye", "per_patient", "calibration"), "predictions.parquet gives"),
     **dict.fromkeys(("operating_points", "abstention", "gate", "subgroups", "signs"), "predictions.parquet gives"),
     "external": "its predictions give",
+    "fast": "the files and their predictions give",
     "labels": "predictions.parquet has",
     "split": "split.csv gives",
     "data": "split.csv and recipe.yaml give",
@@ -116,6 +118,8 @@ class Claims:
         if "head" in run:
             run["head"] |= dict(zip(("chosen", "features"), features_used(network.timm_model), strict=True))
             run["head"] |= {key: recipe["head"][key] for key in ("machine", "select")}
+        if "fast" in run:
+            run["fast"] = fast_facts(self.folder, self.answers)
         run["recipe"] = {key: recipe[key] for key in run["recipe"] if key in recipe}
         run["name"] = recipe["name"]
         return run

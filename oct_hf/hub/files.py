@@ -5,10 +5,12 @@ A name says little, so the content is looked at too: a pickle called weights.jso
 
 import json
 import pickletools
+import re
 import struct
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from xml.etree import ElementTree
 
 from oct_hf import model
 from oct_hf.hub.allowed import ALLOWED, CODE, CODE_BRANCH
@@ -16,7 +18,7 @@ from oct_hf.hub.allowed import ALLOWED, CODE, CODE_BRANCH
 _STARTS = {".png": b"\x89PNG\r\n\x1a\n", ".parquet": b"PAR1"}
 # The first is of every pickle since 2003; the others call something, which is what makes a pickle dangerous.
 _OF_A_PICKLE = {"PROTO", "GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "REDUCE", "NEWOBJ"}
-_TEXT = (".json", ".yaml", ".md", ".csv", ".xml")
+_TEXT = (".json", ".yaml", ".md", ".csv")
 
 
 def file_faults(folder: Path, files: Sequence[str], revision: str | None = None) -> list[str]:
@@ -64,6 +66,8 @@ def _content_fault(path: Path) -> str | None:
             return _safetensors_fault(path)
         if path.suffix == ".onnx":
             return _onnx_fault(path)
+        if path.suffix == ".xml":
+            return _openvino_fault(path)
         with open(path, "rb") as file:
             start = file.read(64)
         if path.suffix in _STARTS:
@@ -118,6 +122,32 @@ def _onnx_fault(path: Path) -> str | None:
         return "its weights lie in another file"
     strange = sorted({node.domain for node in proto.graph.node} - {"", "ai.onnx", "ai.onnx.ml"})
     return f"uses operators of {', '.join(strange)}" if strange else None
+
+
+def _openvino_fault(path: Path) -> str | None:
+    """OpenVINO's own operators only, and constants that lie in the .bin file beside it."""
+    text = path.read_bytes()
+    if b"<!" in re.sub(rb"<!--.*?-->", b"", text, flags=re.DOTALL):
+        return "declares entities, which no OpenVINO file needs"
+    try:
+        net = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        return f"is no xml text ({error})"
+    if net.tag != "net":
+        return f"is no OpenVINO file (it holds <{net.tag[:20]}>)"
+    layers = net.findall("./layers/layer")
+    versions = {one.get("version", "none") for one in layers}
+    strange = sorted(version[:20] for version in versions if not version.startswith("opset"))
+    if strange:
+        return f"uses operators of {', '.join(strange)}"
+    weights = path.with_suffix(".bin")
+    held = weights.stat().st_size if weights.is_file() else 0
+    try:
+        spans = [one.find("data").attrib for one in layers if one.get("type") == "Const"]
+        outside = any(int(span["offset"]) + int(span["size"]) > held for span in spans)
+    except (KeyError, ValueError, AttributeError):
+        return "is no OpenVINO file (its constants say no place)"
+    return "its constants don't lie in the .bin file beside it" if outside else None
 
 
 def _is_pickle(path: Path) -> bool:

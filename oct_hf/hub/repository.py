@@ -22,10 +22,13 @@ from oct_hf.evaluation.predictions import Predictions
 from oct_hf.evaluation.report import can_draw
 from oct_hf.hub.allowed import check_allowed
 from oct_hf.hub.card import render_card
+from oct_hf.hub.fast import fast_facts
 from oct_hf.hub.figures import draw_figures
 from oct_hf.hub.kinds import kind_of
 from oct_hf.images import Preprocessing
-from oct_hf.inference.export import ONNX_FILE, can_export, write_onnx
+from oct_hf.inference.export import can_export, write_onnx
+from oct_hf.inference.export_gray import write_gray_onnx
+from oct_hf.inference.fast_files import GRAY_ONNX, ONNX_FILE
 from oct_hf.inference.predictor import Predictor
 from oct_hf.labels import COARSER
 
@@ -57,8 +60,8 @@ def write_repository(
         elsewhere: like `split`, the images that an ensemble's members learned from and that the data don't have.
 
     Returns:
-        the content of its run.json: `run` with the model's answers to the example pictures, whether there is an ONNX
-        file or why not, and the SHA-256 of every file but README.md and run.json.
+        the content of its run.json: `run` with the model's answers to the example pictures, whether there are ONNX
+        files or why not, the sizes of the fast ones, and the SHA-256 of every file but README.md and run.json.
 
     Raises:
         RunError: something that may not be published got into the folder.
@@ -81,7 +84,8 @@ def write_repository(
         answers = Predictor(model, preprocessing, device="cpu").predict(partial / name for name in examples)
         run = run | {
             "examples": {name: answer.probabilities for name, answer in zip(examples, answers, strict=True)},
-            "onnx": _export(model, partial / ONNX_FILE),
+            **_export(model, preprocessing, partial),
+            "fast": fast_facts(partial, predictions),
             "files": checksums(partial),
         }
         (partial / "run.json").write_text(json.dumps(run, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -115,16 +119,21 @@ def checksums(folder: Path) -> dict[str, str]:
     return found
 
 
-def _export(model, path: Path) -> str:
-    """Writes the ONNX file; gives "yes", or why there is none. A finished training isn't lost over it."""
+def _export(model, preprocessing: Preprocessing, folder: Path) -> dict[str, str]:
+    """Writes the ONNX files; `onnx` and `gray_onnx` are "yes", or why there is none. A finished training isn't lost
+    over it. The fast file is made of the other in a second; those of OpenVINO and int8 a user asks for."""
     if not can_export():
-        return "the extra onnx was not installed"
+        return dict.fromkeys(("onnx", "gray_onnx"), "the extra onnx was not installed")
     try:
-        write_onnx(model, path)
+        write_onnx(model, folder / ONNX_FILE)
     except ModelError as error:
-        path.unlink(missing_ok=True)
-        return str(error)
-    return "yes"
+        (folder / ONNX_FILE).unlink(missing_ok=True)
+        return dict.fromkeys(("onnx", "gray_onnx"), str(error))
+    try:
+        write_gray_onnx(model, preprocessing, folder / GRAY_ONNX, folder / ONNX_FILE)
+    except ModelError as error:
+        return {"onnx": "yes", "gray_onnx": str(error)}
+    return {"onnx": "yes", "gray_onnx": "yes"}
 
 
 def write_examples(folder: Path, labels: list[str]) -> list[str]:

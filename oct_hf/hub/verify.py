@@ -28,11 +28,13 @@ from oct_hf.hub.card import render_card
 from oct_hf.hub.card_text import card_faults
 from oct_hf.hub.claims import SOURCES, Claims, equal, flat, read_claims
 from oct_hf.hub.download import Downloaded
+from oct_hf.hub.fast import check_fast
 from oct_hf.hub.figures import draw_figures
 from oct_hf.hub.files import file_faults
 from oct_hf.hub.repository import checksums
-from oct_hf.inference.export import ONNX_FILE, ONNX_TOLERANCE, can_export, onnx_probabilities
-from oct_hf.inference.predictor import probabilities_of
+from oct_hf.inference.export import ONNX_TOLERANCE, can_export, onnx_probabilities
+from oct_hf.inference.fast_files import ONNX_FILE
+from oct_hf.inference.on_torch import probabilities_of
 
 HEAT_TOLERANCE = 0.02  # of figures from 0 to 1 that are measured on heat maps
 SAME_PIXELS = 1e-6  # between torch loaders, on one machine
@@ -87,6 +89,7 @@ def verify(
         ("figures", _figures),
         ("reference answers", _examples),
         ("loaders", _loaders),
+        ("fast files", _fast_files),
     ):
         try:
             checks.append(check(claims))
@@ -254,6 +257,14 @@ def _loaders(claims: Claims) -> Check:
     ]
     apart = ", ".join(f"{name} {value:.0e}" for name, value in off.items())
     return Check("loaders", f"apart from oct-hf: {apart}", tuple(faults))
+
+
+def _fast_files(claims: Claims) -> Check:
+    said = claims.said.get("fast")
+    if not said:
+        return Check("fast files", "the repository has none", skipped=True)
+    note, faults, skipped = check_fast(claims.folder, claims.found["fast"], claims.predictor)
+    return Check("fast files", note, tuple(faults), skipped)
 
 
 def _images(claims: Claims, predict: Callable[[Path], Predictions] | None) -> Check:

@@ -15,7 +15,9 @@ from oct_hf.errors import BadImageError, DataError, OCTError, did_you_mean
 from oct_hf.evaluation.explain import DEFAULT, METHODS, explain, overlay, require_libraries
 from oct_hf.evaluation.faithfulness import probabilities
 from oct_hf.images import read_image, to_gray
-from oct_hf.inference.predictor import Predictor, find_images, quiet_transformers
+from oct_hf.inference.inputs import find_images
+from oct_hf.inference.on_torch import quiet_transformers
+from oct_hf.inference.predictor import Predictor
 from oct_hf.inference.recorded import recorded
 from oct_hf.model.folder import model_folder
 
@@ -49,7 +51,7 @@ def explain_files(
     quiet_transformers()
     folder = model_folder(model)
     files = find_images(paths)
-    predictor = Predictor(folder)
+    predictor = Predictor(folder, backend="torch")
     if predictor.several:
         raise OCTError(f"{model}: its outputs are signs, several a B-scan, and heat maps are drawn of one label alone")
     if label is not None and label not in predictor.labels:

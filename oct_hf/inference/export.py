@@ -16,9 +16,8 @@ import numpy as np
 import torch
 
 from oct_hf.errors import ModelError
-from oct_hf.inference.predictor import probabilities_of
+from oct_hf.inference.on_torch import probabilities_of
 
-ONNX_FILE = "onnx/model.onnx"  # where transformers.js looks
 ONNX_TOLERANCE = 1e-5  # between its probabilities and torch's, of the same pixels
 
 
@@ -55,8 +54,7 @@ def write_onnx(model, path: Path) -> None:
                 verbose=False,
             )
     except Exception as error:  # a network of timm's thousand may hold an operation that the exporter lacks
-        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{model.config.architecture} can't be exported as ONNX ({why})") from None
+        raise ModelError(f"{model.config.architecture} can't be exported as ONNX ({first_line(error)})") from None
     proto = program.model_proto
     graph = proto.graph
     for item in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
@@ -79,6 +77,11 @@ def onnx_probabilities(path: Path, pixels: np.ndarray, several: bool = False) ->
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     logits = session.run(["logits"], {"pixel_values": pixels})[0]
     return probabilities_of(torch.from_numpy(logits), several).numpy()
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says, on one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _compare(model, path: Path, height: int, width: int) -> None:

@@ -117,7 +117,7 @@ class Gate:
 
     def look(self, image: np.ndarray) -> float | None:
         """The likeness of a picture, uint8 `(height, width[, 3])`; None where this gate doesn't ask for it."""
-        return None if self.likeness is None else quality.measure_quality(shrink(image)).oct_likeness
+        return None if self.likeness is None else quality.oct_likeness(shrink(image))
 
     def decide(self, probabilities: Sequence[float], likeness: float | None = None) -> Decision:
         """The answer for one picture.

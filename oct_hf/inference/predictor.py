@@ -1,27 +1,28 @@
-"""B-scans in, probabilities out: the pixels of `images`, the network of a saved or published model.
+"""B-scans in, probabilities out: the pixels of `images`, the network of a saved or published model on some backend.
 
-Files are decoded on threads beside the network, in order, a few at a time, so that a folder of any size fits in memory.
+Pictures are decoded on threads beside the network, in order, a few at a time, so that a folder of any size fits in
+memory. Neither torch nor transformers is imported where the repository holds a file for a faster backend.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
-import torch
-from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig
-from transformers.utils import cached_file, logging
 
-from oct_hf.data.volumes import VOLUME_EXTENSIONS
-from oct_hf.errors import BadImageError, ModelError
-from oct_hf.images import EXTENSIONS, MAX_PIXELS, Preprocessing, read_image
+from oct_hf.data.filters import expect_many
+from oct_hf.errors import BadImageError, ModelError, OCTError
+from oct_hf.images import MAX_PIXELS, Preprocessing, read_image
+from oct_hf.inference.backends import FEW, open_network
+from oct_hf.inference.description import Description, load_description
 from oct_hf.inference.gate import Decision, Gate, SignDecision, SignGate
-from oct_hf.model.configuration_oct import OCTConfig
-from oct_hf.model.modeling_oct import OCTForImageClassification
+from oct_hf.inference.inputs import Picture
+from oct_hf.inference.network import Network
 from oct_hf.parallel import in_order
+
+Given = str | Path | bytes | np.ndarray | Picture
 
 
 @dataclass(frozen=True)
@@ -47,39 +48,57 @@ class Predictor:
     """A model ready to predict.
 
     Args:
-        model: folder or Hub id of a model that this package or transformers wrote, or the model itself.
+        model: folder or Hub id of a model that this package or transformers wrote, the model itself, or a `Network`.
         preprocessing: only with a model object; a folder or repository brings its own.
-        batch_size: images a forward pass.
-        device: such as "cuda"; the best there is where not given.
+        batch_size: images a call of the network; what suits its backend where not given.
+        device: such as "cuda", for torch, which is then the backend.
         gate: says of each picture whether it is a B-scan and which labels are left; a model of signs, which always has
             one, then takes thresholds of 0.5.
+        backend: one of `backends.CHOICES`; `auto` takes the fastest here whose probabilities are fp32's.
+        images: how many are to be predicted, where that is known.
 
     Attributes:
+        labels: in the order of the outputs.
         several: whether its labels are signs, several a picture: each probability is then a sigmoid of its own.
+        network: the model on its backend.
+        preprocessing: from a decoded picture to the network's input.
 
     Raises:
-        ModelError: it can't be loaded.
+        ModelError: it can't be loaded, or has no file for the backend.
+        OCTError: no such backend, it isn't installed, or it takes no device.
     """
 
     def __init__(
         self,
         model,
         preprocessing: Preprocessing | None = None,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         device=None,
         gate: Gate | None = None,
+        backend: str = "auto",
+        images: int | None = None,
     ):
-        if isinstance(model, str | Path):
-            model, preprocessing = _load(Path(model).as_posix())  # a Hub id keeps its slash on every system
-            model = model.to(memory_format=torch.channels_last)  # a fifth faster on a CPU, to the same answers
-        self.model = model.to(device or best_device()).eval()
-        self.preprocessing = preprocessing
-        self._describe(self.model.config, batch_size, gate)
+        if isinstance(model, Network):
+            self.network = model
+        elif isinstance(model, str | Path) and device is None:
+            self.network = open_network(load_description(model), backend, images)
+            if images is not None and images > FEW:
+                expect_many()
+        elif backend in ("auto", "torch"):
+            self.network = _on_torch(model, preprocessing, device)
+        else:
+            raise OCTError(f"backend {backend} runs files of a repository on the CPU: no device, no model in memory")
+        described = self.network.description
+        self.labels, self.several, self.preprocessing = described.labels, described.several, described.preprocessing
+        self._lock, self._pixel_network = Lock(), None
+        self.batch_size, self._gate = batch_size or self.network.batch, gate
 
-    def _describe(self, config: PretrainedConfig, batch_size: int, gate: Gate | None) -> None:
-        self.batch_size, self._gate = batch_size, gate
-        self.labels = tuple(config.id2label[i] for i in range(config.num_labels))
-        self.several = config.problem_type == "multi_label_classification"
+    @property
+    def model(self):
+        """The torch model; raises ModelError where the backend is another."""
+        if self.network.backend != "torch":
+            raise ModelError(f"{self.network.description.name}: runs on {self.network.backend}; give backend='torch'")
+        return self.network.model
 
     @property
     def gate(self) -> Gate | None:
@@ -95,111 +114,79 @@ class Predictor:
         given = isinstance(source, np.ndarray)
         return self.preprocessing(source if given else read_image(source, max_pixels=max_pixels))
 
-    @torch.inference_mode()
     def logits(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """float32 `(n, labels)` of n preprocessed images, each float32 `(3, height, width)`."""
-        batch = torch.from_numpy(np.asarray(pixels)).to(self.model.device)
-        return self.model(pixel_values=batch).logits.float().cpu().numpy()
+        return self._of_pixels.logits(pixels)
 
     def probabilities(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """As `logits`, after the softmax, or after the sigmoid where labels are signs."""
-        return probabilities_of(torch.from_numpy(self.logits(pixels)), self.several).numpy()
+        return self._of_pixels.pixel_probabilities(pixels)
 
-    def predict(self, sources: Iterable[str | Path | bytes | np.ndarray]) -> Iterator[Prediction]:
+    def predict(self, sources: Iterable[Given]) -> Iterator[Prediction]:
         """One `Prediction` a source, in order; a file that can't be read gives one with `error` and the rest go on.
 
         Args:
-            sources: paths, encoded images, or uint8 arrays `(height, width[, 3])`.
+            sources: paths, encoded images, uint8 arrays `(height, width[, 3])`, or what `inputs.stream` gives.
         """
-
-        def read(source) -> tuple[np.ndarray, float | None] | BadImageError:
-            try:
-                image = source if isinstance(source, np.ndarray) else read_image(source)
-                return self.read(image), self.gate.look(image) if self.gate else None
-            except BadImageError as error:
-                return error
-
-        for group in _groups(in_order(read, sources), self.batch_size):
-            images = [result[0] for _, result in group if not isinstance(result, BadImageError)]
-            rows = iter(self.probabilities(images) if images else ())
-            for source, result in group:
-                name = str(source) if isinstance(source, str | Path) else "image"
+        passes = self.network.passes
+        groups = _groups(in_order(self._read, sources, ahead=(passes + 1) * self.batch_size), self.batch_size)
+        for group, rows in in_order(self._answer, groups, passes, ahead=passes + 1):
+            for (source, result), row in zip(group, rows, strict=True):
                 if isinstance(result, BadImageError):
-                    yield Prediction(name, error=result.reason)
+                    yield Prediction(_name(source), error=result.reason)
                     continue
-                row = next(rows)
                 decision = self.gate.decide(row, result[1]) if self.gate else None
-                yield Prediction(name, dict(zip(self.labels, map(float, row), strict=True)), decision=decision)
+                yield Prediction(_name(source), dict(zip(self.labels, map(float, row), strict=True)), decision=decision)
+
+    def _read(self, source: Given) -> tuple[np.ndarray, float | None] | BadImageError:
+        """A picture of the model's size and its likeness to a B-scan, or why there is none."""
+        try:
+            given = source.read() if isinstance(source, Picture) else source
+            image = given if isinstance(given, np.ndarray) else read_image(given)
+            return self.preprocessing.resize(image), self.gate.look(image) if self.gate else None
+        except BadImageError as error:
+            return error
+
+    def _answer(self, group: list[tuple]) -> list[np.ndarray | None]:
+        """The probabilities of each picture of a group; None of what couldn't be read."""
+        rows: list[np.ndarray | None] = [None] * len(group)
+        gray, colour = [], []
+        for place, (_, result) in enumerate(group):
+            if not isinstance(result, BadImageError):
+                (gray if result[0].ndim == 2 else colour).append((place, result[0]))
+        if gray:
+            places, images = zip(*gray, strict=True)
+            for place, row in zip(places, self.network.probabilities(np.stack(images)), strict=True):
+                rows[place] = row
+        if colour:
+            places, images = zip(*colour, strict=True)
+            pixels = [self.preprocessing.normalise(image) for image in images]
+            for place, row in zip(places, self.probabilities(pixels), strict=True):
+                rows[place] = row
+        return rows
+
+    @property
+    def _of_pixels(self) -> Network:
+        """What answers true colour: the network itself, or torch where the repository lacks the file for it."""
+        with self._lock:  # several calls may find at once that it isn't loaded
+            if self._pixel_network is None:
+                own = self.network.takes_pixels
+                self._pixel_network = self.network if own else _on_torch(self.network.description.name, None, None)
+        return self._pixel_network
 
 
-def probabilities_of(logits: torch.Tensor, several: bool) -> torch.Tensor:
-    """Logits `(n, labels)` after the softmax, or after the sigmoid where a picture may have several labels."""
-    return logits.sigmoid() if several else logits.softmax(-1)
+def _on_torch(model, preprocessing: Preprocessing | None, device) -> Network:
+    from oct_hf.inference.on_torch import TorchNetwork
+
+    if isinstance(model, str | Path):
+        return TorchNetwork(load_description(model), None, device)
+    return TorchNetwork(Description.of_config(model.config, preprocessing), model, device)
 
 
-def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """The files named, and all images and device files below the folders named, sorted within each folder.
-
-    Raises:
-        BadImageError: a path that doesn't exist, or a folder without images.
-    """
-    found = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            kinds = (*EXTENSIONS, *VOLUME_EXTENSIONS)
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in kinds and p.is_file())
-            if not inside:
-                raise BadImageError(str(path), f"no image in this folder ({', '.join(kinds)})")
-            found += inside
-        elif path.exists():
-            found.append(path)
-        else:
-            raise BadImageError(str(path), "no such file or folder")
-    return found
-
-
-def quiet_transformers() -> None:
-    """Keeps transformers' advice and loading bars off the screen; errors still come through."""
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-
-
-def best_device() -> str:
-    """The fastest device torch can use here."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def load_description(name: str) -> tuple[PretrainedConfig, Preprocessing]:
-    """What a folder or Hub id says of its model (labels are in the config), without the weights.
-
-    Raises:
-        ModelError: there is none, or its preprocessing can't be followed.
-    """
-    if Path(name).exists() and not (Path(name) / "config.json").is_file():
-        hint = " (did you mean its folder model/?)" if (Path(name) / "model" / "config.json").is_file() else ""
-        raise ModelError(f"{name}: no config.json, so this is no model folder{hint}")
-    with _unloadable(name):
-        own = OCTConfig.get_config_dict(name)[0].get("needs_code")  # AutoConfig knows no such type
-        config = (OCTConfig if own else AutoConfig).from_pretrained(name)
-        preprocessing = json.loads(Path(cached_file(name, "preprocessor_config.json")).read_text())
-    return config, Preprocessing.from_dict(preprocessing)
-
-
-def _load(name: str):
-    config, preprocessing = load_description(name)
-    loader = OCTForImageClassification if config.model_type == "timm_wrapper" else AutoModelForImageClassification
-    with _unloadable(name):
-        return loader.from_pretrained(name), preprocessing
-
-
-@contextmanager
-def _unloadable(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"{name}: no model that can be loaded ({str(error).strip().splitlines()[0]})") from None
+def _name(source: Given) -> str:
+    if isinstance(source, Picture):
+        return source.name
+    return str(source) if isinstance(source, str | Path) else "image"
 
 
 def _groups(items: Iterable, size: int) -> Iterator[list]:

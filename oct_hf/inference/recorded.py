@@ -4,10 +4,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers.utils import cached_file
-
 from oct_hf.errors import ModelError
 from oct_hf.evaluation.aggregation import DEFAULT, RULES
+from oct_hf.inference.description import file_of
 from oct_hf.inference.gate import Gate, SignGate
 
 
@@ -18,14 +17,9 @@ def recorded(model: str | Path, key: str):
         model: a model folder or a Hub id.
         key: such as "gate".
     """
-    missing_is_none = {
-        "_raise_exceptions_for_missing_entries": False,
-        "_raise_exceptions_for_connection_errors": False,
-        "_raise_exceptions_for_gated_repo": False,
-    }
     try:
-        file = cached_file(Path(model).as_posix(), "run.json", **missing_is_none)
-        return json.loads(Path(file).read_text(encoding="utf-8"))[key] if file else None
+        file = file_of(model, "run.json")
+        return json.loads(file.read_text(encoding="utf-8"))[key] if file else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

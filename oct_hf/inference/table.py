@@ -8,13 +8,14 @@ a row a B-scan (level "bscan"), then one an eye (level "eye").
 
 import csv
 import json
+import textwrap
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-
-import pyarrow as pa
-from pyarrow import parquet
 
 from oct_hf.errors import OCTError
 
+BLOCK = 5000  # rows of a group of a Parquet file
 FORMATS = (".csv", ".parquet", ".json")
 EYE_COLUMNS = ("level", "volume", "eye", "bscan", "rule", "driving")
 
@@ -59,22 +60,44 @@ def check_format(path: Path) -> None:
         raise OCTError(f"{path}: no folder {path.parent}")
 
 
-def write(rows: list[dict], names: list[str], path: Path) -> None:
-    """Writes the table beside its place and renames it, so that a reader never sees half of it."""
+def write(rows: Iterable[dict], names: list[str], path: Path) -> None:
+    """Writes the table beside its place and renames it, so that a reader never sees half of it.
+
+    Args:
+        rows: read once, some thousands in memory at a time.
+        names: the columns.
+        path: ends in one of FORMATS.
+    """
     beside = path.with_name(path.name + ".partial")
-    if path.suffix == ".csv":
-        with open(beside, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, names, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-    elif path.suffix == ".json":
-        rows = [{name: row.get(name) for name in names} for row in rows]
-        beside.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    else:
-        kinds = [
-            pa.float32() if name.startswith("p_") else pa.int32() if name in ("volume", "bscan") else pa.string()
-            for name in names
-        ]
-        schema = pa.schema(zip(names, kinds, strict=True))
-        parquet.write_table(pa.Table.from_pylist(rows, schema=schema), beside)
+    {".csv": _write_csv, ".json": _write_json, ".parquet": _write_parquet}[path.suffix](iter(rows), names, beside)
     beside.replace(path)
+
+
+def _write_csv(rows: Iterator[dict], names: list[str], path: Path) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _write_json(rows: Iterator[dict], names: list[str], path: Path) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write("[")
+        for number, row in enumerate(rows):
+            one = json.dumps({name: row.get(name) for name in names}, indent=1, ensure_ascii=False)
+            file.write(("," if number else "") + "\n" + textwrap.indent(one, " "))
+        file.write("\n]\n")
+
+
+def _write_parquet(rows: Iterator[dict], names: list[str], path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    kinds = [
+        pa.float32() if name.startswith("p_") else pa.int32() if name in ("volume", "bscan") else pa.string()
+        for name in names
+    ]
+    schema = pa.schema(zip(names, kinds, strict=True))
+    with parquet.ParquetWriter(path, schema) as writer:
+        while block := list(islice(rows, BLOCK)):
+            writer.write_table(pa.Table.from_pylist(block, schema=schema))

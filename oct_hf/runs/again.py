@@ -39,7 +39,7 @@ def predict_again(data: str | Path | None, cache_dir: str | None = None) -> Call
         cache_dir: for the prepared data.
     """
 
-    return lambda folder: predict_sides(Predictor(folder), _labelled(folder, data, cache_dir))
+    return lambda folder: predict_sides(Predictor(folder, backend="torch"), labelled(folder, data, cache_dir))
 
 
 def explain_again(data: str | Path | None, cache_dir: str | None = None) -> Callable[[Path, int], dict | None]:
@@ -48,7 +48,9 @@ def explain_again(data: str | Path | None, cache_dir: str | None = None) -> Call
     Args:
         data, cache_dir: as for `predict_again`.
     """
-    return lambda folder, count: measure_explanations(Predictor(folder), _labelled(folder, data, cache_dir), count)
+    return lambda folder, count: measure_explanations(
+        Predictor(folder, backend="torch"), labelled(folder, data, cache_dir), count
+    )
 
 
 def search_again(data: str | Path | None, cache_dir: str | None = None) -> Callable[[Path, Links], list[str]]:
@@ -71,7 +73,7 @@ def search_again(data: str | Path | None, cache_dir: str | None = None) -> Calla
     return again
 
 
-def _labelled(folder: Path, data: str | Path | None, cache_dir: str | None) -> LabelledSet:
+def labelled(folder: Path, data: str | Path | None, cache_dir: str | None) -> LabelledSet:
     """The B-scans at hand on the sides that a repository's split.csv gives them."""
     dataset, recipe = _data_of(folder, data, cache_dir)
     names, hashes = dataset.features["label"].names, dataset["content_hash"][:]

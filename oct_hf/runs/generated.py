@@ -23,7 +23,8 @@ from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import ModelError, RunError
 from oct_hf.evaluation.generated import compare_pictures
 from oct_hf.images import Preprocessing
-from oct_hf.inference.predictor import Predictor, best_device
+from oct_hf.inference.on_torch import best_device
+from oct_hf.inference.predictor import Predictor
 from oct_hf.runs.folder import plain_errors, read_run, write_json
 from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data
 from oct_hf.runs.other_pictures import PICTURES, SPLIT
@@ -115,7 +116,7 @@ def generate_from_run(run: str | Path, out: str | Path, images: int, seed: int =
         facts = _open(out, recipe, data, {"kind": "adversarial", "images": images, "settings": {"seed": seed}})
         if facts["status"] == "done":
             return facts
-        predictor = Predictor(run / "model")
+        predictor = Predictor(run / "model", backend="torch")
         generator = Generator.of(recipe.adversarial, predictor.preprocessing)
         generator.load_state_dict(load_file(run / GENERATOR_FILE))
         drawn = generator.to(best_device()).pictures(_ROUNDS * images * len(data.names), seed)

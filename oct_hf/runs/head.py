@@ -17,7 +17,7 @@ from torch import nn
 from oct_hf.data.pixels import Pixels
 from oct_hf.errors import ModelError, RecipeError
 from oct_hf.images import Preprocessing
-from oct_hf.inference.predictor import best_device
+from oct_hf.inference.on_torch import best_device
 from oct_hf.model.combined import pass_on
 from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.runs.folder import write_json

@@ -6,7 +6,6 @@ predictions in the repository, and `oct-hf verify` makes it again.
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +13,12 @@ import numpy as np
 from oct_hf.errors import DataError, ModelError
 from oct_hf.evaluation.assessment import assess, assess_external
 from oct_hf.evaluation.predictions import Predictions
-from oct_hf.hub.card import render_card
 from oct_hf.hub.download import download
-from oct_hf.hub.repository import checksums
 from oct_hf.inference.predictor import Predictor
 from oct_hf.inference.recorded import recorded
 from oct_hf.labels import label_map
 from oct_hf.model.folder import model_folder
-from oct_hf.runs.folder import write_json
+from oct_hf.runs.changed import changed
 from oct_hf.runs.labelled import LabelledSet, is_public, load_data, predict_sides, public_ids
 from oct_hf.runs.run import quiet_libraries
 from oct_hf.runs.signs import evaluate_signs
@@ -87,7 +84,7 @@ def external_facts(folder: Path, data: DataRecipe, home: Predictions | None) -> 
     Raises:
         DataError: a label that can't be read as one of the model's.
     """
-    predictor = Predictor(folder)
+    predictor = Predictor(folder, backend="torch")
     dataset, _ = load_data(data)
     names = dataset.features["label"].names
     mapped = label_map(names, predictor.labels)
@@ -127,25 +124,9 @@ def _of_the_test_side(facts: dict) -> dict:
 
 
 def _record(folder: Path, found: dict, predictions: Predictions) -> None:
-    """Into a copy of the model's folder, which then takes its place; a second time replaces the first."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(folder, partial)
-    try:
-        run = json.loads((partial / "run.json").read_text(encoding="utf-8"))
+    """Into the model's folder; a second time replaces the first."""
+    with changed(folder) as (partial, run):
         (partial / "external").mkdir(exist_ok=True)
         predictions.write(partial / found["file"])
-        # From the file, as whoever verifies reads it.
         others = [one for one in run.get("external", []) if one["file"] != found["file"]]
         run["external"] = sorted([*others, found], key=lambda one: one["file"])
-        run["files"] = checksums(partial)
-        write_json(partial / "run.json", run)
-        (partial / "README.md").write_text(render_card(run), encoding="utf-8")
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old)

@@ -23,7 +23,8 @@ from oct_hf.evaluation.assessment import assess, calibrate
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.hub.repository import write_repository
 from oct_hf.images import Preprocessing
-from oct_hf.inference.predictor import Predictor, quiet_transformers
+from oct_hf.inference.on_torch import quiet_transformers
+from oct_hf.inference.predictor import Predictor
 from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.runs.autoencoder import check_unseen
 from oct_hf.runs.ensemble import build_ensemble

@@ -60,7 +60,7 @@ def evaluate_signs(folder: Path, data: DataRecipe | None = None, out: str | Path
         raise ModelError(f"{folder}: no run.json of a model of signs in it, so there are no thresholds") from None
     if data is None:
         return assess_signs(Predictions.read(folder / PREDICTIONS), settings)
-    predictions, whose = _predicted(Predictor(folder), data)
+    predictions, whose = _predicted(Predictor(folder, backend="torch"), data)
     if out:
         predictions.write(Path(out))
     return {"signs": assess_known_signs(predictions, said["thresholds"]), "grouped_by": whose}

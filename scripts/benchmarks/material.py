@@ -2,10 +2,30 @@
 
 import io
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 
 PAIRS = 5
+B0 = """
+import json, sys
+from pathlib import Path
+import torch
+from oct_hf import OCTForImageClassification, Preprocessing
+from oct_hf.inference.export import write_onnx
+from oct_hf.inference.export_gray import write_gray_onnx, write_gray_openvino
+from oct_hf.inference.fast_files import GRAY_ONNX, GRAY_OPENVINO, ONNX_FILE
+folder = Path(sys.argv[1])
+torch.manual_seed(0)
+labels = ["CNV", "DME", "DRUSEN", "NORMAL"]
+model = OCTForImageClassification.from_timm("tf_efficientnetv2_b0", labels, image_size=224).eval()
+model.save_pretrained(folder)
+preprocessing = Preprocessing.from_pretrained_cfg(model.config.pretrained_cfg)
+(folder / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict()))
+write_onnx(model, folder / ONNX_FILE)
+write_gray_onnx(model, preprocessing, folder / GRAY_ONNX, folder / ONNX_FILE)
+write_gray_openvino(model, preprocessing, folder / GRAY_ONNX, folder / GRAY_OPENVINO)
+"""
 
 
 def bscans(folder: Path | None) -> list[bytes]:
@@ -37,6 +57,16 @@ def small_run(scratch: Path) -> Path:
     few = ["data.patients=8", "data.scans=1", "model.image_size=64", "train.epochs=1", "train.batch_size=8"]
     finetune(load_recipe("demo", few), scratch / "run")
     return scratch / "run"
+
+
+def model_of(given: Path | None, scratch: Path) -> Path:
+    """The model folder that was given, or EfficientNetV2-B0 at 224 pixels with random weights and its fast files."""
+    if given is not None:
+        return given / "model" if (given / "model").is_dir() else given
+    folder = scratch / "b0"
+    if not folder.exists():
+        subprocess.run([sys.executable, "-c", B0, folder], check=True, capture_output=True)
+    return folder
 
 
 def median(values) -> float:

@@ -7,23 +7,6 @@ from pathlib import Path
 
 from benchmarks.material import PAIRS, bscans, median
 
-WRITE = """
-import json, sys
-from pathlib import Path
-import torch
-from oct_hf import OCTForImageClassification, Preprocessing
-from oct_hf.inference.export import ONNX_FILE, write_onnx
-folder = Path(sys.argv[1])
-torch.manual_seed(0)
-labels = ["CNV", "DME", "DRUSEN", "NORMAL"]
-model = OCTForImageClassification.from_timm("tf_efficientnetv2_b0", labels, image_size=224).eval()
-model.save_pretrained(folder)
-preprocessing = Preprocessing.from_pretrained_cfg(model.config.pretrained_cfg)
-(folder / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict()))
-write_onnx(model, folder / ONNX_FILE)
-"""
-
-
 SERVE = """
 import io, json, sys, warnings
 kind, model, batch_size = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -32,7 +15,8 @@ import numpy as np, torch
 from PIL import Image
 from transformers import pipeline
 from oct_hf import serving
-from oct_hf.inference.runtime import serving_predictor, share_cores
+from oct_hf.inference.cores import share_cores
+from oct_hf.inference.runtime import serving_predictor
 from oct_hf.inference.server import create_app
 
 class Pipeline:
@@ -89,14 +73,13 @@ print(json.dumps({"per_s": len(times) / took, "p50": 1000 * cuts[49], "p95": 100
 """
 
 
-def benchmark_serving(folder: Path | None, scratch: Path, clients: int = 32, seconds: int = 4) -> dict:
+def benchmark_serving(folder: Path | None, model: Path, scratch: Path, clients: int = 32, seconds: int = 4) -> dict:
     """The served contract under concurrent clients, against transformers' pipeline behind the same server.
 
     The pipeline answers one image a call, as it is mostly used; on a thread of its own with torch's threads as they
     are, then with the cores shared as `oct-hf serve` shares them, then in the server's batches too.
     """
-    model, images = scratch / "served", scratch / "requests"
-    subprocess.run([sys.executable, "-c", WRITE, model], check=True, capture_output=True)
+    images = scratch / "requests"
     images.mkdir()
     for number, content in enumerate(bscans(folder)[:400]):
         (images / f"{number:04}.jpeg").write_bytes(content)

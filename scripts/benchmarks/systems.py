@@ -250,7 +250,10 @@ def _speeds(recipe, models: dict[str, Path]) -> dict[str, float]:
     dataset, _ = load_data(recipe.data)
     encoded = Encoded(dataset)
     images = [encoded[row] for row in range(min(SPEED_IMAGES, len(dataset)))]
-    predictors, seconds = {name: Predictor(folder) for name, folder in models.items()}, {name: [] for name in models}
+    predictors, seconds = (
+        {name: Predictor(folder, backend="torch") for name, folder in models.items()},
+        {name: [] for name in models},
+    )
     for turn in range(4):  # the first warms up
         for name, predictor in predictors.items():
             began = time.perf_counter()

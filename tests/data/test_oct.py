@@ -282,6 +282,6 @@ def test_a_csv_names_devices_and_results_are_told_apart_by_them(clinic, finished
     assert dataset["device"][:] == [row["device"] for row in rows]
     data = assign_sides(dataset, make_recipe({"data": {"name": "folder", "path": str(clinic), "csv": "patients.csv"}}))
 
-    predictions = predict_sides(Predictor(finished_run / "model"), data)
+    predictions = predict_sides(Predictor(finished_run / "model", backend="torch"), data)
     told = dict(zip(dataset["content_hash"], dataset["device"], strict=True))
     assert [told[value] for value in predictions.hashes] == predictions.traits["device"].tolist()

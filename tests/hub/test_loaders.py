@@ -22,9 +22,9 @@ from oct_hf.inference.export import write_onnx
 
 HERE = Path(__file__).parent
 SCRIPT = HERE.parent / "node" / "load_by_id.mjs"
-PIXELS = {name: 1e-6 for name in LOADERS} | {"onnxruntime": 1e-5, "transformers.js": 1e-5}
+PIXELS = {name: 1e-6 for name in LOADERS} | {"oct_hf": 1e-5, "onnxruntime": 1e-5, "transformers.js": 1e-5}
 # transformers.js in Node resizes by Lanczos where all others take the antialiased bicubic of the repository.
-FILES = {name: 2e-3 for name in LOADERS} | {"oct_hf": 1e-6, "transformers.js": 2e-2}
+FILES = {name: 2e-3 for name in LOADERS} | {"oct_hf": 1e-5, "transformers.js": 2e-2}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def published(site, finished_run, real_files, tmp_path_factory) -> Published:
     folder = tmp_path_factory.mktemp("loaders")
     run = shutil.copytree(finished_run, folder / "run")
     _sharpen(run / "model")
-    predictor = Predictor(run / "model")
+    predictor = Predictor(run / "model", backend="torch")
     pixels = np.stack([predictor.preprocessing(read_image(file)) for file in real_files])
     np.save(folder / "pixels.npy", pixels)
     content = {"shape": pixels.shape, "values": pixels.ravel().tolist()}

@@ -87,7 +87,7 @@ def published(own_run, repository, site, real_files, tmp_path_factory):
     """`clinic/own` on the loopback Hub: a call of one of its readers, and the package's answers to the same pixels."""
     publish = [sys.executable, "-m", "oct_hf.cli", "publish", own_run, "--repo", "clinic/own"]
     subprocess.run(publish, env=site.environment, check=True, capture_output=True)
-    folder, predictor = tmp_path_factory.mktemp("published"), Predictor(repository)
+    folder, predictor = tmp_path_factory.mktemp("published"), Predictor(repository, backend="torch")
     pixels = np.stack([predictor.preprocessing(read_image(file)) for file in real_files[:2]])
     np.save(folder / "pixels.npy", pixels)
     (folder / "pixels.json").write_text(json.dumps({"shape": pixels.shape, "values": pixels.ravel().tolist()}))

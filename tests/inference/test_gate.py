@@ -13,7 +13,6 @@ from oct_hf.errors import ModelError
 from oct_hf.evaluation.abstention import fit_conformal, fit_likeness
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.inference.gate import NOT_OCT, Gate
-from oct_hf.inference.runtime import ONNXPredictor
 
 LABELS = ("AMD", "CNV", "DME")
 HALF = {"level": 0.9, "score": "lac", "threshold": 0.7}  # a label is in from a probability of 0.3
@@ -120,8 +119,12 @@ def test_onnx_runtime_decides_alike(finished_run, real_files, tmp_path):
     Image.fromarray((y % 50 * x % 255).astype(np.uint8)).save(photograph, "PNG")
     given = [*real_files, photograph.getvalue()]
     rule = fitted(Predictor(finished_run / "model").labels)
-    torch = [str(answer.decision) for answer in Predictor(finished_run / "model", gate=rule).predict(given)]
-    onnx = [str(answer.decision) for answer in ONNXPredictor(finished_run / "model", gate=rule).predict(given)]
+    torch = [
+        str(answer.decision) for answer in Predictor(finished_run / "model", gate=rule, backend="torch").predict(given)
+    ]
+    onnx = [
+        str(answer.decision) for answer in Predictor(finished_run / "model", gate=rule, backend="onnx").predict(given)
+    ]
     assert onnx == torch and torch[-1] == NOT_OCT and torch[0] != NOT_OCT
 
 

@@ -5,7 +5,7 @@ from transformers import pipeline
 
 from oct_hf import Predictor, read_image
 from oct_hf.errors import BadImageError, ModelError
-from oct_hf.inference.predictor import find_images
+from oct_hf.inference.inputs import find_images
 
 
 def test_files_bytes_and_arrays_give_the_same_answers_in_order(finished_run, real_files):

@@ -3,13 +3,13 @@
 import pytest
 
 from oct_hf.errors import ModelError, OCTError
-from oct_hf.inference.runtime import ONNXPredictor, serving_predictor
+from oct_hf.inference.runtime import serving_predictor
 
 
 def test_onnx_runtime_answers_as_torch_to_1e_5(finished_run, predictor, real_files, tmp_path):
     pytest.importorskip("onnxruntime")
     fast = serving_predictor(finished_run / "model", "auto")
-    assert isinstance(fast, ONNXPredictor) and fast.labels == predictor.labels
+    assert fast.network.backend == "onnx" and fast.labels == predictor.labels
     for one, other in zip(fast.predict(real_files), predictor.predict(real_files), strict=True):
         assert max(abs(one.probabilities[k] - p) for k, p in other.probabilities.items()) <= 1e-5
     with pytest.raises(OCTError, match=r'no runtime onxx \(did you mean "onnx"'):

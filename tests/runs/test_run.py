@@ -82,7 +82,7 @@ def test_the_predictions_are_those_of_the_written_model(finished_run, tiny):
     from oct_hf.runs.labelled import assign_sides, load_data, predict_sides
 
     dataset, _ = load_data(tiny.data)
-    again = predict_sides(Predictor(finished_run / "model"), assign_sides(dataset, tiny))
+    again = predict_sides(Predictor(finished_run / "model", backend="torch"), assign_sides(dataset, tiny))
     stored = Predictions.read(finished_run / "model" / "predictions.parquet")
     assert again.hashes.tolist() == stored.hashes.tolist()
     assert np.abs(again.probabilities - stored.probabilities).max() <= 1e-6

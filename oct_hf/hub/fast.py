@@ -1,0 +1,67 @@
+"""What a repository says of its fast files: how large they are, what int8 costs on held-out B-scans, and whether the
+others give torch's answers.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from oct_hf.evaluation.predictions import Predictions
+from oct_hf.evaluation.quantised import compare_int8, in_words
+from oct_hf.inference.export import ONNX_TOLERANCE
+from oct_hf.inference.export_gray import probe, torch_probabilities
+from oct_hf.inference.fast_files import FAST_FILES, INT8, fast_probabilities, files_of, runtime_is_here, runtime_of
+from oct_hf.inference.predictor import Predictor
+
+# Drawn pictures and noise are not what int8 was calibrated on; another network would be further off.
+UNLIKE = 0.5
+
+
+def answers_of(name: str) -> str:
+    """Where the held-out answers of an int8 file lie, beside it."""
+    return f"{name.rpartition('.')[0]}.parquet"
+
+
+def fast_facts(folder: Path, own: Predictions) -> dict[str, dict]:
+    """By fast file: its `bytes`, weights included, and for int8 what `compare_int8` gives.
+
+    Args:
+        folder: the repository's.
+        own: its `predictions.parquet`.
+    """
+    found = {}
+    for name in FAST_FILES:
+        if (folder / name).is_file():
+            found[name] = {"bytes": sum((folder / part).stat().st_size for part in files_of(name))}
+            if name in INT8:
+                found[name] |= compare_int8(own, Predictions.read(folder / answers_of(name)))
+    return found
+
+
+def check_fast(folder: Path, facts: dict[str, dict], predictor: Predictor) -> tuple[str, list[str], bool]:
+    """Asks each fast file whose runtime is installed.
+
+    Args:
+        folder: the repository's.
+        facts: by `fast_facts`.
+        predictor: its network, on torch.
+
+    Returns:
+        what was compared; a line for each untrue thing; and whether nothing could be asked.
+    """
+    grays = probe(predictor.preprocessing)
+    expected = torch_probabilities(predictor.model, predictor.preprocessing, grays)
+    notes, faults, asked = [], [], False
+    for name, about in facts.items():
+        if name in INT8 and not about["within_rule"]:
+            faults.append(f"{name}: {in_words(about)}")
+        if not runtime_is_here(name):
+            notes.append(f"{name} needs {runtime_of(name)}")
+            continue
+        asked, answers = True, fast_probabilities(folder / name, grays)
+        off = float(np.abs(answers - expected).max())
+        notes.append(f"{name} {off:.0e}")
+        allowed = UNLIKE if name in INT8 else ONNX_TOLERANCE
+        if not off <= allowed:
+            faults.append(f"{name}: its probabilities are {off:.1e} from oct-hf's, {allowed:.0e} is allowed")
+    return f"apart from oct-hf: {', '.join(notes)}", faults, not asked and not faults

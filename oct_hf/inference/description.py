@@ -1,0 +1,102 @@
+"""What a model's repository says of it, read as plain JSON: labels, preprocessing, what its run recorded.
+
+Of a repository on the Hub single files are fetched through huggingface_hub; neither torch nor transformers is needed.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from oct_hf.errors import ModelError
+from oct_hf.images import Preprocessing
+
+
+@dataclass(frozen=True)
+class Description:
+    """A model as its files describe it.
+
+    Attributes:
+        name: the folder, with `/` between its parts, or the id on the Hub.
+        labels: in the order of the outputs.
+        several: whether a picture may have several labels, each with a sigmoid of its own.
+        preprocessing: from a decoded picture to the network's input.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    several: bool
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+
+    @classmethod
+    def of_config(cls, config, preprocessing: Preprocessing | None) -> "Description":
+        """Of a model in memory, by its `PretrainedConfig`."""
+        labels = tuple(config.id2label[number] for number in range(config.num_labels))
+        return cls("", labels, config.problem_type == "multi_label_classification", preprocessing)
+
+    def file(self, path: str) -> Path | None:
+        """The file of the repository on this machine; None where there is none, or it can't be had."""
+        return file_of(self.name, path)
+
+
+def load_description(name: str | Path) -> Description:
+    """What a folder or Hub id says of its model, without the weights.
+
+    Raises:
+        ModelError: there is none, or its preprocessing can't be followed.
+    """
+    name = Path(name).as_posix()  # a Hub id keeps its slash on every system
+    if Path(name).exists() and not (Path(name) / "config.json").is_file():
+        hint = " (did you mean its folder model/?)" if (Path(name) / "model" / "config.json").is_file() else ""
+        raise ModelError(f"{name}: no config.json, so this is no model folder{hint}")
+    config, preprocessing = _json(name, "config.json"), _json(name, "preprocessor_config.json")
+    several = config.get("problem_type") == "multi_label_classification"
+    return Description(name, _labels(name, config), several, Preprocessing.from_dict(preprocessing))
+
+
+def file_of(name: str | Path, path: str) -> Path | None:
+    """A file of a model folder or of a repository on the Hub; None where there is none, or it can't be had."""
+    try:
+        return _fetched(Path(name).as_posix(), path)
+    except ModelError:
+        return None
+
+
+def _fetched(name: str, path: str) -> Path:
+    """
+    Raises:
+        ModelError: it can't be had.
+    """
+    if Path(name).is_dir():
+        found = Path(name) / path
+        if not found.is_file():
+            raise ModelError(f"no {path} in it")
+        return found
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(name, path))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise ModelError(str(error).strip().splitlines()[0]) from None
+
+
+def _json(name: str, path: str) -> dict[str, Any]:
+    try:
+        found = json.loads(_fetched(name, path).read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"{path} holds no object")
+        return found
+    except (ModelError, OSError, ValueError) as error:
+        raise ModelError(f"{name}: no model that can be loaded ({str(error).strip().splitlines()[0]})") from None
+
+
+def _labels(name: str, config: dict[str, Any]) -> tuple[str, ...]:
+    """As transformers reads them: without names there are LABEL_0, LABEL_1 and so on."""
+    names = config.get("id2label")
+    if not names:
+        return tuple(f"LABEL_{number}" for number in range(config.get("num_labels", 2)))
+    try:
+        return tuple(names[str(number)] for number in range(len(names)))
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{name}: its id2label isn't numbered from 0 ({error})") from None

@@ -1,0 +1,63 @@
+"""The files that predict fast: gray pixels in, probabilities out, for a runtime that needs no torch.
+
+Beside `onnx/model.onnx`, which takes what transformers.js gives it, these take the gray B-scan as bytes: a third of the
+first layer, no normalisation outside, and nothing left to do after them. Imports no torch; who writes them does.
+"""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from oct_hf.errors import OCTError
+from oct_hf.inference.intel import load_openvino
+
+ONNX_FILE = "onnx/model.onnx"  # where transformers.js looks; it takes pixels of three channels and gives logits
+INPUT, OUTPUT = "gray", "probabilities"  # uint8 (batch, height, width); float32 (batch, labels)
+GRAY_ONNX, GRAY_OPENVINO = "onnx/gray.onnx", "openvino/gray.xml"
+INT8_ONNX, INT8_OPENVINO = "onnx/gray_int8.onnx", "openvino/gray_int8.xml"
+FAST_FILES = (GRAY_ONNX, GRAY_OPENVINO, INT8_ONNX, INT8_OPENVINO)
+INT8 = (INT8_ONNX, INT8_OPENVINO)
+
+
+def files_of(name: str) -> tuple[str, ...]:
+    """A fast file and what belongs to it: OpenVINO keeps the weights apart."""
+    return (name, name.removesuffix(".xml") + ".bin") if name.endswith(".xml") else (name,)
+
+
+def runtime_of(path: str | Path) -> str:
+    """What runs a fast file, in words."""
+    return "OpenVINO" if Path(path).suffix == ".xml" else "ONNX Runtime"
+
+
+def runtime_is_here(path: str | Path) -> bool:
+    """Whether what runs a fast file is installed."""
+    return find_spec("openvino" if runtime_of(path) == "OpenVINO" else "onnxruntime") is not None
+
+
+def load_fast(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """A fast file, ready on the CPU in float32 (an int8 file in int8).
+
+    Returns:
+        a function from gray pixels, uint8 `(n, height, width)`, to probabilities, float32 `(n, labels)`.
+
+    Raises:
+        OCTError: its runtime isn't installed.
+    """
+    if runtime_of(path) == "OpenVINO":
+        # Left to itself OpenVINO computes in bfloat16 where the processor can.
+        compiled = load_openvino().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return lambda grays: compiled(grays)[OUTPUT]
+    if not runtime_is_here(path):
+        raise OCTError('ONNX Runtime is missing: pip install "oct-hf[onnx]"')
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda grays: session.run([OUTPUT], {INPUT: grays})[0]
+
+
+def fast_probabilities(path: Path, grays: np.ndarray, batch_size: int = 16) -> np.ndarray:
+    """float32 `(n, labels)` of gray pixels, uint8 `(n, height, width)`, from a fast file on the CPU."""
+    run = load_fast(path)
+    return np.concatenate([run(grays[start : start + batch_size]) for start in range(0, len(grays), batch_size)])

@@ -1,0 +1,198 @@
+"""What is given to predict, as a stream: files, folders, archives, tables with pictures, and files of devices.
+
+Two looks are taken: one that counts and refuses what can't be meant, before a model is loaded, and one that goes along
+with the predictions. Neither holds more than the names of one folder, so that any number of files fits in memory.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from oct_hf.data.volumes import VOLUME_EXTENSIONS, is_volume
+from oct_hf.errors import BadImageError, DataError
+from oct_hf.images import EXTENSIONS, read_image
+
+# Those that can't be read in place say so themselves.
+ARCHIVES = (".zip", ".tar", ".npz", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
+TABLE = ".parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One B-scan, not yet read.
+
+    Attributes:
+        name: of its row; the path, `scans.zip/inside/a.png` or `scans.parquet#12`.
+        read: gives the encoded file, or decoded uint8 `(height, width[, 3])`; raises BadImageError.
+    """
+
+    name: str
+    read: Callable[[], bytes | np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFile:
+    """A file as a device exports it, with the B-scans of one eye or several.
+
+    Attributes:
+        name: of its rows, its path as text.
+        path: where it is.
+    """
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is there.
+
+    Attributes:
+        count: pictures and device files.
+        devices: whether device files are among them.
+    """
+
+    count: int
+    devices: bool
+
+
+def survey(paths: Iterable[str | Path]) -> Survey:
+    """Counts what `stream` will give.
+
+    Raises:
+        BadImageError: a path that doesn't exist, or a folder without images.
+        DataError: an archive or a table that can't be read.
+    """
+    count, devices = 0, False
+    for path in map(Path, paths):
+        if path.is_dir():
+            before = count
+            for file in _below(path):
+                count, devices = count + 1, devices or is_volume(file)
+            if count == before:
+                raise BadImageError(str(path), f"no image in this folder ({', '.join(_KINDS)})")
+        elif not path.exists():
+            raise BadImageError(str(path), "no such file or folder")
+        elif _is_archive(path):
+            count += len(_opened(path).files)
+        elif path.suffix.lower() == TABLE:
+            count += _table(path)[0].metadata.num_rows
+        else:
+            count, devices = count + 1, devices or is_volume(path)
+    return Survey(count, devices)
+
+
+def stream(paths: Iterable[str | Path]) -> Iterator[Picture | DeviceFile]:
+    """Everything below the paths, in their order; what is in a folder sorted by name, part by part.
+
+    Raises: as `survey`.
+    """
+    for path in map(Path, paths):
+        if path.is_dir():
+            yield from map(_of_file, _below(path))
+        elif _is_archive(path):
+            source = _opened(path)
+            for inside in source.files:
+                yield Picture(_text(f"{path.as_posix()}/{inside}"), partial(source.read, inside))
+        elif path.suffix.lower() == TABLE:
+            yield from _rows(path)
+        else:
+            yield _of_file(path)
+
+
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """The files named, and all images and device files below the folders named, sorted within each folder.
+
+    Raises:
+        BadImageError: a path that doesn't exist, or a folder without images.
+    """
+    found = []
+    for path in map(Path, paths):
+        survey([path])
+        found += _below(path) if path.is_dir() else [path]
+    return found
+
+
+_KINDS = (*EXTENSIONS, *VOLUME_EXTENSIONS)
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Images and device files in a folder and its folders, links to folders not followed."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+    except OSError as error:
+        raise BadImageError(str(folder), f"can't be listed ({error.strerror or error})") from None
+    for name, is_folder in names:
+        if is_folder:
+            yield from _below(folder / name)
+        elif name.lower().endswith(_KINDS) and (folder / name).is_file():
+            yield folder / name
+
+
+def _of_file(path: Path) -> Picture | DeviceFile:
+    name = _text(str(path))
+    return DeviceFile(name, path) if is_volume(path) else Picture(name, partial(read_image, path))
+
+
+def _is_archive(path: Path) -> bool:
+    return path.name.lower().endswith(ARCHIVES)
+
+
+def _opened(path: Path):
+    from oct_hf.data.sources import open_source
+
+    source = open_source(path)
+    if not len(source.files):
+        raise DataError(f"{path}: no image in it")
+    return source
+
+
+def _table(path: Path):
+    """An open Parquet file and the name of its column of pictures: `image`, or the only one of their type."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        table = parquet.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a Parquet file that can be read ({str(error).splitlines()[0]})") from None
+    fits = [field.name for field in table.schema_arrow if _holds_pictures(field.type)]
+    column = "image" if "image" in fits else fits[0] if len(fits) == 1 else None
+    if column is None:
+        raise DataError(
+            f"{path}: no column image of encoded pictures; its columns: {', '.join(table.schema_arrow.names)}"
+        )
+    return table, column
+
+
+def _holds_pictures(kind) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        kind = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else pa.null()
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _rows(path: Path) -> Iterator[Picture]:
+    table, column = _table(path)
+    number = 0
+    for batch in table.iter_batches(batch_size=64, columns=[column]):
+        for value in batch.column(0):
+            found = value.as_py()
+            data = found.get("bytes") if isinstance(found, dict) else found
+            yield Picture(_text(f"{path}#{number}"), partial(_content, data or b""))
+            number += 1
+
+
+def _content(data: bytes) -> bytes:
+    return data
+
+
+def _text(name: str) -> str:
+    """A name that any table can hold: bytes of it that are no UTF-8 become `\\udc80`, and the like."""
+    return name.encode("utf-8", "backslashreplace").decode()

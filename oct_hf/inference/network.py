@@ -1,0 +1,65 @@
+"""What every backend offers of one network, and probabilities without torch.
+
+A backend takes gray B-scans of the model's size as uint8, since most B-scans are gray and a graph that knows so needs
+neither a normalised copy nor three channels. True colour goes as normalised pixels through the network's own input.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from oct_hf.inference.description import Description
+
+
+class Network(ABC):
+    """One network with its weights.
+
+    Attributes:
+        backend: its name, a key of `backends.BACKENDS`.
+        passes: calls that may run at the same time on threads of their own, to the most images a second.
+        batch: images a call, to the most images a second.
+        weights: the file that they come from; None of a model that was given in memory.
+    """
+
+    backend: str
+    passes: int = 1
+    batch: int = 16
+    weights: Path | None = None
+
+    def __init__(self, description: Description):
+        self.description = description
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the weights' file; tells one model from another."""
+        from oct_hf.data.sources import file_sha256  # brings Arrow, which a single picture needn't wait for
+
+        return file_sha256(self.weights) if self.weights else ""
+
+    def probabilities(self, gray: np.ndarray) -> np.ndarray:
+        """float32 `(n, labels)` of n gray B-scans, uint8 `(n, height, width)` of the model's size."""
+        return self.pixel_probabilities([self.description.preprocessing.normalise(image) for image in gray])
+
+    def pixel_probabilities(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """float32 `(n, labels)` of n preprocessed images, each float32 `(3, height, width)`."""
+        return probabilities_of(self.logits(pixels), self.description.several)
+
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether it has what `logits` needs."""
+        return True
+
+    @abstractmethod
+    def logits(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """float32 `(n, labels)`, before softmax or sigmoid, of n preprocessed images."""
+
+
+def probabilities_of(logits: np.ndarray, several: bool) -> np.ndarray:
+    """Logits `(n, labels)` after the softmax, or after the sigmoid where a picture may have several labels."""
+    if several:
+        return (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)

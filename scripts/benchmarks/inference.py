@@ -1,0 +1,212 @@
+"""A folder of JPEGs to a table of probabilities, against the network alone and against transformers' pipeline.
+
+Every backend that the model has a file for is measured in a process of its own, the pipeline at its three settings in
+processes of theirs, all in turn and several times over; what counts are the ratios of one turn.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.material import bscans, median
+
+TURNS = 3
+PEERS = ("fp32, batch 1", "fp32, batch 16", "bf16, batch 16")
+SAME = "fp32 on pillow, batch 16"  # whose pixels are ours; by default the pipeline resizes with torchvision
+PEER_IMAGES = 400  # of the pipeline, which needs no longer to show its pace
+# What a backend's probabilities may be from fp32's: of arithmetic in float32, and of what is allowed to differ.
+EXACT, NEAR = 1e-4, 5e-3
+
+OURS = """
+import json, sys, time
+from pathlib import Path
+backend, model, folder, scratch, seconds = *sys.argv[1:5], float(sys.argv[5])
+import numpy as np
+from oct_hf.inference.bulk import answer
+from oct_hf.inference.choice import images_per_second
+from oct_hf.inference.inputs import stream, survey
+from oct_hf.inference import table
+from oct_hf.inference.predictor import Predictor
+from oct_hf.inference.recorded import recorded_gate
+from oct_hf.inference.results import Journal
+
+began = time.perf_counter()
+count = survey([folder]).count
+predictor = Predictor(model, backend=backend, images=count)
+opened = time.perf_counter() - began
+size = predictor.preprocessing.height, predictor.preprocessing.width
+noise = np.random.default_rng(0).integers(0, 256, (predictor.batch_size, *size), np.uint8)
+out = Path(scratch) / "answers.parquet"
+
+def to_parquet():
+    began = time.perf_counter()
+    with Journal(out, {}, overwrite=True) as journal:
+        for one in answer(predictor, stream([folder]), "mean"):
+            journal.add(one.name, one.rows)
+        journal.finish(table.columns(predictor.labels))
+    return count / (time.perf_counter() - began)
+
+alone = [images_per_second(predictor.network, noise, seconds)]
+bare = to_parquet()
+alone.append(images_per_second(predictor.network, noise, seconds))
+predictor.gate = recorded_gate(model, predictor.labels)
+gated = to_parquet() if predictor.gate else None
+print(json.dumps({"alone": sum(alone) / 2, "to_parquet": bare, "with_gate": gated, "opened_s": opened}))
+"""
+
+PIPELINE = """
+import json, os, sys, time, warnings
+kind, model, folder, count, answers = *sys.argv[1:4], int(sys.argv[4]), sys.argv[5]
+warnings.simplefilter("ignore")
+import torch
+from transformers import AutoImageProcessor, pipeline
+files = sorted(os.path.join(top, name) for top, _, names in os.walk(folder) for name in names)[:count]
+processor = AutoImageProcessor.from_pretrained(model, backend="pil") if "pillow" in kind else None
+classify = pipeline("image-classification", model=model, image_processor=processor, top_k=None)
+batch = int(kind.rpartition(" ")[2])
+with torch.autocast("cpu", torch.bfloat16, enabled=kind.startswith("bf16")):
+    classify(files[:16], batch_size=batch)
+    began = time.perf_counter()
+    found = classify(files, batch_size=batch)
+    took = time.perf_counter() - began
+rows = [{one["label"]: one["score"] for one in row} for row in found]
+with open(answers, "w") as file:
+    json.dump(dict(zip(files, rows)), file)
+print(json.dumps({"per_s": len(files) / took}))
+"""
+
+MEMORY = """
+import json, sys, threading, time
+from pathlib import Path
+folder, model, out = sys.argv[1:]
+
+def private():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) / 1024
+
+def watch():
+    global most
+    while True:
+        most = max(most, private())
+        time.sleep(0.02)
+
+most = private()
+threading.Thread(target=watch, daemon=True).start()
+sys.argv = ["oct-hf", "predict", folder, "--model", model, "--backend", "onnx", "--out", out, "--overwrite"]
+from oct_hf.cli import main
+main()
+print(most)
+"""
+
+
+def benchmark_inference(folder: Path | None, model: Path, scratch: Path, images: int) -> dict:
+    """Images a second of each backend and of the pipeline, the ratios of each turn, and how far answers are apart.
+
+    Args:
+        folder: with JPEG B-scans; phantoms where not given.
+        model: a model folder with its fast files.
+        scratch: for files.
+        images: how many files; those of the folder are repeated.
+    """
+    from oct_hf.inference.backends import BACKENDS
+
+    place = spread(bscans(folder), scratch / "scans", images)
+    backends = [name for name in BACKENDS if name == "torch" or _has(model, name)]
+    answers, turns, off = scratch / "pipeline.json", [], {}
+    few = min(images, PEER_IMAGES)
+    _run(PIPELINE, SAME, model, place, few, answers)
+    expected = json.loads(answers.read_text())
+    for _ in range(TURNS):
+        turn = {}
+        for kind in PEERS:
+            turn[kind] = _run(PIPELINE, kind, model, place, few, answers)["per_s"]
+            off[kind] = max(off.get(kind, 0), _apart(json.loads(answers.read_text()), expected))
+        for name in backends:
+            turn[name] = _run(OURS, name, model, place, scratch, 2)
+            off[name] = max(off.get(name, 0), _apart(_answers(scratch / "answers.parquet"), expected))
+        turns.append(turn)
+    result = {"images": images, "model": model.name, "pipeline": {k: median(t[k] for t in turns) for k in PEERS}}
+    best = [max(turn[kind] for kind in PEERS) for turn in turns]
+    exact = [max(turn[kind] for kind in PEERS if kind.startswith("fp32")) for turn in turns]
+    for name in backends:
+        ours = [turn[name] for turn in turns]
+        result[name] = {
+            **{key: median(one[key] for one in ours) for key in ours[0] if ours[0][key] is not None},
+            "to_parquet / alone": _ratios(one["to_parquet"] / one["alone"] for one in ours),
+            "to_parquet / best pipeline": _ratios(one["to_parquet"] / b for one, b in zip(ours, best, strict=True)),
+            "to_parquet / fp32 pipeline": _ratios(one["to_parquet"] / b for one, b in zip(ours, exact, strict=True)),
+        }
+    result[f"probabilities from the pipeline's ({SAME})"] = {k: round(v, 6) for k, v in off.items()}
+    for name in backends:
+        if BACKENDS[name].exact and off[name] > EXACT:
+            sys.exit(f"{name}: its probabilities are {off[name]:.1e} from the pipeline's")
+    if off.get("openvino-bf16", 0) > NEAR:
+        result["note"] = f"bfloat16's probabilities are more than {NEAR} from fp32's"
+    return result
+
+
+def benchmark_memory(folder: Path | None, model: Path, scratch: Path) -> dict:
+    """Peak private memory of `oct-hf predict --out` on 1,000 and on 100,000 files."""
+    sources, found = bscans(folder), {}
+    for count in (1_000, 100_000):
+        place = spread(sources, scratch / f"files {count}", count)
+        found[count] = round(_run(MEMORY, place, model, scratch / "memory.parquet"), 1)
+        shutil.rmtree(place)
+    return {"private_mb": {f"{count:,}": mb for count, mb in found.items()}, "ratio": found[100_000] / found[1_000]}
+
+
+def spread(sources: list[bytes], folder: Path, count: int) -> Path:
+    """A folder with `count` files; the same content is on the disk once."""
+    folder.mkdir()
+    for number in range(count):
+        path, first = folder / f"{number:06d}.jpeg", number % len(sources)
+        if number < len(sources):
+            path.write_bytes(sources[number])
+        else:
+            os.link(folder / f"{first:06d}.jpeg", path)
+    return folder
+
+
+def _has(model: Path, name: str) -> bool:
+    from oct_hf.errors import OCTError
+    from oct_hf.inference.backends import open_network
+    from oct_hf.inference.description import load_description
+
+    try:
+        open_network(load_description(model), name)
+    except OCTError as error:
+        print(f"  without {name}: {error}")
+        return False
+    return True
+
+
+def _run(code: str, *arguments):
+    run = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+    if run.returncode:
+        sys.exit(run.stderr)
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def _answers(path: Path) -> dict[str, dict[str, float]]:
+    from pyarrow import parquet
+
+    rows = parquet.read_table(path).to_pylist()
+    return {
+        row["file"]: {name.removeprefix("p_"): value for name, value in row.items() if name.startswith("p_")}
+        for row in rows
+    }
+
+
+def _apart(found: dict, expected: dict) -> float:
+    """The largest difference of a probability over the files that both answered."""
+    both = expected.keys() & found.keys()
+    return float(np.max([abs(found[file][label] - value) for file in both for label, value in expected[file].items()]))
+
+
+def _ratios(ratios) -> dict:
+    ratios = [round(ratio, 2) for ratio in ratios]
+    return {"median": median(ratios), "ratios": ratios}
