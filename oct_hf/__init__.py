@@ -27,6 +27,7 @@ _WHERE = {
     "OCTError": "oct_hf.errors",
     "draw_phantom": "oct_hf.data.phantom:draw",
     "evaluate_model": "oct_hf.runs.other_data",
+    "export_model": "oct_hf.runs.fast_export",
     "finetune": "oct_hf.runs.run",
     "prepare": "oct_hf.data.oct",
     "publish_data": "oct_hf.runs.data_set",

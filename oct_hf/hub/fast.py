@@ -13,8 +13,8 @@ from oct_hf.inference.export_gray import probe, torch_probabilities
 from oct_hf.inference.fast_files import FAST_FILES, INT8, fast_probabilities, files_of, runtime_is_here, runtime_of
 from oct_hf.inference.predictor import Predictor
 
-# Drawn pictures and noise are not what int8 was calibrated on; another network would be further off.
-UNLIKE = 0.5
+# Mean difference of an int8 file's probabilities on phantoms, which aren't what it was calibrated on.
+UNLIKE = 0.2
 
 
 def answers_of(name: str) -> str:
@@ -58,10 +58,9 @@ def check_fast(folder: Path, facts: dict[str, dict], predictor: Predictor) -> tu
         if not runtime_is_here(name):
             notes.append(f"{name} needs {runtime_of(name)}")
             continue
-        asked, answers = True, fast_probabilities(folder / name, grays)
-        off = float(np.abs(answers - expected).max())
+        asked, off = True, np.abs(fast_probabilities(folder / name, grays) - expected)
+        off, allowed = (off[:-1].mean(), UNLIKE) if name in INT8 else (off.max(), ONNX_TOLERANCE)  # the last is noise
         notes.append(f"{name} {off:.0e}")
-        allowed = UNLIKE if name in INT8 else ONNX_TOLERANCE
         if not off <= allowed:
             faults.append(f"{name}: its probabilities are {off:.1e} from oct-hf's, {allowed:.0e} is allowed")
     return f"apart from oct-hf: {', '.join(notes)}", faults, not asked and not faults

@@ -103,7 +103,7 @@ def torch_probabilities(model, preprocessing: Preprocessing, grays: np.ndarray) 
 
 
 def probe(preprocessing: Preprocessing) -> np.ndarray:
-    """uint8 `(n, height, width)`, what a file is compared on: a phantom of each label, and noise of all gray values."""
+    """uint8 `(n, height, width)`, what a file is compared on: a phantom of each label, and last noise of all grays."""
     drawn = [phantom.draw(label, seed=2**31, height=248, width=256).image for label in phantom.LABELS]
     noise = np.random.default_rng(0).integers(0, 256, (preprocessing.height, preprocessing.width), dtype=np.uint8)
     return np.stack([*map(preprocessing.resize, drawn), noise])

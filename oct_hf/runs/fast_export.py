@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,8 +33,8 @@ from oct_hf.inference.fast_files import (
     INT8_ONNX,
     INT8_OPENVINO,
     ONNX_FILE,
-    fast_probabilities,
     files_of,
+    load_fast,
 )
 from oct_hf.inference.predictor import Predictor
 from oct_hf.model.folder import model_folder
@@ -53,6 +54,7 @@ FILES = {
 }
 DESCRIPTION = ("config.json", "preprocessor_config.json")  # what a folder of fast files needs to be used
 PREDICTIONS = "predictions.parquet"
+BATCH = 16  # images a forward pass
 
 
 @dataclass(frozen=True)
@@ -161,19 +163,14 @@ def _export_int8(
         raise DataError(f"{model}: no {PREDICTIONS} in it, so what int8 costs can't be measured")
     own = Predictions.read(folder / PREDICTIONS)
     found = labelled(folder, _data_at(model, folder, data), None)
+    training, held_out = _training(found, model, CALIBRATION_IMAGES), _held_out(found, own, model)
     report_file = (Path(out) if out else model) / f"{Path(name).parent}_int8.json"
     with TemporaryDirectory() as scratch, _gray_onnx(folder, predictor) as source:
-        training = np.flatnonzero(found.sides == "train")
-        if not len(training):
-            raise DataError(f"{model}: the data hold no B-scan of its training side, and int8 is calibrated on these")
-        order = np.random.default_rng(0).permutation(len(training))[:CALIBRATION_IMAGES]
         path = Path(scratch) / name
-        quantise(source, path, _grays(found, np.sort(training[order]), predictor.preprocessing, "calibrating"))
-        held_out = _held_out(found, own, model)
-        answers = fast_probabilities(path, _grays(found, held_out, predictor.preprocessing, "measuring"))
-        int8 = own.with_probabilities(answers)
+        quantise(source, path, np.stack([*_grays(found, training, predictor.preprocessing, "calibrating")]))
+        int8 = own.with_probabilities(_answers(path, _grays(found, held_out, predictor.preprocessing, "measuring")))
         sizes = {"bytes": sum((Path(scratch) / part).stat().st_size for part in files_of(name))}
-        report = {"file": name, **sizes, **compare_int8(own, int8), "calibrated_on": len(order)}
+        report = {"file": name, **sizes, **compare_int8(own, int8), "calibrated_on": len(training)}
         if out or read_run(model):
             report_file.parent.mkdir(parents=True, exist_ok=True)
             write_json(report_file, report)
@@ -199,6 +196,14 @@ def _data_at(model: Path, folder: Path, data: str | Path | None) -> str | None:
     return path
 
 
+def _training(found: LabelledSet, model: Path, count: int) -> list[int]:
+    """Rows of the training side, at most so many, drawn at random."""
+    rows = np.flatnonzero(found.sides == "train")
+    if not len(rows):
+        raise DataError(f"{model}: the data hold no B-scan of its training side, and int8 is calibrated on these")
+    return np.sort(np.random.default_rng(0).permutation(rows)[:count]).tolist()
+
+
 def _held_out(found: LabelledSet, own: Predictions, model: Path) -> list[int]:
     """The rows of the B-scans that were predicted, in the order of the predictions."""
     row = {value: number for number, value in enumerate(found.hashes)}
@@ -208,8 +213,17 @@ def _held_out(found: LabelledSet, own: Predictions, model: Path) -> list[int]:
     return [row[value] for value in own.hashes]
 
 
-def _grays(found: LabelledSet, rows: Sequence[int], preprocessing: Preprocessing, doing: str) -> np.ndarray:
-    """uint8 `(n, height, width)` of the model's size; coloured pictures as gray."""
+def _grays(found: LabelledSet, rows: Sequence[int], preprocessing: Preprocessing, doing: str) -> Iterator[np.ndarray]:
+    """uint8 `(height, width)` of the model's size, one by one; coloured pictures as gray."""
     encoded = Encoded(found.dataset)
     work = in_order(lambda row: preprocessing.resize(to_gray(read_image(encoded[row]))), rows)
-    return np.stack([gray for _, gray in tqdm(work, doing, len(rows), unit="image", disable=None, leave=False)])
+    for _, gray in tqdm(work, doing, len(rows), unit="image", disable=None, leave=False):
+        yield gray
+
+
+def _answers(path: Path, grays: Iterator[np.ndarray]) -> np.ndarray:
+    """float32 `(n, labels)` of a fast file; only a batch of pictures is in memory."""
+    run, found = load_fast(path), []
+    while batch := list(islice(grays, BATCH)):
+        found.append(run(np.stack(batch)))
+    return np.concatenate(found)

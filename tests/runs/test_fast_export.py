@@ -14,8 +14,10 @@ from oct_hf.errors import DataError, OCTError
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.evaluation.quantised import compare_int8
 from oct_hf.hub.download import download
+from oct_hf.hub.fast import check_fast
 from oct_hf.hub.verify import verify
 from oct_hf.inference.fast_files import FAST_FILES, fast_probabilities
+from oct_hf.inference.predictor import Predictor
 from oct_hf.runs.fast_export import export_model
 
 needs_openvino = pytest.mark.skipif(
@@ -88,6 +90,10 @@ def test_int8_is_measured_on_the_held_out_bscans_and_recorded(own, to, file):
     assert (own / f"{file.split('/')[0]}_int8.json").is_file()
     assert f"| `{file}` |" in (folder / "README.md").read_text()
     assert [fault for fault in faults_of(own) if "fast" in fault or "int8" in fault] == []
+    another = Predictor(folder, device="cpu")
+    another.model.timm_model.get_classifier().bias.data[0] += 50
+    facts = {file: json.loads((folder / "run.json").read_text())["fast"][file]}
+    assert any(fault.startswith(f"{file}: its probabilities are") for fault in check_fast(folder, facts, another)[1])
 
 
 @needs_openvino
