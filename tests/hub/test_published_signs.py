@@ -162,7 +162,7 @@ def test_weights_or_temperatures_that_were_changed_are_caught_even_with_their_ch
     model.timm_model.get_classifier().weight.data.mul_(30)
     model.save_pretrained(repository)
     forge(repository)
-    assert faults(repository, predict_again(None)).keys() == {"reference answers", "loaders", "images"}
+    assert faults(repository, predict_again(None)).keys() == {"reference answers", "loaders", "fast files", "images"}
 
 
 def test_a_config_that_makes_a_softmax_of_signs_is_caught(repository):

@@ -141,7 +141,7 @@ def test_one_changed_weight_is_caught_and_a_changed_network_even_with_its_checks
     model.save_pretrained(repository)
     forge(repository)
     found = faults(repository, predict_again(None))
-    assert found.keys() == {"reference answers", "loaders", "images"}  # the ONNX file still has the old weights
+    assert found.keys() == {"reference answers", "loaders", "fast files", "images"}  # ONNX still has the old weights
     assert any("examples/DME.png: the weights answer" in fault for fault in found["reference answers"])
 
 
