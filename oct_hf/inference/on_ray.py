@@ -8,6 +8,7 @@ is narrowed down in ever smaller parts, and its row says so.
 
 import hashlib
 import json
+import os
 import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -92,6 +93,7 @@ def predict_on_ray(
     before, lost = len(listing.names) - len(left), 0
     shared = Shared(options, rule, len(left), Path.cwd(), parts.address, parts.names, parts.facts)
     if left:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray warns of how its own Data makes processes
         with ray_cluster() as ray:
             bar = tqdm(total=len(listing.names), initial=before, desc="predicting", unit="file", disable=None)
             with bar:

@@ -23,12 +23,12 @@ from oct_hf.inference.places import list_places
 from oct_hf.inference.ray_actor import Options
 
 ray = pytest.importorskip("ray")
-TORCH = Options(batch_size=4, backend="torch")
+ONNX = Options(batch_size=4, backend="onnx")  # which a process has loaded in a tenth of torch's time
 
 
 @pytest.fixture(scope="module")
-def model(finished_run) -> Path:
-    return finished_run / "model"
+def model(fast_model) -> Path:
+    return fast_model
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def table(folder: Path) -> dict[str, dict]:
 
 def assert_as_one_process(model: Path, scans: Path, found: dict[str, dict]) -> None:
     files = sorted(scans.rglob("*.png"))
-    for file, answer in zip(files, Predictor(model, backend="torch", batch_size=4).predict(files), strict=True):
+    for file, answer in zip(files, Predictor(model, backend="onnx", batch_size=4).predict(files), strict=True):
         row = found["/".join(file.parts[-2:])]
         if answer.error:
             assert row["error"] and row["p_DME"] is None and "not an image" in row["error"]
@@ -124,7 +124,7 @@ def test_a_process_killed_in_the_middle_costs_no_picture_and_doubles_none(cluste
             process.send_signal(signal.SIGKILL)
 
     with over_http(scans, "b/13.png", kill_once) as (address, asked):
-        done = predict_on_ray([address], model, str(tmp_path / "out"), TORCH, workers=2)
+        done = predict_on_ray([address], model, str(tmp_path / "out"), ONNX, workers=2)
     assert killed and killed[0].startswith("ray::") and done.lost == 1
     assert asked.count("/b/13.png") == 2
     assert (done.images, done.before, done.failed) == (24, 0, 1)
@@ -144,14 +144,14 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_left(cluster, model, scans,
 
     with over_http(scans, "b/23.png", stop_once) as (address, _):
         with pytest.raises(KeyboardInterrupt):
-            predict_on_ray([address], model, str(out), TORCH, workers=2)
+            predict_on_ray([address], model, str(out), ONNX, workers=2)
         assert not (out / SUMMARY).exists()
         kept = {path: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
-        done = predict_on_ray([address], model, str(out), TORCH, workers=2)
+        done = predict_on_ray([address], model, str(out), ONNX, workers=2)
         assert 0 < done.before < 24 and done.images == 24
         assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
         assert_as_one_process(model, scans, table(out))
-        again = predict_on_ray([address], model, str(out), TORCH, workers=2)
+        again = predict_on_ray([address], model, str(out), ONNX, workers=2)
         assert (again.images, again.before) == (24, 24)
 
 
@@ -160,7 +160,7 @@ def test_a_picture_that_ends_its_process_each_time_costs_that_picture(cluster, m
         file.unlink()
 
     with over_http(scans, "a/06.png", lambda process: process.kill()) as (address, asked):
-        done = predict_on_ray([address], model, str(tmp_path / "out"), TORCH, workers=2)
+        done = predict_on_ray([address], model, str(tmp_path / "out"), ONNX, workers=2)
     rows = {row["file"].rpartition("/")[2]: row for row in pq.read_table(tmp_path / "out").to_pylist()}
     assert len(rows) == 7 == done.images and asked.count("/a/06.png") == 3
     assert [name for name, row in rows.items() if row["error"]] == ["06.png"]
@@ -169,7 +169,7 @@ def test_a_picture_that_ends_its_process_each_time_costs_that_picture(cluster, m
 
 def test_a_table_of_local_files_is_that_of_one_process(cluster, model, scans, tmp_path, run, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    command = ("predict", "scans", "--model", model, "--backend", "torch", "--out")
+    command = ("predict", "scans", "--model", model, "--backend", "onnx", "--out")
     assert run(*command, "one.csv")[0] == 0
     code, _, said = run(*command, "many.csv", "--engine", "ray", "--workers", "2")
     assert code == 0 and "23 of 24 files classified: many.csv" in said and "1 file(s) couldn't be read" in said
@@ -188,7 +188,7 @@ def test_rows_of_parquet_files_are_pictures(cluster, model, scans, tmp_path):
     (tmp_path / "set/data").mkdir(parents=True)
     pq.write_table(content.slice(0, 10), tmp_path / "set/data/0.parquet", row_group_size=4)
     pq.write_table(content.slice(10), tmp_path / "set/data/1.parquet", row_group_size=4)
-    predict_on_ray([f"file://{tmp_path}/set"], model, str(tmp_path / "out"), TORCH, workers=2)
+    predict_on_ray([f"file://{tmp_path}/set"], model, str(tmp_path / "out"), ONNX, workers=2)
     rows = {row["file"]: row for row in pq.read_table(tmp_path / "out").to_pylist()}
     assert len(rows) == 24
     found = {}
@@ -203,5 +203,5 @@ def test_a_machine_that_does_not_see_the_pictures_is_named(cluster, model, scans
         listing = list_places([address])
     monkeypatch.setattr("oct_hf.inference.on_ray.list_places", lambda places: listing)  # the server is gone by now
     with pytest.raises(OCTError, match=r"a machine of the Ray cluster: .*can't be read there") as caught:
-        predict_on_ray([address], model, str(tmp_path / "out"), TORCH, workers=2)
+        predict_on_ray([address], model, str(tmp_path / "out"), ONNX, workers=2)
     assert "\n" not in str(caught.value)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -141,3 +142,18 @@ def test_without_ray_the_line_says_which_extra(scans, tmp_path):
     done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
     assert done.returncode == 2 and "pip install 'oct-hf[ray]'" in done.stderr and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "json"])
+def test_parts_become_one_table_and_go(tmp_path, kind):
+    out = tmp_path / f"answers.{kind}"
+    parts = Parts(str(out), FACTS, NAMES)
+    for names in (("a.png", "bad.png"), ("c.png",)):
+        write_part(parts.address, parts.number(), rows(*names), NAMES, parts.facts)
+    parts.finish({})
+    table = {"csv": pd.read_csv, "parquet": pd.read_parquet, "json": pd.read_json}[kind](out)
+    assert table["file"].tolist() == ["a.png", "bad.png", "c.png"] and list(table.columns) == NAMES
+    assert table["p_DME"].tolist() == [0.25] * 3 and table["error"].count() == 1
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+    with pytest.raises(OCTError, match="is there already"):
+        Parts(str(out), FACTS, NAMES)
