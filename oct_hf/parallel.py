@@ -114,6 +114,20 @@ def in_processes(function: Callable, items: Iterable, workers: int) -> Iterator:
         ) from None
 
 
+def import_ray():
+    """Ray's module, which then tells nobody of its use.
+
+    Raises:
+        OCTError: it isn't installed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise OCTError("Ray isn't installed: pip install 'oct-hf[ray]'") from None
+    return ray
+
+
 @contextmanager
 def ray_cluster(cpus: int | None = None) -> Iterator:
     """Inside the block Ray's module, connected to the cluster that RAY_ADDRESS names.
@@ -125,11 +139,7 @@ def ray_cluster(cpus: int | None = None) -> Iterator:
     Raises:
         OCTError: Ray isn't installed, or the cluster isn't there.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError:
-        raise OCTError("Ray isn't installed: pip install 'oct-hf[ray]'") from None
+    ray = import_ray()
     started = not ray.is_initialized()
     if started:
         address = os.environ.get("RAY_ADDRESS")
@@ -145,6 +155,27 @@ def ray_cluster(cpus: int | None = None) -> Iterator:
     finally:
         if started:
             ray.shutdown()
+
+
+def shares(ray, workers: int | None = None) -> tuple[int, int, int]:
+    """How the machines of a cluster are shared: workers at a time, and the CPUs and GPUs of each.
+
+    Args:
+        ray: the module, connected (`ray_cluster`).
+        workers: at a time; where not given, as many as there are GPUs, or else machines.
+
+    Raises:
+        OCTError: no machine has a CPU.
+    """
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = int(sum(machine.get("GPU", 0) for machine in machines))
+    cpus = [int(machine.get("CPU", 0)) for machine in machines if machine.get("GPU") or not gpus]
+    cpus = [count for count in cpus if count]
+    if not cpus:
+        raise OCTError("the Ray cluster has no machine with a CPU to spare")
+    slots = min(workers or gpus or len(cpus), gpus or sum(cpus), sum(cpus))
+    share = max(share for share in range(1, max(cpus) + 1) if sum(count // share for count in cpus) >= slots)
+    return slots, share, int(gpus > 0)
 
 
 def _knock(address: str | None) -> None:

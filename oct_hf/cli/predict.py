@@ -11,11 +11,11 @@ from oct_hf.cli.printing import print_table, say, score
 
 def predict(
     images: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(help="Image files, device files, zips, tars, Parquet files with images, and folders."),
     ],
     model: Annotated[str, typer.Option("--model", "-m", help="A run, a model folder or a Hub id.")],
-    out: Annotated[Path | None, typer.Option(help="Write a .csv, .parquet or .json file instead of a table.")] = None,
+    out: Annotated[str | None, typer.Option(help="Write a .csv, .parquet or .json file instead of a table.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where --out is there already.")] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images a call of the network.")] = None,
     backend: Annotated[
@@ -31,6 +31,12 @@ def predict(
     ] = False,
     rule: Annotated[
         str | None, typer.Option(help="How the B-scans of an eye make one answer: mean, maximum or noisy-or.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="process: this one. ray: a Ray cluster (RAY_ADDRESS), from and to s3:// too.")
+    ] = "process",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="With --engine ray: processes at a time; a GPU or a machine each.")
     ] = None,
 ) -> None:
     """Classify B-scans: one row a file, with a probability for each label.
@@ -48,10 +54,18 @@ def predict(
     The backend is the fastest here of those whose probabilities are those of float32, measured once
     and remembered. int8 and bfloat16 answer a little otherwise and are taken only when named.
 
+    With --engine ray, --out is a folder for Parquet parts, or a table; every machine must see it and
+    the images under one path. Addresses that fsspec reads are taken too, also of Parquet files.
+
     Example: oct-hf predict scans/ --model runs/demo --out answers.csv
     """
+    _check_engine(engine, workers, out, en_face)
+    if engine == "ray":
+        _predict_on_ray(images, model, out, batch_size, backend, always, rule, workers, overwrite)
+        return
     from oct_hf.inference import table
 
+    out = None if out is None else Path(out)
     if out is not None:
         table.check_format(out)
     from contextlib import nullcontext
@@ -130,6 +144,36 @@ def predict(
     if failed:
         say(f"{failed} file(s) couldn't be read; see the column error")
     if failed == found.count:
+        raise typer.Exit(2)
+
+
+def _check_engine(engine: str, workers: int | None, out: str | None, en_face: Path | None) -> None:
+    from oct_hf.errors import OCTError, did_you_mean
+
+    engines = ("process", "ray")
+    if engine not in engines:
+        raise OCTError(f"--engine: found {engine}{did_you_mean(engine, engines)}, expected {' or '.join(engines)}")
+    if engine == "process" and workers:
+        raise OCTError("--workers says how many processes of a cluster work at a time: --engine ray")
+    if engine == "ray" and (out is None or en_face is not None):
+        raise OCTError("--engine ray writes answers to --out FOLDER or a table; --en-face is drawn without it")
+
+
+def _predict_on_ray(images, model, out, batch_size, backend, always, rule, workers, overwrite) -> None:
+    from oct_hf.inference.on_ray import Options, predict_on_ray
+    from oct_hf.model.folder import model_folder
+
+    quiet_libraries()
+    options = Options(batch_size, backend, always, rule)
+    done = predict_on_ray(images, model_folder(model), out, options, workers, overwrite)
+    if done.before:
+        say(f"{done.before} of {done.images} files were classified already")
+    if done.lost:
+        say(f"{done.lost} time(s) a process was lost and its files given to another")
+    say(f"{done.images - done.failed} of {done.images} files classified: {out}")
+    if done.failed:
+        say(f"{done.failed} file(s) couldn't be read; see the column error")
+    if done.failed == done.images:
         raise typer.Exit(2)
 
 

@@ -19,11 +19,15 @@ def serve(
     runtime: Annotated[
         str, typer.Option(help="onnx: ONNX Runtime, with the repository's own file; torch; auto: onnx if it can.")
     ] = "auto",
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more get 429.")] = 128,
+    queue_mb: Annotated[int, typer.Option(min=1, help="MiB of bodies that may wait; more get 429.")] = 128,
 ) -> None:
     """Answer the Hub's inference API over HTTP: POST an image, get labels and scores; /docs, /health, /metrics.
 
     One B-scan a request, raw or as base64 in JSON: 10 MiB, 16 megapixels.
-    Addresses aren't fetched. 128 requests wait at most; more get 503.
+    Addresses aren't fetched. 128 requests with bodies of 128 MiB wait at
+    most (--queue, --queue-mb); more get 429, with the seconds until those
+    will be answered in Retry-After.
     No authentication, no TLS. SIGTERM (exit code 143) or Ctrl-C (130)
     ends it after it has answered what it accepted.
 
@@ -43,7 +47,7 @@ def serve(
     batches, threads = share_cores()
     predictor = serving_predictor(model_folder(model), runtime, batch_size, threads)
     name = Path(model).resolve().name if Path(model).exists() else model  # not where it lies on this machine
-    served = create_app(predictor, name, model_threads=batches)
+    served = create_app(predictor, name, model_threads=batches, queue=queue, queue_bytes=queue_mb * 2**20)
     place = f"http://{host}:{taken.getsockname()[1]}"
     ready = f"{model} answers at {place} ({place}/docs says how; /health, /metrics); Ctrl-C ends it"
     raise typer.Exit(128 + serving.run_until_stopped(served, taken, lambda: say(ready)))

@@ -71,16 +71,16 @@ def survey(paths: Iterable[str | Path]) -> Survey:
     for path in map(Path, paths):
         if path.is_dir():
             before = count
-            for file in _below(path):
+            for file in below(path):
                 count, devices = count + 1, devices or is_volume(file)
             if count == before:
-                raise BadImageError(str(path), f"no image in this folder ({', '.join(_KINDS)})")
+                raise BadImageError(str(path), f"no image in this folder ({', '.join(KINDS)})")
         elif not path.exists():
             raise BadImageError(str(path), "no such file or folder")
         elif _is_archive(path):
             count += len(_opened(path).files)
         elif path.suffix.lower() == TABLE:
-            count += _table(path)[0].metadata.num_rows
+            count += open_table(path)[0].metadata.num_rows
         else:
             count, devices = count + 1, devices or is_volume(path)
     return Survey(count, devices)
@@ -93,15 +93,15 @@ def stream(paths: Iterable[str | Path]) -> Iterator[Picture | DeviceFile]:
     """
     for path in map(Path, paths):
         if path.is_dir():
-            yield from map(_of_file, _below(path))
+            yield from map(of_file, below(path))
         elif _is_archive(path):
             source = _opened(path)
             for inside in source.files:
-                yield Picture(_text(f"{path.as_posix()}/{inside}"), partial(source.read, inside))
+                yield Picture(text_of(f"{path.as_posix()}/{inside}"), partial(source.read, inside))
         elif path.suffix.lower() == TABLE:
             yield from _rows(path)
         else:
-            yield _of_file(path)
+            yield of_file(path)
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
@@ -113,14 +113,14 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     found = []
     for path in map(Path, paths):
         survey([path])
-        found += _below(path) if path.is_dir() else [path]
+        found += below(path) if path.is_dir() else [path]
     return found
 
 
-_KINDS = (*EXTENSIONS, *VOLUME_EXTENSIONS)
+KINDS = (*EXTENSIONS, *VOLUME_EXTENSIONS)
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def below(folder: Path) -> Iterator[Path]:
     """Images and device files in a folder and its folders, links to folders not followed."""
     try:
         with os.scandir(folder) as entries:
@@ -129,13 +129,14 @@ def _below(folder: Path) -> Iterator[Path]:
         raise BadImageError(str(folder), f"can't be listed ({error.strerror or error})") from None
     for name, is_folder in names:
         if is_folder:
-            yield from _below(folder / name)
-        elif name.lower().endswith(_KINDS) and (folder / name).is_file():
+            yield from below(folder / name)
+        elif name.lower().endswith(KINDS) and (folder / name).is_file():
             yield folder / name
 
 
-def _of_file(path: Path) -> Picture | DeviceFile:
-    name = _text(str(path))
+def of_file(path: Path, name: str | None = None) -> Picture | DeviceFile:
+    """A file of this machine as `stream` gives it; `name` is the path where not given."""
+    name = text_of(str(path)) if name is None else name
     return DeviceFile(name, path) if is_volume(path) else Picture(name, partial(read_image, path))
 
 
@@ -152,13 +153,21 @@ def _opened(path: Path):
     return source
 
 
-def _table(path: Path):
-    """An open Parquet file and the name of its column of pictures: `image`, or the only one of their type."""
+def open_table(path: Path | str, file=None):
+    """An open Parquet file and the name of its column of pictures: `image`, or the only one of their type.
+
+    Args:
+        path: of the file.
+        file: the same opened for reading, where it is on no disk of this machine.
+
+    Raises:
+        DataError: it can't be read, or has no such column.
+    """
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
-        table = parquet.ParquetFile(path)
+        table = parquet.ParquetFile(path if file is None else file)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a Parquet file that can be read ({str(error).splitlines()[0]})") from None
     fits = [field.name for field in table.schema_arrow if _holds_pictures(field.type)]
@@ -179,20 +188,20 @@ def _holds_pictures(kind) -> bool:
 
 
 def _rows(path: Path) -> Iterator[Picture]:
-    table, column = _table(path)
+    table, column = open_table(path)
     number = 0
     for batch in table.iter_batches(batch_size=64, columns=[column]):
         for value in batch.column(0):
-            found = value.as_py()
-            data = found.get("bytes") if isinstance(found, dict) else found
-            yield Picture(_text(f"{path}#{number}"), partial(_content, data or b""))
+            yield encoded(text_of(f"{path}#{number}"), value.as_py())
             number += 1
 
 
-def _content(data: bytes) -> bytes:
-    return data
+def encoded(name: str, value: dict | bytes | None) -> Picture:
+    """A picture of which the encoded file is here: itself, or as a table keeps it, `{"bytes", "path"}`."""
+    data = value.get("bytes") if isinstance(value, dict) else value
+    return Picture(name, partial(bytes, data or b""))
 
 
-def _text(name: str) -> str:
+def text_of(name: str) -> str:
     """A name that any table can hold: bytes of it that are no UTF-8 become `\\udc80`, and the like."""
     return name.encode("utf-8", "backslashreplace").decode()

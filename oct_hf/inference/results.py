@@ -105,7 +105,7 @@ class Journal:
                 if entry is None:
                     break
                 if first:
-                    self._refuse_other(entry, facts)
+                    refuse_other(self.path, entry, facts)
                 else:
                     self._done[_hash(entry[0])] += 1
                     self.before += 1
@@ -116,22 +116,32 @@ class Journal:
         else:
             os.truncate(self.path, whole)
 
-    def _refuse_other(self, known: Any, facts: dict[str, Any]) -> None:
-        if not isinstance(known, dict):
-            raise OCTError(f"{self.path}: no journal of oct-hf predict; remove it, or choose another --out")
-        for key, word in _WORDS.items():
-            if known.get(key) != facts.get(key):
-                found, wanted = (_short(which.get(key)) for which in (known, facts))
-                raise OCTError(
-                    f"{self.path}: was begun with {word} ({found}, now {wanted}); --overwrite starts anew,"
-                    " another --out keeps it"
-                )
-
     def _entries(self) -> Iterator[list]:
         with open(self.path, "rb") as file:
             next(file)
             for line in file:
                 yield json.loads(line)
+
+
+def refuse_other(place: Path | str, known: Any, facts: dict[str, Any]) -> None:
+    """
+    Args:
+        place: where answers lie.
+        known: what is written there of how they were made.
+        facts: how others are to be made now, as JSON gives it back; see `Journal`.
+
+    Raises:
+        OCTError: these don't go together.
+    """
+    if not isinstance(known, dict):
+        raise OCTError(f"{place}: not of oct-hf predict; remove it, or choose another --out")
+    for key, word in _WORDS.items():
+        if known.get(key) != facts.get(key):
+            found, wanted = (_short(which.get(key)) for which in (known, facts))
+            raise OCTError(
+                f"{place}: was begun with {word} ({found}, now {wanted}); --overwrite starts anew,"
+                " another --out keeps it"
+            )
 
 
 def _entry(line: bytes):

@@ -1,17 +1,19 @@
 """The Hub's inference API over one model: `POST /` with an image, labels and scores back; /health, /metrics, /docs.
 
 Concurrent requests go through the model in batches (`batching`); what a body may hold is in `contract`. Limits: a body
-of 10 MiB (413), 128 requests accepted and not yet answered (503 with Retry-After), 30 s for a body to arrive (408), and
-pictures of 16 megapixels and of one frame, at least 16 pixels a side (400). One B-scan a request.
-There is no authentication and no TLS, so it listens on 127.0.0.1 unless told otherwise.
+of 10 MiB (413), 128 requests accepted and not yet answered, with bodies of 128 MiB in all (429 with Retry-After), 30 s
+for a body to arrive (408), and pictures of 16 megapixels and of one frame, at least 16 pixels a side (400). One B-scan
+a request. There is no authentication and no TLS, so it listens on 127.0.0.1 unless told otherwise.
 """
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -25,9 +27,12 @@ from oct_hf import __version__
 from oct_hf.errors import BadImageError
 from oct_hf.inference import contract
 from oct_hf.inference.batching import Batcher
+from oct_hf.inference.room import Full, Place, Room
 
 BODY_BYTES = 10 * 2**20
 QUEUE = 128  # requests
+QUEUE_BYTES = 128 * 2**20
+LONGEST_WAIT = 60  # seconds that Retry-After says at most
 BODY_SECONDS = 30
 PIXELS = 16_000_000  # a B-scan has under 3 million; reading one of 16 takes 240 MB, on as many threads as cores
 CLIENT_GONE = 499  # nobody reads this answer; it is the usual number for it in a log
@@ -73,6 +78,7 @@ class Metrics:
             "oct_hf_batch_size", "Images in a forward pass.", buckets=(1, 2, 4, 8, 16, 32, 64), **own
         )
         self.queue = Gauge("oct_hf_queue_length", "Requests accepted and not yet answered.", **own)
+        self.queue_bytes = Gauge("oct_hf_queue_bytes", "Bytes of their bodies.", **own)
 
 
 def create_app(
@@ -81,6 +87,7 @@ def create_app(
     *,
     model_threads: int = 1,
     queue: int = QUEUE,
+    queue_bytes: int = QUEUE_BYTES,
     body_bytes: int = BODY_BYTES,
 ) -> FastAPI:
     """The server as an ASGI application.
@@ -90,10 +97,12 @@ def create_app(
         name: what /health calls the model.
         model_threads: batches that run at the same time.
         queue: requests accepted and not yet answered, whose bodies or pixels are in memory.
+        queue_bytes: of their bodies; at least one of the largest always finds room.
         body_bytes: largest body.
     """
-    metrics, accepted = Metrics(), 0
-    metrics.queue.set_function(lambda: accepted)
+    metrics, room = Metrics(), Room(queue, max(queue_bytes, body_bytes))
+    metrics.queue.set_function(lambda: room.taken)
+    metrics.queue_bytes.set_function(lambda: room.bytes)
 
     def answer(items: list) -> list:
         rows = classifier.logits([pixels for pixels, _ in items])
@@ -110,7 +119,13 @@ def create_app(
             yield
 
     app = FastAPI(
-        title="oct-hf", version=__version__, summary=f"Classifies retinal OCT B-scans with {name}.", lifespan=life
+        title="oct-hf",
+        version=__version__,
+        summary=f"Classifies retinal OCT B-scans with {name}.",
+        description=f"One B-scan a request: {body_bytes / 2**20:g} MiB, {PIXELS // 10**6} megapixels. At most {queue} "
+        f"requests with {room.most_bytes / 2**20:g} MiB of bodies wait; more get 429, with the seconds to wait in "
+        "Retry-After.",
+        lifespan=life,
     )
 
     @app.exception_handler(HTTPException)
@@ -122,7 +137,7 @@ def create_app(
         408: f"The body took longer than {BODY_SECONDS} s.",
         413: f"The body has more than {body_bytes} bytes.",
         500: "The model failed.",
-        503: "Too many requests wait; Retry-After says when to come again.",
+        429: "Too many requests wait; Retry-After says in how many seconds those will be answered.",
     }
 
     @app.post(
@@ -132,17 +147,15 @@ def create_app(
         openapi_extra={"requestBody": contract.REQUEST_BODY},
     )
     async def classify(request: Request) -> Response:
-        nonlocal accepted
         began = time.perf_counter()
         try:
-            if accepted >= queue:
-                raise Refused(503, f"{queue} requests wait already; come again", {"Retry-After": "1"})
-            accepted += 1
-            try:
-                body = await _body(request, body_bytes)
+            with room.place() as place:
+                body = await _body(request, body_bytes, place)
                 response = JSONResponse(await _unless_gone(request, batcher.submit(lambda: read(body))))
-            finally:
-                accepted -= 1
+        except Full as full:
+            wait = min(max(math.ceil(batcher.seconds(room.taken)), 1), LONGEST_WAIT)
+            text = f"{full}; come again in {wait} s"
+            response = JSONResponse({"error": text}, 429, {"Retry-After": str(wait)})
         except Refused as refused:
             response = JSONResponse({"error": str(refused)}, refused.status, refused.headers)
         metrics.requests.labels(response.status_code).inc()
@@ -151,7 +164,7 @@ def create_app(
 
     def read(body: bytes) -> tuple:
         query = contract.read_query(body)
-        return classifier.read(query.image, PIXELS), query
+        return classifier.read(query.image, PIXELS), replace(query, image=b"")
 
     @app.get("/health", summary="The model and its labels, once it answers")
     async def health() -> dict:
@@ -164,19 +177,22 @@ def create_app(
     return app
 
 
-async def _body(request: Request, limit: int) -> bytes:
-    """The whole body, or the reason why not; a client that says it is too long is believed before it is read."""
+async def _body(request: Request, limit: int, place: Place) -> bytes:
+    """The whole body, or the reason why not; what a client says of its length is believed before it is read."""
     too_long = Refused(413, f"the body has more than {limit} bytes")
     declared = request.headers.get("content-length", "0")
-    if declared.isdigit() and int(declared) > limit:
+    declared = int(declared) if declared.isdigit() else 0
+    if declared > limit:
         raise too_long
+    place.hold(declared)
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):
             async for chunk in request.stream():
-                body += chunk
-                if len(body) > limit:
+                if len(body) + len(chunk) > limit:
                     raise too_long
+                place.hold(len(body) + len(chunk))
+                body += chunk
     except TimeoutError:
         raise Refused(408, f"the body took longer than {BODY_SECONDS} s", {"Connection": "close"}) from None
     except ClientDisconnect:

@@ -52,6 +52,17 @@ def row(answer, labels: tuple[str, ...]) -> dict:
     return {"file": answer.file, "predicted": answer.predicted, "answer": said, **values, "error": answer.error}
 
 
+def arrow_schema(names: list[str]):
+    """The columns' types in Parquet: float32 for probabilities, int32 for numbers, text for the rest."""
+    import pyarrow as pa
+
+    kinds = [
+        pa.float32() if name.startswith("p_") else pa.int32() if name in ("volume", "bscan") else pa.string()
+        for name in names
+    ]
+    return pa.schema(zip(names, kinds, strict=True))
+
+
 def check_format(path: Path) -> None:
     """Raises OCTError, before any work is done, where the file's ending names no format or its folder isn't there."""
     if path.suffix not in FORMATS:
@@ -93,11 +104,7 @@ def _write_parquet(rows: Iterator[dict], names: list[str], path: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    kinds = [
-        pa.float32() if name.startswith("p_") else pa.int32() if name in ("volume", "bscan") else pa.string()
-        for name in names
-    ]
-    schema = pa.schema(zip(names, kinds, strict=True))
+    schema = arrow_schema(names)
     with parquet.ParquetWriter(path, schema) as writer:
         while block := list(islice(rows, BLOCK)):
             writer.write_table(pa.Table.from_pylist(block, schema=schema))

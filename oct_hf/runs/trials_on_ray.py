@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from oct_hf.errors import OCTError, RunError
+from oct_hf.parallel import shares
 from oct_hf.runs.folder import plain_errors
 from oct_hf.runs.labelled import load_data
 from oct_hf.runs.run import quiet_libraries
@@ -62,7 +63,7 @@ class OnRay:
     def __init__(self, ray, trials: Trials, rows: np.ndarray, cache_dir: str | None = None, workers: int | None = None):
         self._ray, self._out, self._workers = ray, trials.out.resolve(), workers
         self._task, self._at_work, self._stop = ray.remote(_work), {}, StopOnSignal()
-        self.slots = self._shares()[0]
+        self.slots = shares(ray, workers)[0]
         content, here = _content(trials.dataset), Path.cwd()
         shared = _Shared(trials.recipe, self._out, here, cache_dir, rows, content, trials.parts, trials.most_epochs)
         self._shared = ray.put(shared)
@@ -83,7 +84,7 @@ class OnRay:
 
     def start(self, proposal: Proposal, tries: int = 1) -> None:
         """Has a trial worked on as soon as a machine is free."""
-        _, cpus, gpus = self._shares()  # machines may have come or gone
+        _, cpus, gpus = shares(self._ray, self._workers)  # machines may have come or gone
         task = self._task.options(num_cpus=cpus, num_gpus=gpus, max_retries=0)
         self._at_work[task.remote(self._shared, proposal, cpus)] = proposal, tries
 
@@ -120,18 +121,6 @@ class OnRay:
             if tries == _TRIES:
                 return proposal.number, Outcome("failed", error=f"its process was lost {tries} times ({why})")
             self.start(proposal, tries + 1)
-
-    def _shares(self) -> tuple[int, int, int]:
-        """Trials at a time, and the CPUs and GPUs of each."""
-        machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        gpus = int(sum(machine.get("GPU", 0) for machine in machines))
-        cpus = [int(machine.get("CPU", 0)) for machine in machines if machine.get("GPU") or not gpus]
-        cpus = [count for count in cpus if count]
-        if not cpus:
-            raise RunError("the Ray cluster has no machine with a CPU to spare")
-        slots = min(self._workers or gpus or len(cpus), gpus or sum(cpus), sum(cpus))
-        share = max(share for share in range(1, max(cpus) + 1) if sum(count // share for count in cpus) >= slots)
-        return slots, share, int(gpus > 0)
 
 
 def _work(shared: _Shared, proposal: Proposal, threads: int) -> Outcome | None:

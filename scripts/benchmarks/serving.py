@@ -105,7 +105,13 @@ def benchmark_serving(folder: Path | None, model: Path, scratch: Path, clients: 
     for ours in ("onnx", "torch"):
         for theirs in kinds:
             if theirs.startswith("pipeline"):
-                pairs = zip(measured[ours], measured[theirs], strict=True)
+                pairs = list(zip(measured[ours], measured[theirs], strict=True))
                 ratios = [round(one["per_s"] / other["per_s"], 2) for one, other in pairs]
-                result[f"{ours} / {theirs}"] = {"median": median(ratios), "ratios": ratios}
+                late = [round(one["p95"] / other["p95"], 2) for one, other in pairs]
+                result[f"{ours} / {theirs}"] = {
+                    "median": median(ratios),
+                    "ratios": ratios,
+                    "p95_median": median(late),
+                    "p95_ratios": late,
+                }
     return result

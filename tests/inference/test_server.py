@@ -161,7 +161,7 @@ def test_health_metrics_and_the_page_that_says_how(port, predictor, image):
     assert "swagger" in ask(port, method="GET", path="/docs")[2]
     described = ask(port, method="GET", path="/openapi.json")[2]["paths"]["/"]["post"]
     assert set(described["requestBody"]["content"]) == {"image/*", "application/octet-stream", "application/json"}
-    assert set(described["responses"]) == {"200", "400", "408", "413", "500", "503"}
+    assert set(described["responses"]) == {"200", "400", "408", "413", "429", "500"}
     assert ask(port, method="GET", path="/gone")[::2] == (404, {"error": "Not Found"})
     assert ask(port, method="GET")[::2] == (405, {"error": "Method Not Allowed"})
 
