@@ -9,7 +9,6 @@ is narrowed down in ever smaller parts, and its row says so.
 import hashlib
 import json
 import os
-import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +132,7 @@ class _Cluster:
         ray, gone = self._ray, {}
         for start in range(0, len(names), size):
             gone[parts.number()] = names[start : start + size]
-        blocks = [pa.table({"number": [number], "names": [pickle.dumps(part)]}) for number, part in gone.items()]
+        blocks = [pa.table({"number": [number], "names": [json.dumps(part)]}) for number, part in gone.items()]
         try:
             for row in self._stream(blocks):
                 if row["fault"]:

@@ -3,8 +3,8 @@
 Apart from what hands out the work, since this is what the machines import.
 """
 
+import json
 import os
-import pickle
 import platform
 import tempfile
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ TRIES = 3  # of a part whose process is lost: by then it is likelier a picture's
 class Options:
     """How pictures are answered; as the options of `oct-hf predict`."""
 
-    batch_size: int = 16
+    batch_size: int | None = None
     backend: str = "auto"
     always: bool = False
     rule: str | None = None
@@ -76,7 +76,7 @@ class Worker:
             tries = self._ray.get(self._ledger.begin.remote(number))
             if tries <= TRIES:
                 try:
-                    self._answer(number, pickle.loads(batch["names"][0].as_py()))
+                    self._answer(number, json.loads(batch["names"][0].as_py()))
                     written = True
                 except OCTError as error:
                     self._fault = self._named(error)
