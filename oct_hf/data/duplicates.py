@@ -6,7 +6,11 @@ over its partner and correlated. Two bands are looked at, because different heal
 and only copies agree in the fine one, where the speckle is.
 """
 
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy import fft, ndimage
@@ -152,6 +156,17 @@ def groups(count: int, pairs: Pairs) -> np.ndarray:
     return connected_components(links, directed=False)[1]
 
 
+def _on_threads(transform: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
+    """`transform(images)`, a part of the images on each core.
+
+    Not by scipy's own threads (`workers`): they stay, and where a process forks while they wake up, as it does for the
+    second worker of a DataLoader, it may wait for them for ever.
+    """
+    parts = np.array_split(images, min(os.cpu_count() or 1, len(images)))
+    with ThreadPoolExecutor(len(parts)) as pool:
+        return np.concatenate([*pool.map(transform, parts)])
+
+
 def _band(images: np.ndarray, band: tuple[float, float]) -> np.ndarray:
     """float32 `(n, SIDE, SIDE)`: detail between two widths, without outliers."""
     values = images.astype(np.float32)
@@ -164,7 +179,7 @@ def _band(images: np.ndarray, band: tuple[float, float]) -> np.ndarray:
 def _descriptors(images: np.ndarray) -> np.ndarray:
     """float16 `(n, d)` of length 1, alike for shifted copies (the magnitude of a Fourier transform is)."""
     window = np.hanning(SIDE + 2)[1:-1].astype(np.float32)
-    spectrum = np.abs(fft.rfft2(_band(images, COARSE) * np.outer(window, window), workers=-1))
+    spectrum = np.abs(_on_threads(fft.rfft2, _band(images, COARSE) * np.outer(window, window)))
     rows = np.r_[0:_FREQUENCIES, -_FREQUENCIES:0]
     low = np.sqrt(spectrum[:, rows, :_FREQUENCIES]).reshape(len(images), -1)
     return (low / np.maximum(np.linalg.norm(low, axis=1, keepdims=True), 1e-6)).astype(np.float16)
@@ -245,8 +260,8 @@ def correlation(ones: np.ndarray, others: np.ndarray, band: tuple[float, float] 
         return np.empty(0, np.float32)
     ones, others = _band(ones, band), _band(others, band)
     size = fft.next_fast_len(SIDE + _REACH, real=True)
-    spectra = [fft.rfft2(images, s=(size, size), workers=-1) for images in (ones, others)]
-    products = fft.irfft2(spectra[0] * spectra[1].conj(), s=(size, size), workers=-1)
+    spectra = [_on_threads(partial(fft.rfft2, s=(size, size)), images) for images in (ones, others)]
+    products = _on_threads(partial(fft.irfft2, s=(size, size)), spectra[0] * spectra[1].conj())
     shifts = np.arange(-_REACH, _REACH + 1)
     products = products[:, shifts][:, :, shifts]
     energy = np.sqrt(np.square(ones).sum((1, 2)) * np.square(others).sum((1, 2)))

@@ -1,5 +1,8 @@
 import io
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,3 +142,19 @@ def test_correlation_is_that_of_its_definition(phantoms):
     assert same == pytest.approx(1, abs=1e-4)
     moved = np.roll(one, 5, axis=1)
     assert duplicates.correlation(one[None], moved[None])[0] > 0.9
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted as Linux tells them")
+def test_no_thread_stays_that_a_later_fork_would_have_to_wait_for():
+    code = """
+import os, time, numpy as np
+from oct_hf.data.duplicates import correlation
+images = np.random.default_rng(0).integers(0, 256, (32, 64, 64), np.uint8)
+before = os.listdir("/proc/self/task")
+correlation(images, images)
+until = time.monotonic() + 10  # a thread is joined a little before the system has cleared it away
+while (left := len(os.listdir("/proc/self/task")) - len(before)) and time.monotonic() < until:
+    time.sleep(0.01)
+print(left)
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "0"
