@@ -19,6 +19,8 @@ from load_by_id import LOADERS
 from oct_hf import OCTForImageClassification, Predictor
 from oct_hf.images import read_image
 from oct_hf.inference.export import write_onnx
+from oct_hf.inference.export_gray import write_gray_onnx
+from oct_hf.inference.fast_files import GRAY_ONNX, ONNX_FILE
 
 HERE = Path(__file__).parent
 SCRIPT = HERE.parent / "node" / "load_by_id.mjs"
@@ -97,7 +99,9 @@ def _sharpen(repository: Path) -> None:
     with torch.no_grad():
         model.timm_model.get_classifier().weight.mul_(300)
     model.save_pretrained(repository)
-    write_onnx(model, repository / "onnx" / "model.onnx")
+    write_onnx(model, repository / ONNX_FILE)
+    preprocessing = Predictor(repository, backend="torch").preprocessing
+    write_gray_onnx(model, preprocessing, repository / GRAY_ONNX, repository / ONNX_FILE)
 
 
 @pytest.fixture(scope="module")

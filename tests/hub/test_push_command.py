@@ -20,7 +20,7 @@ def test_ctrl_c_ends_a_push_that_hangs_at_once_and_the_next_one_completes_it(ben
     bench.proxy.seen.clear()
     bench.proxy.plan = lambda number, method, path: "stall" if method == "PUT" else None
     push = subprocess.Popen(bench.command(name), env=bench.environment, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: len(bench.sent()) == 3)
+    wait_for(lambda: len(bench.sent()) == 4)
     push.send_signal(signal.SIGINT)
     _, said = push.communicate(timeout=20)  # the client would wait 60 seconds for each upload
     assert push.returncode == 130 and said.splitlines() == ["stopped; the same command goes on where it was"], said

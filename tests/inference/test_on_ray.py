@@ -1,9 +1,11 @@
 """Answers from a Ray cluster: each picture once, whatever is killed or stopped in between."""
 
-import os
 import re
 import signal
+import subprocess
+import sys
 import threading
+import time
 from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -132,24 +134,25 @@ def test_a_process_killed_in_the_middle_costs_no_picture_and_doubles_none(cluste
 
 
 def test_a_run_that_was_stopped_goes_on_with_what_is_left(cluster, model, scans, tmp_path):
-    out, stopped = tmp_path / "out", threading.Event()
+    out, begun = tmp_path / "out", []
 
     def stop_once(_):
-        if not stopped.is_set():
+        if begun and begun[0].poll() is None:
             while not list(out.glob("part-*.parquet")):
-                stopped.wait(0.01)
-            stopped.set()
-            os.kill(os.getpid(), signal.SIGINT)
-            threading.Event().wait(1)
+                time.sleep(0.01)
+            begun[0].send_signal(signal.SIGINT)
+            begun[0].wait()
 
     with over_http(scans, "b/23.png", stop_once) as (address, _):
-        with pytest.raises(KeyboardInterrupt):
-            predict_on_ray([address], model, str(out), ONNX, workers=2)
-        assert not (out / SUMMARY).exists()
+        command = [sys.executable, "-m", "oct_hf.cli", "predict", address, "--model", model, "--out", out]
+        command += ["--engine", "ray", "--workers", "2", "--backend", "onnx", "--batch-size", "4"]
+        begun.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+        begun[0].communicate()
+        assert begun[0].returncode == 130 and not (out / SUMMARY).exists()
         kept = {path: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
         done = predict_on_ray([address], model, str(out), ONNX, workers=2)
         assert 0 < done.before < 24 and done.images == 24
-        assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+        assert all(path.stat().st_mtime_ns == then for path, then in kept.items())
         assert_as_one_process(model, scans, table(out))
         again = predict_on_ray([address], model, str(out), ONNX, workers=2)
         assert (again.images, again.before) == (24, 24)
