@@ -99,16 +99,19 @@ def axe(node) -> str:
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Runs a command line in this process; gives exit code, stdout and stderr."""
+    """Runs a command line in this process, whose environment stays; gives exit code, stdout and stderr."""
     from oct_hf import cli
 
     def call(*arguments) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["oct-hf", *map(str, arguments)])
-        code = 0
+        code, environment = 0, dict(os.environ)
         try:
             cli.main()
         except SystemExit as end:
             code = end.code or 0
+        finally:
+            os.environ.clear()
+            os.environ.update(environment)
         out = capsys.readouterr()
         return code, out.out, out.err
 
