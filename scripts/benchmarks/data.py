@@ -5,28 +5,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.material import PAIRS, bscans, median
+from benchmarks.material import PAIRS, WATCH, bscans, median
 
-PREPARE = """
-import json, os, resource, sys, threading, time
+PREPARE = (
+    """
+import json, os, resource, sys, time
 kind, folder, cache = sys.argv[1:]
 os.environ["HF_DATASETS_CACHE"] = cache
 import datasets
 from oct_hf import Preprocessing, prepare
 datasets.disable_progress_bars()
 small = Preprocessing(224, 224)
-
-def private():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) / 1024
-
-def watch():
-    global most
-    while True:
-        most = max(most, private())
-        time.sleep(0.02)
-
-most = private()
-threading.Thread(target=watch, daemon=True).start()
+"""
+    + WATCH
+    + """
 if kind == "shards":
     from oct_hf.data.oct import builder_of
     from oct_hf.data.prepared import write_prepared
@@ -50,6 +42,7 @@ seconds = time.perf_counter() - started
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps({"images": n, "seconds": seconds, "peak_mb": peak, "private_mb": most}))
 """
+)
 
 
 def benchmark_data(folder: Path | None, scratch: Path) -> dict:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.material import bscans, median
+from benchmarks.material import WATCH, bscans, median
 
 TURNS = 3
 PEERS = ("fp32, batch 1", "fp32, batch 16", "bf16, batch 16")
@@ -80,27 +80,24 @@ with open(answers, "w") as file:
 print(json.dumps({"per_s": len(files) / took}))
 """
 
-MEMORY = """
-import json, sys, threading, time
+MEMORY = (
+    """
+import json, sys
 from pathlib import Path
 folder, model, out = sys.argv[1:]
-
-def private():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) / 1024
-
-def watch():
-    global most
-    while True:
-        most = max(most, private())
-        time.sleep(0.02)
-
-most = private()
-threading.Thread(target=watch, daemon=True).start()
+"""
+    + WATCH
+    + """
 sys.argv = ["oct-hf", "predict", folder, "--model", model, "--backend", "onnx", "--out", out, "--overwrite"]
 from oct_hf.cli import main
-main()
+try:
+    main()
+except SystemExit as ended:  # as every command ends
+    if ended.code:
+        raise
 print(most)
 """
+)
 
 
 def benchmark_inference(folder: Path | None, model: Path, scratch: Path, images: int) -> dict:
