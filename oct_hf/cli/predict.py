@@ -69,7 +69,6 @@ def predict(
     if out is not None:
         table.check_format(out)
     from contextlib import nullcontext
-    from dataclasses import replace
 
     from tqdm import tqdm
 
@@ -87,10 +86,7 @@ def predict(
     quiet_libraries()
     found, folder = survey(images), model_folder(model)
     predictor = Predictor(folder, batch_size=batch_size, backend=backend, images=found.count)
-    gate = recorded_gate(folder, predictor.labels)
-    if always:  # signs keep their thresholds
-        gate = replace(gate, likeness=None) if gate and predictor.several else None
-    predictor.gate = gate
+    predictor.gate = recorded_gate(folder, predictor.labels, always)
     chosen, chosen_on = recorded_rule(folder)
     facts = {
         "weights": predictor.network.sha256,

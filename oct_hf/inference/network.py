@@ -4,6 +4,7 @@ A backend takes gray B-scans of the model's size as uint8, since most B-scans ar
 neither a normalised copy nor three channels. True colour goes as normalised pixels through the network's own input.
 """
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from oct_hf.inference.description import Description
+from oct_hf.inference.fast_files import ONNX_FILE
 
 
 class Network(ABC):
@@ -55,6 +57,32 @@ class Network(ABC):
     @abstractmethod
     def logits(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """float32 `(n, labels)`, before softmax or sigmoid, of n preprocessed images."""
+
+
+class FileNetwork(Network):
+    """A network on a runtime that loads files: one that takes gray B-scans, and ONNX_FILE once pixels come."""
+
+    batch = 4  # what a thread's layers hold of more no longer fits in the cache of a core
+
+    def __init__(self, description: Description):
+        super().__init__(description)
+        self._lock, self._of_pixels = threading.Lock(), None
+
+    @property
+    def takes_pixels(self) -> bool:
+        return self.description.file(ONNX_FILE) is not None
+
+    @property
+    def of_pixels(self):
+        """ONNX_FILE, loaded when it is first asked for."""
+        with self._lock:
+            if self._of_pixels is None:
+                self._of_pixels = self.load(self.description.file(ONNX_FILE))
+        return self._of_pixels
+
+    @abstractmethod
+    def load(self, file: Path):
+        """A file, ready to run; raises ModelError where it can't be loaded."""
 
 
 def probabilities_of(logits: np.ndarray, several: bool) -> np.ndarray:

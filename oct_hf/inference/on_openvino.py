@@ -13,12 +13,11 @@ import numpy as np
 from oct_hf.errors import ModelError, OCTError
 from oct_hf.inference.cores import share_cores
 from oct_hf.inference.description import Description
-from oct_hf.inference.fast_files import ONNX_FILE
 from oct_hf.inference.intel import load_openvino
-from oct_hf.inference.network import Network
+from oct_hf.inference.network import FileNetwork
 
 
-class OpenVINONetwork(Network):
+class OpenVINONetwork(FileNetwork):
     """
     Args:
         description: of the model.
@@ -30,13 +29,11 @@ class OpenVINONetwork(Network):
         OCTError: bfloat16 on a CPU that has none.
     """
 
-    batch = 4  # what a thread's layers hold of more no longer fits in the cache of a core
-
     def __init__(self, description: Description, backend: str, weights: Path):
         super().__init__(description)
         self.backend, self.weights = backend, weights
         self.passes, threads = share_cores(accelerator=False)
-        self._core, self._lock = load_openvino().Core(), threading.Lock()
+        self._core = load_openvino().Core()
         if backend == "openvino-bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise OCTError("--backend openvino-bf16: this CPU has no bfloat16 (AVX512_BF16 or AMX); take openvino")
         self._options = {
@@ -44,20 +41,13 @@ class OpenVINONetwork(Network):
             "NUM_STREAMS": self.passes,
             "INFERENCE_NUM_THREADS": self.passes * threads,
         }
-        self._of_gray, self._of_pixels, self._own = self._compiled(weights), None, threading.local()
+        self._of_gray, self._own = self.load(weights), threading.local()
 
     def probabilities(self, gray: np.ndarray) -> np.ndarray:
         return self._run("gray", self._of_gray, gray)
 
-    @property
-    def takes_pixels(self) -> bool:
-        return self.description.file(ONNX_FILE) is not None
-
     def logits(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        with self._lock:
-            if self._of_pixels is None:
-                self._of_pixels = self._compiled(self.description.file(ONNX_FILE))
-        return self._run("pixels", self._of_pixels, np.asarray(pixels))
+        return self._run("pixels", self.of_pixels, np.asarray(pixels))
 
     def _run(self, kind: str, compiled, batch: np.ndarray) -> np.ndarray:
         request = getattr(self._own, kind, None)  # one serves one thread at a time
@@ -66,7 +56,7 @@ class OpenVINONetwork(Network):
             setattr(self._own, kind, request)
         return request.infer([batch])[0].copy()
 
-    def _compiled(self, file: Path):
+    def load(self, file: Path):
         try:
             return self._core.compile_model(str(file), "CPU", self._options)
         except RuntimeError as error:

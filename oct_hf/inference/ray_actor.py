@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +104,7 @@ class Worker:
         predictor = Predictor(
             self._folder.name, batch_size=options.batch_size, backend=options.backend, images=self._shared.images
         )
-        gate = recorded_gate(self._folder.name, predictor.labels)
-        if options.always:  # signs keep their thresholds
-            gate = replace(gate, likeness=None) if gate and predictor.several else None
-        predictor.gate = gate
+        predictor.gate = recorded_gate(self._folder.name, predictor.labels, options.always)
         return predictor
 
     @staticmethod

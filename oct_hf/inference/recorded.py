@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from oct_hf.errors import ModelError
@@ -24,15 +25,24 @@ def recorded(model: str | Path, key: str):
         return None
 
 
-def recorded_gate(model: str | Path, labels: Sequence[str]) -> Gate | None:
-    """What lets a model decline; None where its run recorded nothing that fits its labels."""
+def recorded_gate(model: str | Path, labels: Sequence[str], always: bool = False) -> Gate | None:
+    """What lets a model decline; None where its run recorded nothing that fits its labels.
+
+    Args:
+        model: a model folder or a Hub id.
+        labels: of the model.
+        always: it may decline nothing; of a model of signs the thresholds stay.
+    """
     found = recorded(model, "gate")
     try:
         if found is None:
             return None
-        return (SignGate if "thresholds" in found else Gate).from_dict(found, labels)
+        gate = (SignGate if "thresholds" in found else Gate).from_dict(found, labels)
     except ModelError:
         return None
+    if always:
+        return replace(gate, likeness=None) if isinstance(gate, SignGate) else None
+    return gate
 
 
 def recorded_rule(model: str | Path) -> tuple[str, int]:
