@@ -12,12 +12,15 @@ from oct_hf.cli.printing import say
 
 def export(
     model: Annotated[str, typer.Argument(help="A run, a model folder or a Hub id.")],
-    to: Annotated[str, typer.Option(help="onnx, openvino, onnx-int8, openvino-int8 or torch-export.")],
+    to: Annotated[str, typer.Option(help="onnx, openvino, onnx-int8, openvino-int8, cascade or torch-export.")],
     out: Annotated[
         Path | None, typer.Option(help="A folder of your own; else the model's, and the file is published with it.")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option("--data", "-d", help="Where the model's data lie now; int8 needs them.")
+        Path | None, typer.Option("--data", "-d", help="Where the model's data lie now; int8 and a cascade need them.")
+    ] = None,
+    small: Annotated[
+        str | None, typer.Option(help="For a cascade: the run of a small model that learned this one's answers.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
@@ -26,15 +29,18 @@ def export(
     int8 is calibrated on B-scans of the training side and measured on the held-out ones; it is refused
     where balanced accuracy falls by more than 0.005 or the calibration error rises by more than 0.01.
 
+    A cascade adds a small network, which answers what it is sure of; by the same rule, and at least
+    99.5 % of the answers must be the model's own.
+
     Example: oct-hf export runs/demo --to openvino-int8
     """
     prepare_for_other_hubs()
-    from oct_hf.evaluation.quantised import in_words
+    from oct_hf.evaluation.stand_in import in_words
     from oct_hf.runs.fast_export import export_model
     from oct_hf.runs.run import quiet_libraries
 
     quiet_libraries()
-    done = export_model(model, to, out, data)
+    done = export_model(model, to, out, data, small)
     if as_json:
         print(json.dumps({"files": [*map(str, done.files)], "report": done.report}, indent=2))
         return

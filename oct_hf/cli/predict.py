@@ -20,7 +20,7 @@ def predict(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images a call of the network.")] = None,
     backend: Annotated[
         str,
-        typer.Option(help="auto, torch, onnx, onnx-int8, openvino, openvino-bf16 or openvino-int8."),
+        typer.Option(help="auto, torch, onnx, onnx-int8, openvino, openvino-bf16, openvino-int8 or cascade."),
     ] = "auto",
     en_face: Annotated[
         Path | None,
@@ -52,7 +52,7 @@ def predict(
     With --out, stopped or killed, the same command goes on where it was.
 
     The backend is the fastest here of those whose probabilities are those of float32, measured once
-    and remembered. int8 and bfloat16 answer a little otherwise and are taken only when named.
+    and remembered. int8, bfloat16 and a cascade answer a little otherwise and are taken only when named.
 
     With --engine ray, --out is a folder for Parquet parts, or a table; every machine must see it and
     the images under one path. Addresses that fsspec reads are taken too, also of Parquet files.

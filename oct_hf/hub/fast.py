@@ -7,10 +7,21 @@ from pathlib import Path
 import numpy as np
 
 from oct_hf.evaluation.predictions import Predictions
-from oct_hf.evaluation.quantised import compare_int8, in_words
+from oct_hf.evaluation.stand_in import compare_cascade, compare_int8, in_words
+from oct_hf.inference.cascade import Rule
 from oct_hf.inference.export import ONNX_TOLERANCE
 from oct_hf.inference.export_gray import probe, torch_probabilities
-from oct_hf.inference.fast_files import FAST_FILES, INT8, fast_probabilities, files_of, runtime_is_here, runtime_of
+from oct_hf.inference.fast_files import (
+    CASCADE,
+    CASCADE_ANSWERS,
+    FAST_FILES,
+    INT8,
+    SMALL_INT8,
+    fast_probabilities,
+    files_of,
+    runtime_is_here,
+    runtime_of,
+)
 from oct_hf.inference.predictor import Predictor
 
 # Mean difference of an int8 file's probabilities on phantoms, which aren't what it was calibrated on.
@@ -23,7 +34,7 @@ def answers_of(name: str) -> str:
 
 
 def fast_facts(folder: Path, own: Predictions) -> dict[str, dict]:
-    """By fast file: its `bytes`, weights included, and for int8 what `compare_int8` gives.
+    """By fast file: its `bytes`, weights included; for int8 what `compare_int8` gives, of a cascade `cascade_facts`.
 
     Args:
         folder: the repository's.
@@ -32,10 +43,38 @@ def fast_facts(folder: Path, own: Predictions) -> dict[str, dict]:
     found = {}
     for name in FAST_FILES:
         if (folder / name).is_file():
-            found[name] = {"bytes": sum((folder / part).stat().st_size for part in files_of(name))}
+            found[name] = {"bytes": size_of(folder, name)}
             if name in INT8:
                 found[name] |= compare_int8(own, Predictions.read(folder / answers_of(name)))
-    return found
+    return found | ({CASCADE: cascade_facts(folder, own)} if (folder / CASCADE).is_file() else {})
+
+
+def cascade_facts(folder: Path, own: Predictions) -> dict:
+    """What a repository says of its cascade.
+
+    Args:
+        folder: the repository's.
+        own: its `predictions.parquet`.
+
+    Returns:
+        `bytes` of the small network, `image_size` and `threshold` of the rule; of the test side `by_small`, the share
+        that the small network answers, and what `compare_cascade` gives. The threshold is of the validation side.
+    """
+    rule = Rule.read(folder / CASCADE)
+    own, together = own.of("test"), Predictions.read(folder / CASCADE_ANSWERS).of("test")
+    return {
+        "bytes": size_of(folder, SMALL_INT8),
+        "image_size": rule.small.height,
+        "threshold": rule.threshold,
+        **compare_cascade(own, together),
+        # What the full network answered are its own numbers.
+        "by_small": float((own.probabilities != together.probabilities).any(1).mean()),
+    }
+
+
+def size_of(folder: Path, name: str) -> int:
+    """Bytes of a fast file and what belongs to it."""
+    return sum((folder / part).stat().st_size for part in files_of(name))
 
 
 def check_fast(folder: Path, facts: dict[str, dict], predictor: Predictor) -> tuple[str, list[str], bool]:
@@ -53,8 +92,10 @@ def check_fast(folder: Path, facts: dict[str, dict], predictor: Predictor) -> tu
     expected = torch_probabilities(predictor.model, predictor.preprocessing, grays)
     notes, faults, asked = [], [], False
     for name, about in facts.items():
-        if name in INT8 and not about["within_rule"]:
+        if not about.get("within_rule", True):
             faults.append(f"{name}: {in_words(about)}")
+        if name == CASCADE:
+            continue  # its small network is another one; verify has its answers, and the checksums of its files
         if not runtime_is_here(name):
             notes.append(f"{name} needs {runtime_of(name)}")
             continue

@@ -12,7 +12,15 @@ from pathlib import Path
 from oct_hf.errors import ModelError, OCTError, did_you_mean
 from oct_hf.inference.cores import has_accelerator
 from oct_hf.inference.description import Description
-from oct_hf.inference.fast_files import GRAY_ONNX, GRAY_OPENVINO, INT8_ONNX, INT8_OPENVINO, ONNX_FILE, files_of
+from oct_hf.inference.fast_files import (
+    CASCADE,
+    GRAY_ONNX,
+    GRAY_OPENVINO,
+    INT8_ONNX,
+    INT8_OPENVINO,
+    ONNX_FILE,
+    files_of,
+)
 from oct_hf.inference.network import Network
 
 
@@ -54,6 +62,7 @@ BACKENDS = {
     "openvino-bf16": Backend("openvino", (GRAY_OPENVINO,), exact=False, to="openvino"),
     "onnx-int8": Backend("onnxruntime", (INT8_ONNX,), exact=False, to="onnx-int8"),
     "openvino-int8": Backend("openvino", (INT8_OPENVINO,), exact=False, to="openvino-int8"),
+    "cascade": Backend("openvino", (CASCADE,), exact=False, to="cascade"),
 }
 CHOICES = ("auto", *BACKENDS)
 _EXTRAS = {"onnxruntime": "onnx"}
@@ -126,6 +135,10 @@ def _opened(description: Description, name: str, file: Path | None) -> Network:
         from oct_hf.inference.on_onnx import OnnxNetwork
 
         return OnnxNetwork(description, name, file)
+    if name == "cascade":
+        from oct_hf.inference.cascade import CascadeNetwork
+
+        return CascadeNetwork(description, file)
     from oct_hf.inference.on_openvino import OpenVINONetwork
 
     return OpenVINONetwork(description, name, file)

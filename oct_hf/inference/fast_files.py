@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from oct_hf.errors import OCTError
-from oct_hf.inference.intel import load_openvino
+from oct_hf.inference.intel import compile_for_batches, in_batches, load_openvino
 
 ONNX_FILE = "onnx/model.onnx"  # where transformers.js looks; it takes pixels of three channels and gives logits
 INPUT, OUTPUT = "gray", "probabilities"  # uint8 (batch, height, width); float32 (batch, labels)
@@ -19,6 +19,8 @@ GRAY_ONNX, GRAY_OPENVINO = "onnx/gray.onnx", "openvino/gray.xml"
 INT8_ONNX, INT8_OPENVINO = "onnx/gray_int8.onnx", "openvino/gray_int8.xml"
 FAST_FILES = (GRAY_ONNX, GRAY_OPENVINO, INT8_ONNX, INT8_OPENVINO)
 INT8 = (INT8_ONNX, INT8_OPENVINO)
+# Of a cascade: its rule, its small network, and the held-out answers of both networks together.
+CASCADE, SMALL_INT8, CASCADE_ANSWERS = "cascade/cascade.json", "cascade/small_int8.xml", "cascade/answers.parquet"
 
 
 def files_of(name: str) -> tuple[str, ...]:
@@ -46,9 +48,14 @@ def load_fast(path: Path) -> Callable[[np.ndarray], np.ndarray]:
         OCTError: its runtime isn't installed.
     """
     if runtime_of(path) == "OpenVINO":
-        # Left to itself OpenVINO computes in bfloat16 where the processor can.
-        compiled = load_openvino().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        return lambda grays: compiled(grays)[OUTPUT]
+        options = {"INFERENCE_PRECISION_HINT": "f32"}  # left to itself it takes bfloat16 where the processor can
+        if "int8" not in Path(path).stem:
+            compiled = load_openvino().compile_model(path, "CPU", options)
+            return lambda grays: compiled(grays)[OUTPUT]
+        by_size = compile_for_batches(path, (16, 1), options)
+        return lambda grays: np.concatenate(
+            [by_size[size](grays[rows])[OUTPUT] for size, rows in in_batches(len(grays), by_size)]
+        )
     if not runtime_is_here(path):
         raise OCTError('ONNX Runtime is missing: pip install "oct-hf[onnx]"')
     import onnxruntime

@@ -5,10 +5,12 @@ Both go on without it where its package can't be imported, so it is hidden while
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from oct_hf.errors import OCTError
 
@@ -31,6 +33,30 @@ def load_nncf() -> ModuleType:
     with _unheard():
         import nncf
     return nncf
+
+
+def compile_for_batches(path: Path, sizes: tuple[int, ...], options: dict) -> dict[int, Any]:
+    """A fast file compiled for batches of these sizes alone, by size.
+
+    So it must be with int8: where batches may have any size, OpenVINO's kernels for AMX take a segmentation fault on
+    small pictures (openvinotoolkit/openvino#37577, seen in 2026.4 with 32 pixels).
+    """
+    core, found = load_openvino().Core(), {}
+    for size in sizes:
+        network = core.read_model(str(path))
+        _, *shape = network.input(0).partial_shape
+        network.reshape([size, *(length.get_length() for length in shape)])
+        found[size] = core.compile_model(network, "CPU", options)
+    return found
+
+
+def in_batches(count: int, sizes: Iterable[int]) -> Iterator[tuple[int, slice]]:
+    """So many pictures as batches of these sizes, which include 1: size and rows of each, large ones first."""
+    start = 0
+    for size in sorted(sizes, reverse=True):
+        while count - start >= size:
+            yield size, slice(start, start + size)
+            start += size
 
 
 def _installed(name: str, called: str) -> None:

@@ -45,6 +45,14 @@ class Network(ABC):
         """float32 `(n, labels)` of n gray B-scans, uint8 `(n, height, width)` of the model's size."""
         return self.pixel_probabilities([self.description.preprocessing.normalise(image) for image in gray])
 
+    def prepare(self, gray: np.ndarray):
+        """Of one decoded gray B-scan, uint8 of any size, what `of_prepared` takes; work for a thread of its own."""
+        return self.description.preprocessing.resize(gray)
+
+    def of_prepared(self, prepared: Sequence) -> np.ndarray:
+        """As `probabilities`, of n B-scans that `prepare` made ready."""
+        return self.probabilities(np.stack(prepared))
+
     def pixel_probabilities(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """float32 `(n, labels)` of n preprocessed images, each float32 `(3, height, width)`."""
         return probabilities_of(self.logits(pixels), self.description.several)

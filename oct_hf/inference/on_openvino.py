@@ -5,7 +5,8 @@ then differ in the third digit.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,13 @@ import numpy as np
 from oct_hf.errors import ModelError, OCTError
 from oct_hf.inference.cores import share_cores
 from oct_hf.inference.description import Description
-from oct_hf.inference.intel import load_openvino
+from oct_hf.inference.intel import compile_for_batches, in_batches, load_openvino
 from oct_hf.inference.network import FileNetwork
+
+
+def has_bfloat16() -> bool:
+    """Whether OpenVINO can compute in bfloat16 on this CPU."""
+    return "BF16" in load_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class OpenVINONetwork(FileNetwork):
@@ -23,28 +29,37 @@ class OpenVINONetwork(FileNetwork):
         description: of the model.
         backend: "openvino", "openvino-bf16" or "openvino-int8".
         weights: the file that takes gray B-scans.
+        batch: images a call, where another number is faster than `FileNetwork`'s.
 
     Raises:
         ModelError: the file can't be loaded.
         OCTError: bfloat16 on a CPU that has none.
     """
 
-    def __init__(self, description: Description, backend: str, weights: Path):
+    def __init__(self, description: Description, backend: str, weights: Path, batch: int | None = None):
         super().__init__(description)
-        self.backend, self.weights = backend, weights
+        self.backend, self.weights, self.batch = backend, weights, batch or self.batch
         self.passes, threads = share_cores(accelerator=False)
         self._core = load_openvino().Core()
-        if backend == "openvino-bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        if backend == "openvino-bf16" and not has_bfloat16():
             raise OCTError("--backend openvino-bf16: this CPU has no bfloat16 (AVX512_BF16 or AMX); take openvino")
         self._options = {
             "INFERENCE_PRECISION_HINT": "bf16" if backend == "openvino-bf16" else "f32",
             "NUM_STREAMS": self.passes,
             "INFERENCE_NUM_THREADS": self.passes * threads,
         }
-        self._of_gray, self._own = self.load(weights), threading.local()
+        self._own, self._by_size = threading.local(), {}
+        if backend == "openvino-int8":
+            with _readable(weights):
+                self._by_size = compile_for_batches(weights, (self.batch, 1), self._options)
+        else:
+            self._of_gray = self.load(weights)
 
     def probabilities(self, gray: np.ndarray) -> np.ndarray:
-        return self._run("gray", self._of_gray, gray)
+        if not self._by_size:
+            return self._run("gray", self._of_gray, gray)
+        parts = in_batches(len(gray), self._by_size)
+        return np.concatenate([self._run(f"gray {size}", self._by_size[size], gray[rows]) for size, rows in parts])
 
     def logits(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         return self._run("pixels", self.of_pixels, np.asarray(pixels))
@@ -57,7 +72,13 @@ class OpenVINONetwork(FileNetwork):
         return request.infer([batch])[0].copy()
 
     def load(self, file: Path):
-        try:
+        with _readable(file):
             return self._core.compile_model(str(file), "CPU", self._options)
-        except RuntimeError as error:
-            raise ModelError(f"{file}: can't be loaded ({str(error).strip().splitlines()[0]})") from None
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ModelError(f"{file}: can't be loaded ({str(error).strip().splitlines()[0]})") from None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from threading import Lock
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,6 +43,20 @@ class Prediction:
         if self.decision is not None:
             return self.decision.predicted
         return max(self.probabilities, key=self.probabilities.get)
+
+
+class _Read(NamedTuple):
+    """A picture on its way to the network.
+
+    Attributes:
+        gray: whether it has one channel.
+        ready: what the network takes of it; in colour, uint8 of the model's size.
+        likeness: to a B-scan; None where no gate asks.
+    """
+
+    gray: bool
+    ready: Any
+    likeness: float | None
 
 
 class Predictor:
@@ -135,15 +150,16 @@ class Predictor:
                 if isinstance(result, BadImageError):
                     yield Prediction(_name(source), error=result.reason)
                     continue
-                decision = self.gate.decide(row, result[1]) if self.gate else None
+                decision = self.gate.decide(row, result.likeness) if self.gate else None
                 yield Prediction(_name(source), dict(zip(self.labels, map(float, row), strict=True)), decision=decision)
 
-    def _read(self, source: Given) -> tuple[np.ndarray, float | None] | BadImageError:
-        """A picture of the model's size and its likeness to a B-scan, or why there is none."""
+    def _read(self, source: Given) -> "_Read | BadImageError":
         try:
             given = source.read() if isinstance(source, Picture) else source
             image = given if isinstance(given, np.ndarray) else read_image(given)
-            return self.preprocessing.resize(image), self.gate.look(image) if self.gate else None
+            gray = image.ndim == 2
+            ready = self.network.prepare(image) if gray else self.preprocessing.resize(image)
+            return _Read(gray, ready, self.gate.look(image) if self.gate else None)
         except BadImageError as error:
             return error
 
@@ -152,11 +168,11 @@ class Predictor:
         rows: list[np.ndarray | None] = [None] * len(group)
         gray, colour = [], []
         for place, (_, result) in enumerate(group):
-            if not isinstance(result, BadImageError):
-                (gray if result[0].ndim == 2 else colour).append((place, result[0]))
+            if isinstance(result, _Read):
+                (gray if result.gray else colour).append((place, result.ready))
         if gray:
-            places, images = zip(*gray, strict=True)
-            for place, row in zip(places, self.network.probabilities(np.stack(images)), strict=True):
+            places, prepared = zip(*gray, strict=True)
+            for place, row in zip(places, self.network.of_prepared(prepared), strict=True):
                 rows[place] = row
         if colour:
             places, images = zip(*colour, strict=True)

@@ -5,56 +5,49 @@ written elsewhere is for the user's own use. An int8 file exists only where the 
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import torch
-from tqdm import tqdm
 
-from oct_hf.data.encoded import Encoded
-from oct_hf.errors import DataError, ModelError, OCTError, did_you_mean
+from oct_hf.errors import ModelError, OCTError, did_you_mean
 from oct_hf.evaluation.predictions import Predictions
-from oct_hf.evaluation.quantised import compare_int8, in_words
+from oct_hf.evaluation.stand_in import in_words
 from oct_hf.hub.download import download
-from oct_hf.hub.fast import answers_of, fast_facts
-from oct_hf.images import Preprocessing, read_image, to_gray
+from oct_hf.hub.fast import fast_facts
 from oct_hf.inference import export_torch
 from oct_hf.inference.export import can_export
 from oct_hf.inference.export_gray import write_gray_onnx, write_gray_openvino
 from oct_hf.inference.fast_files import (
+    CASCADE,
     GRAY_ONNX,
     GRAY_OPENVINO,
     INT8_ONNX,
     INT8_OPENVINO,
     ONNX_FILE,
     files_of,
-    load_fast,
 )
 from oct_hf.inference.predictor import Predictor
 from oct_hf.model.folder import model_folder
 from oct_hf.model.modeling_oct import OCTForImageClassification
-from oct_hf.parallel import in_order
-from oct_hf.runs.again import drawn_data, labelled
 from oct_hf.runs.changed import changed
+from oct_hf.runs.fast_measured import PREDICTIONS, HeldOut, make_cascade, make_int8
 from oct_hf.runs.folder import read_run, write_json
-from oct_hf.runs.labelled import LabelledSet
 
 FILES = {
     "onnx": GRAY_ONNX,
     "openvino": GRAY_OPENVINO,
     "onnx-int8": INT8_ONNX,
     "openvino-int8": INT8_OPENVINO,
+    "cascade": CASCADE,
     "torch-export": export_torch.FILE,
 }
+MEASURED = ("onnx-int8", "openvino-int8", "cascade")  # which stay only where held-out B-scans say that they may
 DESCRIPTION = ("config.json", "preprocessor_config.json")  # what a folder of fast files needs to be used
-PREDICTIONS = "predictions.parquet"
-BATCH = 16  # images a forward pass
 
 
 @dataclass(frozen=True)
@@ -70,7 +63,13 @@ class Exported:
     report: dict | None = None
 
 
-def export_model(model: str | Path, to: str, out: str | Path | None = None, data: str | Path | None = None) -> Exported:
+def export_model(
+    model: str | Path,
+    to: str,
+    out: str | Path | None = None,
+    data: str | Path | None = None,
+    small: str | Path | None = None,
+) -> Exported:
     """Writes a model for another runtime.
 
     Args:
@@ -78,16 +77,19 @@ def export_model(model: str | Path, to: str, out: str | Path | None = None, data
         to: of `FILES`.
         out: a folder for the user's own use; without it the file goes into the model's folder and onto its card (of
             torch-export beside it: nothing that is executed may be published).
-        data: where the model's data lie now; int8 needs them.
+        data: where the model's data lie now; int8 and a cascade need them.
+        small: for a cascade, the run or model folder of a small model that learned this one's answers.
 
     Raises:
         OCTError: an unknown kind, an extra that is missing, no `out` where the model lies on a Hub; or what the data
             say against it.
-        ModelError: the network can't be exported, its answers aren't torch's, or int8 costs more than it may; nothing
-            is written then but the report.
+        ModelError: the network can't be exported, its answers aren't torch's, or int8 or a cascade costs more than it
+            may; nothing is written then but the report.
     """
     if to not in FILES:
         raise OCTError(f"no export to {to}{did_you_mean(to, FILES)}; there are {', '.join(FILES)}")
+    if (to == "cascade") != (small is not None):
+        raise OCTError("a cascade needs a small model: --small RUN; no other export takes one")
     _check_installed(to)
     local = model_folder(model).is_dir()
     if out is None and not local:
@@ -103,8 +105,8 @@ def export_model(model: str | Path, to: str, out: str | Path | None = None, data
         path = Path(out or model) / export_torch.FILE
         export_torch.write_torch_export(predictor.model, predictor.preprocessing, path)
         return Exported((path,))
-    if to in ("onnx-int8", "openvino-int8"):
-        return _export_int8(Path(model), folder, predictor, FILES[to], out, data)
+    if to in MEASURED:
+        return _export_measured(Path(model), folder, predictor, to, out, data, small)
     with _place(folder, out) as place:
         path = place / FILES[to]
         if to == "onnx":
@@ -118,8 +120,8 @@ def export_model(model: str | Path, to: str, out: str | Path | None = None, data
 def _check_installed(to: str) -> None:
     if to != "torch-export" and not can_export():
         raise OCTError('exporting needs onnx, onnxscript and ONNX Runtime: pip install "oct-hf[onnx]"')
-    if (to.startswith("openvino") and find_spec("openvino") is None) or (
-        to.endswith("int8") and find_spec("nncf") is None
+    if ((to.startswith("openvino") or to == "cascade") and find_spec("openvino") is None) or (
+        to in MEASURED and find_spec("nncf") is None
     ):
         raise OCTError(f'{to} needs OpenVINO and NNCF: pip install "oct-hf[openvino]"')
 
@@ -154,76 +156,32 @@ def _gray_onnx(folder: Path, predictor: Predictor) -> Iterator[Path]:
         yield path
 
 
-def _export_int8(
-    model: Path, folder: Path, predictor: Predictor, name: str, out: str | Path | None, data: str | Path | None
+def _export_measured(
+    model: Path,
+    folder: Path,
+    predictor: Predictor,
+    to: str,
+    out: str | Path | None,
+    data: str | Path | None,
+    small: str | Path | None,
 ) -> Exported:
-    from oct_hf.inference.quantise import CALIBRATION_IMAGES, quantise
-
-    if not (folder / PREDICTIONS).is_file():
-        raise DataError(f"{model}: no {PREDICTIONS} in it, so what int8 costs can't be measured")
-    own = Predictions.read(folder / PREDICTIONS)
-    found = labelled(folder, _data_at(model, folder, data), None)
-    training, held_out = _training(found, model, CALIBRATION_IMAGES), _held_out(found, own, model)
-    report_file = (Path(out) if out else model) / f"{Path(name).parent}_int8.json"
+    held_out = HeldOut(model, folder, data, predictor.preprocessing)
     with TemporaryDirectory() as scratch, _gray_onnx(folder, predictor) as source:
-        path = Path(scratch) / name
-        quantise(source, path, np.stack([*_grays(found, training, predictor.preprocessing, "calibrating")]))
-        int8 = own.with_probabilities(_answers(path, _grays(found, held_out, predictor.preprocessing, "measuring")))
-        sizes = {"bytes": sum((Path(scratch) / part).stat().st_size for part in files_of(name))}
-        report = {"file": name, **sizes, **compare_int8(own, int8), "calibrated_on": len(training)}
+        scratch = Path(scratch)
+        if to == "cascade":
+            of_small = Predictor(small := model_folder(small), device="cpu")
+            with _gray_onnx(small, of_small) as its_source:
+                made = make_cascade(source, small, its_source, of_small.preprocessing, scratch, held_out)
+        else:
+            made = make_int8(source, FILES[to], scratch, held_out)
         if out or read_run(model):
+            report_file = (Path(out) if out else model) / f"{to.replace('-', '_')}.json"
             report_file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(report_file, report)
-        if not report["within_rule"]:
-            raise ModelError(f"{name} is not written: {in_words(report)}")
+            write_json(report_file, made.report)
+        if not made.report["within_rule"]:
+            raise ModelError(f"{FILES[to]} is not written: {in_words(made.report)}")
         with _place(folder, out) as place:
-            (place / name).parent.mkdir(exist_ok=True)
-            for part in files_of(name):
-                shutil.copyfile(Path(scratch) / part, place / part)
-            int8.write(place / answers_of(name))
-    return Exported(tuple(Path(out or folder) / part for part in files_of(name)), report)
-
-
-def _data_at(model: Path, folder: Path, data: str | Path | None) -> str | None:
-    """Where the model's data lie: as given, else where its run found them; None for phantoms, which are drawn."""
-    if data is not None or drawn_data(download(str(folder))):
-        return None if data is None else str(data)
-    known = read_run(model) or read_run(folder.resolve().parent)
-    path = known["recipe_given"]["data"]["path"] if known else None
-    if path is None or not Path(path).exists():
-        where = f"{path} is gone" if path else "it doesn't say where they lie"
-        raise DataError(f"{model}: int8 is calibrated and measured on the model's data, and {where}; give --data PATH")
-    return path
-
-
-def _training(found: LabelledSet, model: Path, count: int) -> list[int]:
-    """Rows of the training side, at most so many, drawn at random."""
-    rows = np.flatnonzero(found.sides == "train")
-    if not len(rows):
-        raise DataError(f"{model}: the data hold no B-scan of its training side, and int8 is calibrated on these")
-    return np.sort(np.random.default_rng(0).permutation(rows)[:count]).tolist()
-
-
-def _held_out(found: LabelledSet, own: Predictions, model: Path) -> list[int]:
-    """The rows of the B-scans that were predicted, in the order of the predictions."""
-    row = {value: number for number, value in enumerate(found.hashes)}
-    missing = sum(value not in row for value in own.hashes)
-    if missing:
-        raise DataError(f"{missing} of the {len(own.hashes)} held-out B-scans of {model} are not in the data given")
-    return [row[value] for value in own.hashes]
-
-
-def _grays(found: LabelledSet, rows: Sequence[int], preprocessing: Preprocessing, doing: str) -> Iterator[np.ndarray]:
-    """uint8 `(height, width)` of the model's size, one by one; coloured pictures as gray."""
-    encoded = Encoded(found.dataset)
-    work = in_order(lambda row: preprocessing.resize(to_gray(read_image(encoded[row]))), rows)
-    for _, gray in tqdm(work, doing, len(rows), unit="image", disable=None, leave=False):
-        yield gray
-
-
-def _answers(path: Path, grays: Iterator[np.ndarray]) -> np.ndarray:
-    """float32 `(n, labels)` of a fast file; only a batch of pictures is in memory."""
-    run, found = load_fast(path), []
-    while batch := list(islice(grays, BATCH)):
-        found.append(run(np.stack(batch)))
-    return np.concatenate(found)
+            (place / made.files[0]).parent.mkdir(exist_ok=True)
+            for name in made.files:
+                shutil.copyfile(scratch / name, place / name)
+    return Exported(tuple(Path(out or folder) / name for name in made.files[:-1]), made.report)

@@ -71,7 +71,7 @@ def test_the_models_pixels_are_the_image_processors_to_the_last_bit(fast_model, 
     Image.fromarray(colour).save(tmp_path / "overlay.png")
     for file in (*real_files, tmp_path / "overlay.png"):
         expected = processor(Image.open(file).convert("RGB"), return_tensors="np")["pixel_values"][0]
-        image, _ = predictor._read(file)
+        image = predictor._read(file).ready
         assert np.array_equal(predictor.preprocessing.normalise(image), expected)
         assert (image.ndim == 2) == (file.suffix == ".jpeg")  # gray stays one channel
 

@@ -12,7 +12,7 @@ import torch
 
 from oct_hf.errors import DataError, OCTError
 from oct_hf.evaluation.predictions import Predictions
-from oct_hf.evaluation.quantised import compare_int8
+from oct_hf.evaluation.stand_in import compare_int8
 from oct_hf.hub.download import download
 from oct_hf.hub.fast import check_fast
 from oct_hf.hub.verify import verify

@@ -1,0 +1,118 @@
+"""A cascade: a small network at a low resolution answers the B-scans it is sure of, the full one all others.
+
+Its files lie in a folder of the repository beside the full model's, and nothing uses them unasked. Imports no torch.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from oct_hf.errors import ModelError
+from oct_hf.images import Preprocessing
+from oct_hf.inference.description import Description
+from oct_hf.inference.fast_files import GRAY_ONNX, GRAY_OPENVINO, SMALL_INT8, files_of
+from oct_hf.inference.network import Network
+from oct_hf.inference.on_openvino import OpenVINONetwork, has_bfloat16
+
+DIGEST = "small_sha256"  # of the small network's files, by which an answer's origin is told
+GAP = 2.0  # of pillow, for the small picture: half the work, and hardly another picture
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which B-scans the small network answers, and what it looks at.
+
+    Attributes:
+        threshold: how sure it must be, see `sureness`.
+        small: preprocessing of its input.
+        several: whether answers are signs, each with a sigmoid of its own.
+    """
+
+    threshold: float
+    small: Preprocessing
+    several: bool = False
+
+    @classmethod
+    def read(cls, path: Path, several: bool = False) -> "Rule":
+        """Reads CASCADE; raises ModelError where it isn't one."""
+        try:
+            about = json.loads(path.read_text(encoding="utf-8"))
+            return cls(float(about["threshold"]), Preprocessing.from_dict(about["preprocessing"]), several)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{path}: says no rule of a cascade ({error!r})") from None
+
+    def to_dict(self) -> dict:
+        """What CASCADE holds."""
+        return {"threshold": self.threshold, "preprocessing": self.small.to_dict()}
+
+    def shrink(self, gray: np.ndarray) -> np.ndarray:
+        """The small network's input, uint8 `(height, width)`, of a decoded gray B-scan of any size."""
+        return self.small.resize(gray, GAP)
+
+    def sure(self, probabilities: np.ndarray) -> np.ndarray:
+        """bool `(n,)`: which of the small network's answers, `(n, labels)`, stand."""
+        return sureness(probabilities, self.several) >= self.threshold
+
+
+def sureness(probabilities: np.ndarray, several: bool = False) -> np.ndarray:
+    """How sure answers `(n, labels)` are, 0 to 1: the largest probability; of signs that of the one most in doubt."""
+    return np.maximum(probabilities, 1 - probabilities).min(1) if several else probabilities.max(1)
+
+
+class CascadeNetwork(Network):
+    """Both networks on OpenVINO: the small one in int8, the full one in bfloat16 where the CPU has it, else in float32.
+
+    Args:
+        description: of the full model.
+        file: its CASCADE.
+
+    Raises:
+        ModelError: a file is missing or can't be loaded.
+    """
+
+    backend = "cascade"
+    batch = 16  # what is left of it for the full network should be more than one
+
+    def __init__(self, description: Description, file: Path):
+        super().__init__(description)
+        self.weights, self.rule = file, Rule.read(file, description.several)
+        small = [description.file(part) for part in files_of(SMALL_INT8)]
+        full = [description.file(part) for part in files_of(GRAY_OPENVINO)]
+        rest = full[0] if None not in full else description.file(GRAY_ONNX)
+        if None in small or rest is None:
+            missing = SMALL_INT8 if None in small else GRAY_OPENVINO
+            raise ModelError(f"{description.name}: no {missing} in it, which a cascade runs")
+        self.small = OpenVINONetwork(description, "openvino-int8", small[0], self.batch)
+        self.full = OpenVINONetwork(description, "openvino-bf16" if has_bfloat16() else "openvino", rest)
+        self.passes = self.full.passes
+
+    @property
+    def sha256(self) -> str:
+        """Of the rule, which names the small network's weights, and of the full network's."""
+        return hashlib.sha256((super().sha256 + self.full.sha256).encode()).hexdigest()
+
+    def prepare(self, gray: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The picture itself, which the full network may want, and the small one's input."""
+        return gray, self.rule.shrink(gray)
+
+    def of_prepared(self, prepared: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        rows = self.small.probabilities(np.stack([small for _, small in prepared]))
+        unsure = np.flatnonzero(~self.rule.sure(rows))
+        if len(unsure):
+            resize = self.description.preprocessing.resize
+            rows[unsure] = self.full.probabilities(np.stack([resize(prepared[row][0]) for row in unsure]))
+        return rows
+
+    def probabilities(self, gray: np.ndarray) -> np.ndarray:
+        return self.of_prepared([self.prepare(image) for image in gray])
+
+    @property
+    def takes_pixels(self) -> bool:
+        return self.full.takes_pixels
+
+    def logits(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        return self.full.logits(pixels)  # true colour is rare, and the small one takes none
