@@ -15,7 +15,7 @@ from oct_hf.errors import ModelError
 from oct_hf.images import Preprocessing
 from oct_hf.inference.description import Description
 from oct_hf.inference.fast_files import GRAY_ONNX, GRAY_OPENVINO, SMALL_INT8, files_of
-from oct_hf.inference.network import Network
+from oct_hf.inference.network import Network, probabilities_of
 from oct_hf.inference.on_openvino import OpenVINONetwork, has_bfloat16
 
 DIGEST = "small_sha256"  # of the small network's files, by which an answer's origin is told
@@ -24,38 +24,53 @@ GAP = 2.0  # of pillow, for the small picture: half the work, and hardly another
 
 @dataclass(frozen=True)
 class Rule:
-    """Which B-scans the small network answers, and what it looks at.
+    """Which B-scans the small network answers, what it looks at, and what its probabilities mean.
 
     Attributes:
         threshold: how sure it must be, see `sureness`.
         small: preprocessing of its input.
         several: whether answers are signs, each with a sigmoid of its own.
+        temperature: by which its logits are divided, so that its probabilities are most like the full model's.
     """
 
     threshold: float
     small: Preprocessing
     several: bool = False
+    temperature: float = 1.0
 
     @classmethod
     def read(cls, path: Path, several: bool = False) -> "Rule":
         """Reads CASCADE; raises ModelError where it isn't one."""
         try:
             about = json.loads(path.read_text(encoding="utf-8"))
-            return cls(float(about["threshold"]), Preprocessing.from_dict(about["preprocessing"]), several)
+            numbers = float(about["threshold"]), float(about["temperature"])
+            return cls(numbers[0], Preprocessing.from_dict(about["preprocessing"]), several, numbers[1])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{path}: says no rule of a cascade ({error!r})") from None
 
     def to_dict(self) -> dict:
         """What CASCADE holds."""
-        return {"threshold": self.threshold, "preprocessing": self.small.to_dict()}
+        found = {"threshold": self.threshold, "temperature": self.temperature}
+        return found | {"preprocessing": self.small.to_dict()}
 
     def shrink(self, gray: np.ndarray) -> np.ndarray:
         """The small network's input, uint8 `(height, width)`, of a decoded gray B-scan of any size."""
         return self.small.resize(gray, GAP)
 
     def sure(self, probabilities: np.ndarray) -> np.ndarray:
-        """bool `(n,)`: which of the small network's answers, `(n, labels)`, stand."""
+        """bool `(n,)`: which of the small network's answers, `tempered` ones `(n, labels)`, stand."""
         return sureness(probabilities, self.several) >= self.threshold
+
+    def tempered(self, probabilities: np.ndarray) -> np.ndarray:
+        """Its answers, float32 `(n, labels)`, of what its file gives, at `temperature`."""
+        return at_temperature(probabilities, self.temperature, self.several)
+
+
+def at_temperature(probabilities: np.ndarray, temperature: float, several: bool = False) -> np.ndarray:
+    """Probabilities `(n, labels)` as they were with logits divided by a temperature."""
+    given = np.clip(probabilities.astype(np.float64), 1e-12, 1)
+    logits = np.log(given) - (np.log(np.clip(1 - given, 1e-12, 1)) if several else 0)
+    return probabilities_of(logits / temperature, several).astype(np.float32)
 
 
 def sureness(probabilities: np.ndarray, several: bool = False) -> np.ndarray:
@@ -100,7 +115,7 @@ class CascadeNetwork(Network):
         return gray, self.rule.shrink(gray)
 
     def of_prepared(self, prepared: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        rows = self.small.probabilities(np.stack([small for _, small in prepared]))
+        rows = self.rule.tempered(self.small.probabilities(np.stack([small for _, small in prepared])))
         unsure = np.flatnonzero(~self.rule.sure(rows))
         if len(unsure):
             resize = self.description.preprocessing.resize

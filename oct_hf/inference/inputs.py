@@ -124,13 +124,13 @@ def below(folder: Path) -> Iterator[Path]:
     """Images and device files in a folder and its folders, links to folders not followed."""
     try:
         with os.scandir(folder) as entries:
-            names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+            names = sorted((entry.name, entry.is_dir(follow_symlinks=False), entry.is_file()) for entry in entries)
     except OSError as error:
         raise BadImageError(str(folder), f"can't be listed ({error.strerror or error})") from None
-    for name, is_folder in names:
+    for name, is_folder, is_file in names:
         if is_folder:
             yield from below(folder / name)
-        elif name.lower().endswith(KINDS) and (folder / name).is_file():
+        elif is_file and name.lower().endswith(KINDS):
             yield folder / name
 
 

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from scipy.optimize import minimize_scalar
 from tqdm import tqdm
 
 from oct_hf.data.encoded import Encoded
@@ -17,11 +18,11 @@ from oct_hf.data.splits import learned_from
 from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import DataError, ModelError
 from oct_hf.evaluation.predictions import Predictions
-from oct_hf.evaluation.stand_in import compare_int8, same_answers
+from oct_hf.evaluation.stand_in import LEAST_AGREEMENT, compare_int8, same_answers
 from oct_hf.hub.download import download
 from oct_hf.hub.fast import answers_of, cascade_facts, size_of
 from oct_hf.images import Preprocessing, read_image, to_gray
-from oct_hf.inference.cascade import DIGEST, Rule, sureness
+from oct_hf.inference.cascade import DIGEST, Rule, at_temperature, sureness
 from oct_hf.inference.description import load_description
 from oct_hf.inference.fast_files import CASCADE, CASCADE_ANSWERS, SMALL_INT8, files_of, load_fast
 from oct_hf.inference.quantise import CALIBRATION_IMAGES, quantise
@@ -31,6 +32,7 @@ from oct_hf.runs.folder import read_run, write_json
 
 PREDICTIONS = "predictions.parquet"
 BATCH = 16  # images a forward pass
+TEMPERATURES = (0.1, 10.0)
 VIEWS, VIEWED = 8, "standard"  # of each validation B-scan, on which a small network's threshold is found too
 
 
@@ -123,8 +125,8 @@ def make_cascade(
 ) -> Measured:
     """A cascade of a model and a small one that learned its answers.
 
-    The small network, in int8, answers B-scans whose answer is at least as sure as any that differed from the full
-    one's on the validation side, augmented or not. What the two together cost is measured on the test side.
+    The small network, in int8, answers the B-scans that it is sure of, by a threshold from the validation side,
+    augmented and not (`lowest_threshold`). What the two together cost is measured on the test side.
 
     Args:
         source: `onnx/gray.onnx` of the full model.
@@ -159,7 +161,10 @@ def make_cascade(
     by_small, by_full = map(np.concatenate, zip(*answers, strict=True))
     validation = own.sides == "validation"
     seen.append((by_small[validation], by_full[validation]))
-    rule = replace(rule, threshold=lowest_threshold(*map(np.concatenate, zip(*seen, strict=True)), several))
+    seen_small, seen_full = map(np.concatenate, zip(*seen, strict=True))
+    rule = replace(rule, temperature=most_alike(seen_small, seen_full, several))
+    rule = replace(rule, threshold=lowest_threshold(rule.tempered(seen_small), seen_full, several))
+    by_small = rule.tempered(by_small)
     stands = rule.sure(by_small)
     if not stands[validation].any():
         raise ModelError(
@@ -174,12 +179,31 @@ def make_cascade(
     return Measured((CASCADE, *files_of(SMALL_INT8), CASCADE_ANSWERS), report)
 
 
+def most_alike(small: np.ndarray, full: np.ndarray, several: bool = False) -> float:
+    """The temperature at which a small network's probabilities, `(n, labels)`, are most like the full one's.
+
+    By their cross-entropy, as labels are fitted to where a model is calibrated; the full one's were.
+    """
+    told = full.astype(np.float64)
+
+    def cross_entropy(logarithm: float) -> float:
+        found = np.clip(at_temperature(small, np.exp(logarithm), several).astype(np.float64), 1e-9, 1 - 1e-9)
+        other = (1 - told) * np.log(1 - found) if several else 0
+        return -float((told * np.log(found) + other).mean())
+
+    return float(np.exp(minimize_scalar(cross_entropy, bounds=np.log(TEMPERATURES), method="bounded").x))
+
+
 def lowest_threshold(small: np.ndarray, full: np.ndarray, several: bool = False) -> float:
-    """How sure the small network must be, so that none of these answers, `(n, labels)` each, would be another."""
+    """How sure the small network must be, so that few of these answers, `(n, labels)` each, would be another.
+
+    Half as many as a cascade is allowed: what is found here is to hold on other B-scans.
+    """
     same = same_answers(full, small, several)
     same = same.all(1) if several else same
-    wrong = sureness(small, several)[~same]
-    return float(np.nextafter(wrong.max(), 2, dtype=np.float32)) if len(wrong) else 0.0
+    wrong = np.sort(sureness(small, several)[~same])[::-1]
+    allowed = int(len(small) * (1 - LEAST_AGREEMENT) / 2)
+    return float(np.nextafter(wrong[allowed], 2, dtype=np.float32)) if len(wrong) > allowed else 0.0
 
 
 def _check_small(small: Path, own: Predictions) -> None:

@@ -24,9 +24,11 @@ EXACT, NEAR = 1e-4, 5e-3
 
 OURS = """
 import json, sys, time
+from itertools import islice
 from pathlib import Path
 backend, model, folder, scratch, seconds = *sys.argv[1:5], float(sys.argv[5])
 import numpy as np
+from oct_hf.images import to_gray
 from oct_hf.inference.bulk import answer
 from oct_hf.inference.choice import images_per_second
 from oct_hf.inference.inputs import stream, survey
@@ -39,8 +41,8 @@ began = time.perf_counter()
 count = survey([folder]).count
 predictor = Predictor(model, backend=backend, images=count)
 opened = time.perf_counter() - began
-size = predictor.preprocessing.height, predictor.preprocessing.width
-noise = np.random.default_rng(0).integers(0, 256, (predictor.batch_size, *size), np.uint8)
+first = [one.read() for one in islice(stream([folder]), predictor.batch_size)]
+grays = np.stack([predictor.preprocessing.resize(to_gray(one)) for one in first])
 out = Path(scratch) / "answers.parquet"
 
 def to_parquet():
@@ -51,9 +53,9 @@ def to_parquet():
         journal.finish(table.columns(predictor.labels))
     return count / (time.perf_counter() - began)
 
-alone = [images_per_second(predictor.network, noise, seconds)]
+alone = [images_per_second(predictor.network, grays, seconds)]
 bare = to_parquet()
-alone.append(images_per_second(predictor.network, noise, seconds))
+alone.append(images_per_second(predictor.network, grays, seconds))
 predictor.gate = recorded_gate(model, predictor.labels)
 gated = to_parquet() if predictor.gate else None
 print(json.dumps({"alone": sum(alone) / 2, "to_parquet": bare, "with_gate": gated, "opened_s": opened}))
@@ -113,7 +115,7 @@ def benchmark_inference(folder: Path | None, model: Path, scratch: Path, images:
 
     place = spread(bscans(folder), scratch / "scans", images)
     backends = [name for name in BACKENDS if name == "torch" or _has(model, name)]
-    answers, turns, off = scratch / "pipeline.json", [], {}
+    answers, turns, off, agree = scratch / "pipeline.json", [], {}, {}
     few = min(images, PEER_IMAGES)
     _run(PIPELINE, SAME, model, place, few, answers)
     expected = json.loads(answers.read_text())
@@ -124,7 +126,8 @@ def benchmark_inference(folder: Path | None, model: Path, scratch: Path, images:
             off[kind] = max(off.get(kind, 0), _apart(json.loads(answers.read_text()), expected))
         for name in backends:
             turn[name] = _run(OURS, name, model, place, scratch, 2)
-            off[name] = max(off.get(name, 0), _apart(_answers(scratch / "answers.parquet"), expected))
+            found = _answers(scratch / "answers.parquet")
+            off[name], agree[name] = max(off.get(name, 0), _apart(found, expected)), _agreement(found, expected)
         turns.append(turn)
     result = {"images": images, "model": model.name, "pipeline": {k: median(t[k] for t in turns) for k in PEERS}}
     best = [max(turn[kind] for kind in PEERS) for turn in turns]
@@ -138,6 +141,7 @@ def benchmark_inference(folder: Path | None, model: Path, scratch: Path, images:
             "to_parquet / fp32 pipeline": _ratios(one["to_parquet"] / b for one, b in zip(ours, exact, strict=True)),
         }
     result[f"probabilities from the pipeline's ({SAME})"] = {k: round(v, 6) for k, v in off.items()}
+    result["same label as the pipeline's"] = {name: round(share, 4) for name, share in agree.items()}
     for name in backends:
         if BACKENDS[name].exact and off[name] > EXACT:
             sys.exit(f"{name}: its probabilities are {off[name]:.1e} from the pipeline's")
@@ -202,6 +206,12 @@ def _apart(found: dict, expected: dict) -> float:
     """The largest difference of a probability over the files that both answered."""
     both = expected.keys() & found.keys()
     return float(np.max([abs(found[file][label] - value) for file in both for label, value in expected[file].items()]))
+
+
+def _agreement(found: dict, expected: dict) -> float:
+    """The share of files with the same most probable label, of those that both answered."""
+    both = expected.keys() & found.keys()
+    return float(np.mean([max(found[f], key=found[f].get) == max(expected[f], key=expected[f].get) for f in both]))
 
 
 def _ratios(ratios) -> dict:

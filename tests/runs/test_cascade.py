@@ -16,8 +16,9 @@ from oct_hf.hub.download import download
 from oct_hf.hub.verify import verify
 from oct_hf.images import Preprocessing
 from oct_hf.inference.cascade import Rule, sureness
+from oct_hf.inference.network import probabilities_of
 from oct_hf.runs.fast_export import export_model
-from oct_hf.runs.fast_measured import lowest_threshold
+from oct_hf.runs.fast_measured import lowest_threshold, most_alike
 from oct_hf.training.recipe import TeacherRecipe
 
 pytestmark = pytest.mark.skipif(
@@ -91,7 +92,7 @@ def test_a_cascade_is_measured_recorded_and_answers_as_it_says(own, small, real_
     rule = Rule.read(folder / "cascade/cascade.json")
     predictor = Predictor(folder, backend="cascade", batch_size=2)
     grays = [read_image(file) for file in real_files]
-    by_small = predictor.network.small.probabilities(np.stack([*map(rule.shrink, grays)]))
+    by_small = rule.tempered(predictor.network.small.probabilities(np.stack([*map(rule.shrink, grays)])))
     by_full = predictor.network.full.probabilities(np.stack([*map(predictor.preprocessing.resize, grays)]))
     between = float(np.sort(sureness(by_small))[len(grays) // 2])
     predictor.network.rule = dataclasses.replace(rule, threshold=between)
@@ -156,11 +157,25 @@ def test_the_threshold_lies_just_above_the_surest_answer_that_differs():
     assert rule.sure(small).tolist() == [True, False, False, False]  # the last is as sure as one that differs
     assert threshold == pytest.approx(0.7, abs=1e-6)
     assert lowest_threshold(full, full) == 0
+    # Of 400 answers one may differ: the surest one that does.
+    many, others = np.repeat(full[:1], 400, 0), np.repeat(small[:1], 400, 0)
+    others[0], others[1] = (0.1, 0.9), (0.3, 0.7)
+    assert lowest_threshold(others, many) == pytest.approx(0.7, abs=1e-6)
+    assert lowest_threshold(others[1:], many[1:]) == pytest.approx(0.7, abs=1e-6)  # of 399 none may
     # Of signs the one in most doubt counts, and every one must be the same.
     signs = np.array([[0.9, 0.95], [0.9, 0.55], [0.05, 0.1]], np.float32)
     told = np.array([[0.9, 0.9], [0.9, 0.4], [0.1, 0.1]], np.float32)
     assert sureness(signs, several=True).tolist() == pytest.approx([0.9, 0.55, 0.9])
     assert lowest_threshold(signs, told, several=True) == pytest.approx(0.55, abs=1e-6)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_small_networks_temperature_is_found_again(several):
+    logits = np.random.default_rng(0).normal(0, 2, (300, 4))
+    full, small = probabilities_of(logits, several), probabilities_of(logits / 2.5, several)
+    temperature = most_alike(small, full, several)
+    assert temperature == pytest.approx(1 / 2.5, rel=1e-3)
+    assert np.abs(Rule(0, Preprocessing(), several, temperature).tempered(small) - full).max() < 1e-3
 
 
 def test_what_lacks_a_part_says_so(own, small, tmp_path):
