@@ -17,7 +17,10 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; leave it unless you mean to open it.")] = "127.0.0.1",
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a forward pass at most.")] = 8,
     runtime: Annotated[
-        str, typer.Option(help="onnx: ONNX Runtime, with the repository's own file; torch; auto: onnx if it can.")
+        str,
+        typer.Option(
+            help="onnx, openvino, openvino-bf16: with the repository's own file; torch; auto: onnx if it can."
+        ),
     ] = "auto",
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more get 429.")] = 128,
     queue_mb: Annotated[int, typer.Option(min=1, help="MiB of bodies that may wait; more get 429.")] = 128,

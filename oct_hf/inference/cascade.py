@@ -19,6 +19,7 @@ from oct_hf.inference.network import Network, probabilities_of
 from oct_hf.inference.on_openvino import OpenVINONetwork, has_bfloat16
 
 DIGEST = "small_sha256"  # of the small network's files, by which an answer's origin is told
+CLOSE = 0.05  # between a label and the next one: more than twice what bfloat16 was seen to move a probability
 GAP = 2.0  # of pillow, for the small picture: half the work, and hardly another picture
 
 
@@ -78,8 +79,18 @@ def sureness(probabilities: np.ndarray, several: bool = False) -> np.ndarray:
     return np.maximum(probabilities, 1 - probabilities).min(1) if several else probabilities.max(1)
 
 
+def lead(probabilities: np.ndarray, several: bool = False) -> np.ndarray:
+    """By how much the label of answers `(n, labels)` is ahead of the next; of signs, the one that is ahead least."""
+    if several:
+        return np.abs(2 * probabilities - 1).min(1)
+    ordered = np.sort(probabilities, 1)
+    return ordered[:, -1] - ordered[:, -2]
+
+
 class CascadeNetwork(Network):
-    """Both networks on OpenVINO: the small one in int8, the full one in bfloat16 where the CPU has it, else in float32.
+    """Both networks on OpenVINO: the small one in int8; the full one in float32, or where the CPU has it in bfloat16.
+
+    What bfloat16 finds close is asked again in float32, so that the label is the one that the full model gives.
 
     Args:
         description: of the full model.
@@ -102,7 +113,8 @@ class CascadeNetwork(Network):
             missing = SMALL_INT8 if None in small else GRAY_OPENVINO
             raise ModelError(f"{description.name}: no {missing} in it, which a cascade runs")
         self.small = OpenVINONetwork(description, "openvino-int8", small[0], self.batch)
-        self.full = OpenVINONetwork(description, "openvino-bf16" if has_bfloat16() else "openvino", rest)
+        self.full = OpenVINONetwork(description, "openvino", rest)
+        self.quick = OpenVINONetwork(description, "openvino-bf16", rest) if has_bfloat16() else None
         self.passes = self.full.passes
 
     @property
@@ -119,7 +131,16 @@ class CascadeNetwork(Network):
         unsure = np.flatnonzero(~self.rule.sure(rows))
         if len(unsure):
             resize = self.description.preprocessing.resize
-            rows[unsure] = self.full.probabilities(np.stack([resize(prepared[row][0]) for row in unsure]))
+            rows[unsure] = self._by_full(np.stack([resize(prepared[row][0]) for row in unsure]))
+        return rows
+
+    def _by_full(self, gray: np.ndarray) -> np.ndarray:
+        if self.quick is None:
+            return self.full.probabilities(gray)
+        rows = self.quick.probabilities(gray)
+        close = lead(rows, self.rule.several) < CLOSE
+        if close.any():
+            rows[close] = self.full.probabilities(gray[close])
         return rows
 
     def probabilities(self, gray: np.ndarray) -> np.ndarray:

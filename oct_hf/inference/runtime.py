@@ -1,4 +1,4 @@
-"""What a server computes with: torch, or ONNX Runtime where the repository brings its own export of the network.
+"""What a server computes with: torch, or a runtime that loads the file which the repository brings.
 
 A server answers logits, which the inference API may ask for, so it runs `onnx/model.onnx` and not the file that gives
 probabilities.
@@ -8,12 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from oct_hf.errors import ModelError, OCTError, did_you_mean
+from oct_hf.inference.backends import open_network
 from oct_hf.inference.cores import has_accelerator
 from oct_hf.inference.description import file_of, load_description
 from oct_hf.inference.fast_files import ONNX_FILE
 from oct_hf.inference.predictor import Predictor
 
-RUNTIMES = ("auto", "onnx", "torch")
+RUNTIMES = ("auto", "onnx", "openvino", "openvino-bf16", "torch")
 
 
 def serving_predictor(model: str | Path, runtime: str = "auto", batch_size: int = 8, threads: int = 1) -> Predictor:
@@ -30,6 +31,11 @@ def serving_predictor(model: str | Path, runtime: str = "auto", batch_size: int 
     installed = find_spec("onnxruntime") is not None
     if runtime == "onnx" and not installed:
         raise OCTError('ONNX Runtime is missing: pip install "oct-hf[onnx]"')
+    if runtime.startswith("openvino"):
+        network = open_network(load_description(model), runtime)
+        if not network.takes_pixels:
+            raise ModelError(f"{model}: no {ONNX_FILE} in it")
+        return Predictor(network, batch_size=batch_size)
     file = file_of(model, ONNX_FILE)
     if runtime == "onnx" and file is None:
         raise ModelError(f"{model}: no {ONNX_FILE} in it")

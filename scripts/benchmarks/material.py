@@ -85,5 +85,19 @@ def model_of(given: Path | None, scratch: Path) -> Path:
     return folder
 
 
+def has(model: Path, name: str) -> bool:
+    """Whether a backend can run a model here; if not, why is printed."""
+    from oct_hf.errors import OCTError
+    from oct_hf.inference.backends import open_network
+    from oct_hf.inference.description import load_description
+
+    try:
+        open_network(load_description(model), name)
+    except OCTError as error:
+        print(f"  without {name}: {error}")
+        return False
+    return True
+
+
 def median(values) -> float:
     return round(statistics.median(values), 4)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.material import PAIRS, bscans, median
+from benchmarks.material import PAIRS, bscans, has, median
 
 SERVE = """
 import io, json, sys, warnings
@@ -83,7 +83,8 @@ def benchmark_serving(folder: Path | None, model: Path, scratch: Path, clients: 
     images.mkdir()
     for number, content in enumerate(bscans(folder)[:400]):
         (images / f"{number:04}.jpeg").write_bytes(content)
-    kinds = {"onnx": 8, "torch": 8, "pipeline, torch's own threads": 1, "pipeline, cores shared": 1}
+    ours = ["onnx", "torch", *(name for name in ("openvino-bf16",) if has(model, name))]
+    kinds = dict.fromkeys(ours, 8) | {"pipeline, torch's own threads": 1, "pipeline, cores shared": 1}
     kinds |= {"pipeline, cores shared, batches": 8}
     servers, measured = {}, {kind: [] for kind in kinds}
     try:
@@ -102,13 +103,13 @@ def benchmark_serving(folder: Path | None, model: Path, scratch: Path, clients: 
     result = {"clients": clients, "images": len(list(images.iterdir()))}
     for kind, runs in measured.items():
         result[kind] = {key: round(median(run[key] for run in runs), 1) for key in ("per_s", "p50", "p95")}
-    for ours in ("onnx", "torch"):
+    for own in ours:
         for theirs in kinds:
             if theirs.startswith("pipeline"):
-                pairs = list(zip(measured[ours], measured[theirs], strict=True))
+                pairs = list(zip(measured[own], measured[theirs], strict=True))
                 ratios = [round(one["per_s"] / other["per_s"], 2) for one, other in pairs]
                 late = [round(one["p95"] / other["p95"], 2) for one, other in pairs]
-                result[f"{ours} / {theirs}"] = {
+                result[f"{own} / {theirs}"] = {
                     "median": median(ratios),
                     "ratios": ratios,
                     "p95_median": median(late),
