@@ -44,8 +44,10 @@ class Rule:
         """Reads CASCADE; raises ModelError where it isn't one."""
         try:
             about = json.loads(path.read_text(encoding="utf-8"))
-            numbers = float(about["threshold"]), float(about["temperature"])
-            return cls(numbers[0], Preprocessing.from_dict(about["preprocessing"]), several, numbers[1])
+            threshold, temperature = float(about["threshold"]), float(about["temperature"])
+            if not temperature > 0:
+                raise ValueError(f"a temperature of {temperature}")
+            return cls(threshold, Preprocessing.from_dict(about["preprocessing"]), several, temperature)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{path}: says no rule of a cascade ({error!r})") from None
 

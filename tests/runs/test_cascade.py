@@ -196,6 +196,8 @@ def test_what_lacks_a_part_says_so(own, small, tmp_path):
     (own / "model/cascade/small_int8.bin").unlink()
     with pytest.raises(ModelError, match=r"no cascade/small_int8\.xml in it"):
         Predictor(own / "model", backend="cascade")
-    (own / "model/cascade/cascade.json").write_text("{}")
-    with pytest.raises(ModelError, match="says no rule of a cascade"):
-        Predictor(own / "model", backend="cascade")
+    rule = json.loads((own / "model/cascade/cascade.json").read_text())
+    for wrong in ({}, rule | {"temperature": 0}, rule | {"threshold": "high"}):
+        (own / "model/cascade/cascade.json").write_text(json.dumps(wrong))
+        with pytest.raises(ModelError, match="says no rule of a cascade"):
+            Predictor(own / "model", backend="cascade")
