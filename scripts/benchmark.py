@@ -1,7 +1,7 @@
 """Measures what the README claims of speed and memory, as ratios within one run; and ways to train, on one split.
 
 python scripts/benchmark.py [data] [duplicates] [training] [processes] [inference] [serving] [startup] [push]
-    [evaluation] [--data FOLDER] [--model FOLDER] [--images N] [--run FOLDER] [--out FILE]
+    [evaluation] [--data FOLDER] [--model FOLDER] [--images N] [--backends NAME …] [--run FOLDER] [--out FILE]
 python scripts/benchmark.py memory [--data FOLDER] [--model FOLDER] [--out FILE]
 python scripts/benchmark.py systems --recipes MAIN [OTHER …] [--data FOLDER] [--folds K]
     [--set [NAME:]KEY=VALUE …] [--ensemble NAME …] [--elsewhere data.KEY=VALUE …] [--folder runs/systems] [--out FILE]
@@ -52,6 +52,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder with JPEG B-scans; phantoms where not given")
     parser.add_argument("--model", type=Path, help="run or model folder for inference, serving, startup and memory")
     parser.add_argument("--images", type=int, default=2000, help="files for inference")
+    parser.add_argument(
+        "--backends", nargs="+", metavar="NAME", help="for inference; all of the model's where not given"
+    )
     parser.add_argument("--run", type=Path, help="finished run to push; a small one is made where not given")
     parser.add_argument("--out", type=Path, default=Path("benchmark.json"))
     systems = parser.add_argument_group("systems")
@@ -84,7 +87,9 @@ def main() -> None:
                 "duplicates": lambda: benchmark_duplicates(Path(scratch)),
                 "training": lambda: benchmark_training(given.data, Path(scratch)),
                 "processes": lambda: benchmark_processes(Path(scratch)),
-                "inference": lambda: benchmark_inference(given.data, model(), Path(scratch), given.images),
+                "inference": lambda: benchmark_inference(
+                    given.data, model(), Path(scratch), given.images, given.backends
+                ),
                 "memory": lambda: benchmark_memory(given.data, model(), Path(scratch)),
                 "serving": lambda: benchmark_serving(given.data, model(), Path(scratch)),
                 "startup": lambda: benchmark_startup(given.data, model(), Path(scratch)),

@@ -35,7 +35,7 @@ def load_nncf() -> ModuleType:
     return nncf
 
 
-def compile_for_batches(path: Path, sizes: tuple[int, ...], options: dict) -> dict[int, Any]:
+def compile_for_batches(path: Path, sizes: Iterable[int], options: dict) -> dict[int, Any]:
     """A fast file compiled for batches of these sizes alone, by size.
 
     So it must be with int8: where batches may have any size, OpenVINO's kernels for AMX take a segmentation fault on

@@ -17,6 +17,8 @@ from oct_hf.inference.description import Description
 from oct_hf.inference.intel import compile_for_batches, in_batches, load_openvino
 from oct_hf.inference.network import FileNetwork
 
+SOME = 8  # images of an int8 call, where there are too few for a whole batch
+
 
 def has_bfloat16() -> bool:
     """Whether OpenVINO can compute in bfloat16 on this CPU."""
@@ -46,12 +48,14 @@ class OpenVINONetwork(FileNetwork):
         self._options = {
             "INFERENCE_PRECISION_HINT": "bf16" if backend == "openvino-bf16" else "f32",
             "NUM_STREAMS": self.passes,
+            "ENABLE_CPU_PINNING": False,  # or the streams of two networks, as a cascade has, share a core
             "INFERENCE_NUM_THREADS": self.passes * threads,
         }
         self._own, self._by_size = threading.local(), {}
         if backend == "openvino-int8":
             with _readable(weights):
-                self._by_size = compile_for_batches(weights, (self.batch, 1), self._options)
+                sizes = {self.batch, min(self.batch, SOME), 1}
+                self._by_size = compile_for_batches(weights, sizes, self._options)
         else:
             self._of_gray = self.load(weights)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.material import WATCH, bscans, has, median
+from benchmarks.material import ENVIRONMENT, WATCH, bscans, has, median
 
 TURNS = 3
 PEERS = ("fp32, batch 1", "fp32, batch 16", "bf16, batch 16")
@@ -110,7 +110,9 @@ print(most)
 )
 
 
-def benchmark_inference(folder: Path | None, model: Path, scratch: Path, images: int) -> dict:
+def benchmark_inference(
+    folder: Path | None, model: Path, scratch: Path, images: int, backends: list[str] | None = None
+) -> dict:
     """Images a second of each backend and of the pipeline, the ratios of each turn, and how far answers are apart.
 
     `alone` is the network on pictures in memory, `without_network` all else: reading, decoding, resizing, writing.
@@ -121,11 +123,12 @@ def benchmark_inference(folder: Path | None, model: Path, scratch: Path, images:
         model: a model folder with its fast files.
         scratch: for files.
         images: how many files; those of the folder are repeated.
+        backends: all that the model has a file for, where not given.
     """
     from oct_hf.inference.backends import BACKENDS
 
     place = spread(bscans(folder), scratch / "scans", images)
-    backends = [name for name in BACKENDS if name == "torch" or has(model, name)]
+    backends = [name for name in backends or BACKENDS if name == "torch" or has(model, name)]
     answers, turns, off, agree = scratch / "pipeline.json", [], {}, {}
     few = min(images, PEER_IMAGES)
     _run(PIPELINE, SAME, model, place, few, answers)
@@ -185,7 +188,8 @@ def spread(sources: list[bytes], folder: Path, count: int) -> Path:
 
 
 def _run(code: str, *arguments):
-    run = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    run = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
     if run.returncode:
         sys.exit(run.stderr)
     return json.loads(run.stdout.splitlines()[-1])

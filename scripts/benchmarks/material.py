@@ -1,12 +1,16 @@
 """What the parts work on: B-scans as files, a small finished run, and how often a pair is measured."""
 
 import io
+import os
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 PAIRS = 5
+# Of processes that are measured: this one's own may change while the package works (how threads wait, for one), and
+# whoever is compared with it must not inherit that.
+ENVIRONMENT = dict(os.environ)
 # Of a process that a benchmark starts: `most` is the most private memory so far, in MB.
 WATCH = """
 import threading, time

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.material import PAIRS, bscans, has, median
+from benchmarks.material import ENVIRONMENT, PAIRS, bscans, has, median
 
 SERVE = """
 import io, json, sys, warnings
@@ -90,7 +90,9 @@ def benchmark_serving(folder: Path | None, model: Path, scratch: Path, clients: 
     try:
         for kind, batch_size in kinds.items():
             command = [sys.executable, "-c", SERVE, kind, model, str(batch_size)]
-            servers[kind] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            servers[kind] = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENVIRONMENT
+            )
         ports = {kind: server.stdout.readline().strip() for kind, server in servers.items()}
         for _ in range(PAIRS):
             for kind, port in ports.items():

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.material import PAIRS, bscans, median
+from benchmarks.material import ENVIRONMENT, PAIRS, bscans, median
 
 PIPELINE = """
 import sys
@@ -61,7 +61,7 @@ def _one_picture(picture: bytes, model: Path, scratch: Path) -> dict:
 def _process(command: list) -> tuple[float, float]:
     """Seconds and peak memory in MB of a process, which must succeed."""
     began = time.perf_counter()
-    child = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    child = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=ENVIRONMENT)
     said = child.stderr.read()
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
