@@ -29,8 +29,8 @@ def export(
     int8 is calibrated on B-scans of the training side and measured on the held-out ones; it is refused
     where balanced accuracy falls by more than 0.005 or the calibration error rises by more than 0.01.
 
-    A cascade adds a small network, which answers what it is sure of; by the same rule, and at least
-    99.5 % of the answers must be the model's own.
+    A cascade adds a small network, which answers what it is sure of. At least 99.5 % of the answers
+    must be the model's own, and balanced accuracy may fall by 0.005.
 
     Example: oct-hf export runs/demo --to openvino-int8
     """
