@@ -6,9 +6,11 @@ Names are imported when first used, so that `import oct_hf` loads neither torch 
 import importlib
 import os
 
-# OpenMP reads it when torch loads. Threads that spin while they wait take the core from those they wait for as soon as
-# anything else runs on the machine: two busy cores then computed a tenth of what they can.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# OpenMP reads it when torch loads. Threads that spin long while they wait take the core from those they wait for as
+# soon as anything else runs on the machine; threads that sleep at once are woken late at every layer. These spin for
+# some microseconds (GNU's OpenMP, which torch brings on Linux).
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 __version__ = "0.1.0"
 
