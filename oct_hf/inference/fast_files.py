@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from oct_hf.errors import OCTError
-from oct_hf.inference.intel import compile_for_batches, in_batches, load_openvino
+from oct_hf.inference.intel import FixedBatches, load_openvino
 
 ONNX_FILE = "onnx/model.onnx"  # where transformers.js looks; it takes pixels of three channels and gives logits
 INPUT, OUTPUT = "gray", "probabilities"  # uint8 (batch, height, width); float32 (batch, labels)
@@ -52,10 +52,8 @@ def load_fast(path: Path) -> Callable[[np.ndarray], np.ndarray]:
         if "int8" not in Path(path).stem:
             compiled = load_openvino().compile_model(path, "CPU", options)
             return lambda grays: compiled(grays)[OUTPUT]
-        by_size = compile_for_batches(path, (16, 1), options)
-        return lambda grays: np.concatenate(
-            [by_size[size](grays[rows])[OUTPUT] for size, rows in in_batches(len(grays), by_size)]
-        )
+        batches = FixedBatches(path, (16, 1), options)
+        return lambda grays: np.concatenate([run(grays[rows])[OUTPUT] for run, rows in batches.parts(len(grays))])
     if not runtime_is_here(path):
         raise OCTError('ONNX Runtime is missing: pip install "oct-hf[onnx]"')
     import onnxruntime

@@ -5,6 +5,7 @@ Both go on without it where its package can't be imported, so it is hidden while
 
 import logging
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -35,28 +36,41 @@ def load_nncf() -> ModuleType:
     return nncf
 
 
-def compile_for_batches(path: Path, sizes: Iterable[int], options: dict) -> dict[int, Any]:
-    """A fast file compiled for batches of these sizes alone, by size.
+class FixedBatches:
+    """A fast file in int8, compiled for batches of some sizes alone, each when it is first wanted.
 
-    So it must be with int8: where batches may have any size, OpenVINO's kernels for AMX take a segmentation fault on
-    small pictures (openvinotoolkit/openvino#37577, seen in 2026.4 with 32 pixels).
+    Where batches may have any size, OpenVINO's int8 kernels for AMX take a segmentation fault on small pictures
+    (openvinotoolkit/openvino#37577, seen in 2026.4 with 32 pixels).
+
+    Args:
+        path: the .xml file.
+        sizes: of batches, 1 among them.
+        options: OpenVINO's.
+
+    Raises:
+        RuntimeError: OpenVINO can't read it.
     """
-    core, found = load_openvino().Core(), {}
-    for size in sizes:
-        network = core.read_model(str(path))
-        _, *shape = network.input(0).partial_shape
-        network.reshape([size, *(length.get_length() for length in shape)])
-        found[size] = core.compile_model(network, "CPU", options)
-    return found
 
+    def __init__(self, path: Path, sizes: Iterable[int], options: dict):
+        self._core, self._lock, self._compiled = load_openvino().Core(), threading.Lock(), {}
+        self._network, self._options = self._core.read_model(str(path)), options
+        self._sizes = sorted(sizes, reverse=True)
 
-def in_batches(count: int, sizes: Iterable[int]) -> Iterator[tuple[int, slice]]:
-    """So many pictures as batches of these sizes, which include 1: size and rows of each, large ones first."""
-    start = 0
-    for size in sorted(sizes, reverse=True):
-        while count - start >= size:
-            yield size, slice(start, start + size)
-            start += size
+    def parts(self, count: int) -> Iterator[tuple[Any, slice]]:
+        """So many pictures, large batches first: what runs each batch, and its rows."""
+        start = 0
+        for size in self._sizes:
+            while count - start >= size:
+                yield self._of(size), slice(start, start + size)
+                start += size
+
+    def _of(self, size: int):
+        with self._lock:
+            if size not in self._compiled:
+                _, *shape = self._network.input(0).partial_shape
+                self._network.reshape([size, *(length.get_length() for length in shape)])
+                self._compiled[size] = self._core.compile_model(self._network, "CPU", self._options)
+            return self._compiled[size]
 
 
 def _installed(name: str, called: str) -> None:

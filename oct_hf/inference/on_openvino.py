@@ -14,7 +14,7 @@ import numpy as np
 from oct_hf.errors import ModelError, OCTError
 from oct_hf.inference.cores import share_cores
 from oct_hf.inference.description import Description
-from oct_hf.inference.intel import compile_for_batches, in_batches, load_openvino
+from oct_hf.inference.intel import FixedBatches, load_openvino
 from oct_hf.inference.network import FileNetwork
 
 SOME = 8  # images of an int8 call, where there are too few for a whole batch
@@ -51,19 +51,18 @@ class OpenVINONetwork(FileNetwork):
             "ENABLE_CPU_PINNING": False,  # or the streams of two networks, as a cascade has, share a core
             "INFERENCE_NUM_THREADS": self.passes * threads,
         }
-        self._own, self._by_size = threading.local(), {}
+        self._own, self._batches = threading.local(), None
         if backend == "openvino-int8":
             with _readable(weights):
-                sizes = {self.batch, min(self.batch, SOME), 1}
-                self._by_size = compile_for_batches(weights, sizes, self._options)
+                self._batches = FixedBatches(weights, {self.batch, min(self.batch, SOME), 1}, self._options)
         else:
             self._of_gray = self.load(weights)
 
     def probabilities(self, gray: np.ndarray) -> np.ndarray:
-        if not self._by_size:
+        if self._batches is None:
             return self._run("gray", self._of_gray, gray)
-        parts = in_batches(len(gray), self._by_size)
-        return np.concatenate([self._run(f"gray {size}", self._by_size[size], gray[rows]) for size, rows in parts])
+        parts = ((compiled, gray[rows]) for compiled, rows in self._batches.parts(len(gray)))
+        return np.concatenate([self._run(f"gray {len(part)}", compiled, part) for compiled, part in parts])
 
     def logits(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         return self._run("pixels", self.of_pixels, np.asarray(pixels))

@@ -32,7 +32,7 @@ from oct_hf.runs.folder import read_run, write_json
 
 PREDICTIONS = "predictions.parquet"
 BATCH = 16  # images a forward pass
-TEMPERATURES = (0.1, 10.0)
+TEMPERATURES = (0.1, 10.0)  # among which the one of a small network is looked for
 VIEWS, VIEWED = 8, "standard"  # of each validation B-scan, on which a small network's threshold is found too
 
 
