@@ -118,6 +118,27 @@ def run(monkeypatch, capsys):
     return call
 
 
+@pytest.fixture
+def interrupt_when_saved(monkeypatch):
+    """Arms one Ctrl-C for when a training has written its first checkpoint below a folder.
+
+    It comes from within the training: one sent by a thread that watches may come after its end, and ends the tests.
+    """
+    from oct_hf.training.trainer import OCTTrainer
+
+    save, folders = OCTTrainer._save_checkpoint, []
+
+    def save_and_interrupt(trainer, *args, **kwargs):
+        save(trainer, *args, **kwargs)
+        place = Path(trainer.args.output_dir).resolve()
+        if folders and place.is_relative_to(folders[0]):
+            folders.clear()
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(OCTTrainer, "_save_checkpoint", save_and_interrupt)
+    return lambda folder: folders.append(Path(folder).resolve())
+
+
 TINY = {
     "name": "tiny",
     "data": {"name": "phantom", "patients": 6, "scans": 2, "height": 96, "width": 96, "public": True},

@@ -1,8 +1,4 @@
 import dataclasses
-import os
-import signal
-import threading
-import time
 
 import numpy as np
 import pytest
@@ -48,16 +44,10 @@ def test_what_is_pooled_is_what_each_run_wrote(two_folds):
     assert stored.measure() == pooled.measure() and stored.sides.tolist() == pooled.sides.tolist()
 
 
-def test_a_stopped_call_goes_on_and_ends_with_the_same_predictions(two_folds, quick, tmp_path):
+def test_a_stopped_call_goes_on_and_ends_with_the_same_predictions(two_folds, quick, tmp_path, interrupt_when_saved):
     pooled, folder = two_folds[0], tmp_path / "stopped"
     first = folder / "fold-0"
-
-    def interrupt_after_the_first_checkpoint():
-        while not list(first.glob("checkpoints/*/trainer_state.json")):
-            time.sleep(0.002)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=interrupt_after_the_first_checkpoint, daemon=True).start()
+    interrupt_when_saved(first)
     with pytest.raises(Stopped):
         out_of_fold(quick, folder, 2)
     assert not (folder / "out_of_fold.parquet").exists() and not (first / "model").exists()

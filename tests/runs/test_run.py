@@ -3,9 +3,6 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
-import threading
-import time
 
 import numpy as np
 import pytest
@@ -114,16 +111,9 @@ def test_the_stored_recipe_trains_the_same_model_again(finished_run, tmp_path):
     assert same_weights(finished_run, tmp_path / "again")
 
 
-def test_a_stopped_run_goes_on_and_ends_with_the_same_model(finished_run, tiny, tmp_path):
+def test_a_stopped_run_goes_on_and_ends_with_the_same_model(finished_run, tiny, tmp_path, interrupt_when_saved):
     folder = tmp_path / "stopped"
-
-    def interrupt_after_the_first_checkpoint():
-        while not list((folder / "checkpoints").glob("*/trainer_state.json")):
-            time.sleep(0.002)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt_after_the_first_checkpoint, daemon=True)
-    thread.start()
+    interrupt_when_saved(folder)
     with pytest.raises(Stopped) as caught:
         finetune(tiny, folder)
     assert caught.value.exit_code == 130 and not (folder / "model").exists()

@@ -4,6 +4,7 @@ import signal
 import tempfile
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
@@ -73,15 +74,27 @@ def proposed(found: dict) -> list:
     return [(row["number"], row["state"], row["params"], row["score"], row["folds"]) for row in found["trials"]]
 
 
-def when_both_train(folder: Path, act) -> None:
-    """Acts on a thread as soon as the first two trials are at work at one time and have kept something each."""
+@contextmanager
+def when_both_train(folder: Path, act):
+    """Acts on a thread as soon as the first two trials are at work at one time and have kept something each.
+
+    Nothing is done any more once the block has ended: a Ctrl-C would end the tests.
+    """
+    over = threading.Event()
 
     def watch():
         while not all(any(list((folder / name).glob(kept)) for kept in KEPT) for name in ("trial-001", "trial-002")):
-            time.sleep(0.002)
+            if over.wait(0.002):
+                return
         act()
 
-    threading.Thread(target=watch, daemon=True).start()
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watching.join()
 
 
 @pytest.mark.parametrize(
@@ -102,8 +115,8 @@ def test_what_is_no_cluster_is_refused_before_any_work(quick, tmp_path, monkeypa
 def test_a_cluster_ends_with_the_trials_that_one_process_ends_with(cluster, alone, quick, tmp_path):
     at_once, cache = [], Path(datasets.config.HF_DATASETS_CACHE)
     decoded = set(cache.glob("pixels-*"))  # of this process
-    when_both_train(tmp_path / "study", lambda: at_once.append(True))
-    found = on_ray(quick, tmp_path / "study")
+    with when_both_train(tmp_path / "study", lambda: at_once.append(True)):
+        found = on_ray(quick, tmp_path / "study")
     assert at_once and proposed(found) == proposed(alone)
     assert found["best"]["params"] == alone["best"]["params"]
     assert set(cache.glob("pixels-*")) <= decoded  # the machines keep none
@@ -113,8 +126,8 @@ def test_a_cluster_ends_with_the_trials_that_one_process_ends_with(cluster, alon
 
 def test_a_study_stopped_on_a_cluster_goes_on_without_one(cluster, alone, quick, tmp_path, monkeypatch):
     folder, taken_up = tmp_path / "study", []
-    when_both_train(folder, lambda: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(Stopped):
+    interrupt = when_both_train(folder, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with interrupt, pytest.raises(Stopped):
         on_ray(quick, folder)
     real = trial.last_checkpoint
     monkeypatch.setattr(trial, "last_checkpoint", lambda place: taken_up.append((place, real(place))) or real(place))
@@ -128,8 +141,8 @@ def test_a_machine_that_dies_costs_no_trial(cluster, alone, quick, tmp_path, mon
     tries, start = [], OnRay.start
     monkeypatch.setattr(OnRay, "start", lambda self, what, again=1: tries.append(again) or start(self, what, again))
     victim = cluster.worker_nodes.copy().pop()
-    when_both_train(tmp_path / "study", lambda: cluster.remove_node(victim, allow_graceful=False))
-    found = on_ray(quick, tmp_path / "study")
+    with when_both_train(tmp_path / "study", lambda: cluster.remove_node(victim, allow_graceful=False)):
+        found = on_ray(quick, tmp_path / "study")
     cluster.add_node(num_cpus=1)
     warm_up()
     assert tries.count(2) == 1 and proposed(found) == proposed(alone)

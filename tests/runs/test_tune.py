@@ -2,8 +2,6 @@ import contextlib
 import csv
 import dataclasses
 import json
-import os
-import signal
 import threading
 import time
 
@@ -82,16 +80,9 @@ def test_the_sets_own_folds_are_searched_on_without_guards_and_without_the_one_h
         tuning_folds(data, recipe, 3)
 
 
-def test_a_stopped_study_goes_on_and_ends_with_the_same_trials(study, quick, tmp_path):
+def test_a_stopped_study_goes_on_and_ends_with_the_same_trials(study, quick, tmp_path, interrupt_when_saved):
     found, folder = study[0], tmp_path / "stopped"
-    second = folder / "trial-002" / "fold-1" / "checkpoints"
-
-    def interrupt_within_the_second_trial():
-        while not list(second.glob("*/trainer_state.json")):
-            time.sleep(0.002)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=interrupt_within_the_second_trial, daemon=True).start()
+    interrupt_when_saved(folder / "trial-002" / "fold-1")
     with pytest.raises(Stopped):
         tune(quick, folder, trials=3, folds=2, space=SPACE)
     kept = (folder / "trial-002" / "fold-0" / "epochs.json").stat().st_mtime_ns
