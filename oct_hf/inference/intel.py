@@ -16,6 +16,7 @@ from typing import Any
 from oct_hf.errors import OCTError
 
 TELEMETRY = "openvino_telemetry"
+_CORES, _LOCK = [], threading.Lock()
 
 
 def load_openvino() -> ModuleType:
@@ -24,6 +25,19 @@ def load_openvino() -> ModuleType:
     with _unheard():
         import openvino
     return openvino
+
+
+def core():
+    """OpenVINO's core: one for the process, kept to its end.
+
+    With each new one its CPU plugin gives the calling thread another stack for signal handlers, and when it goes gives
+    back the one from before. Where two go in the order in which they came, that one is gone too, and the next signal
+    (Ctrl-C, the end of a child process) is a segmentation fault (seen in 2026.4).
+    """
+    with _LOCK:
+        if not _CORES:
+            _CORES.append(load_openvino().Core())
+        return _CORES[0]
 
 
 def load_nncf() -> ModuleType:
@@ -52,8 +66,8 @@ class FixedBatches:
     """
 
     def __init__(self, path: Path, sizes: Iterable[int], options: dict):
-        self._core, self._lock, self._compiled = load_openvino().Core(), threading.Lock(), {}
-        self._network, self._options = self._core.read_model(str(path)), options
+        self._lock, self._compiled = threading.Lock(), {}
+        self._network, self._options = core().read_model(str(path)), options
         self._sizes = sorted(sizes, reverse=True)
 
     def parts(self, count: int) -> Iterator[tuple[Any, slice]]:
@@ -69,7 +83,7 @@ class FixedBatches:
             if size not in self._compiled:
                 _, *shape = self._network.input(0).partial_shape
                 self._network.reshape([size, *(length.get_length() for length in shape)])
-                self._compiled[size] = self._core.compile_model(self._network, "CPU", self._options)
+                self._compiled[size] = core().compile_model(self._network, "CPU", self._options)
             return self._compiled[size]
 
 

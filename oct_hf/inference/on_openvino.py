@@ -14,7 +14,7 @@ import numpy as np
 from oct_hf.errors import ModelError, OCTError
 from oct_hf.inference.cores import share_cores
 from oct_hf.inference.description import Description
-from oct_hf.inference.intel import FixedBatches, load_openvino
+from oct_hf.inference.intel import FixedBatches, core
 from oct_hf.inference.network import FileNetwork
 
 SOME = 8  # images of an int8 call, where there are too few for a whole batch
@@ -22,7 +22,7 @@ SOME = 8  # images of an int8 call, where there are too few for a whole batch
 
 def has_bfloat16() -> bool:
     """Whether OpenVINO can compute in bfloat16 on this CPU."""
-    return "BF16" in load_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class OpenVINONetwork(FileNetwork):
@@ -42,7 +42,6 @@ class OpenVINONetwork(FileNetwork):
         super().__init__(description)
         self.backend, self.weights, self.batch = backend, weights, batch or self.batch
         self.passes, threads = share_cores(accelerator=False)
-        self._core = load_openvino().Core()
         if backend == "openvino-bf16" and not has_bfloat16():
             raise OCTError("--backend openvino-bf16: this CPU has no bfloat16 (AVX512_BF16 or AMX); take openvino")
         self._options = {
@@ -76,7 +75,7 @@ class OpenVINONetwork(FileNetwork):
 
     def load(self, file: Path):
         with _readable(file):
-            return self._core.compile_model(str(file), "CPU", self._options)
+            return core().compile_model(str(file), "CPU", self._options)
 
 
 @contextmanager

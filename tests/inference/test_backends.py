@@ -15,6 +15,7 @@ from oct_hf.images import to_gray
 from oct_hf.inference import choice
 from oct_hf.inference.backends import BACKENDS, open_network
 from oct_hf.inference.description import load_description
+from oct_hf.inference.on_openvino import has_bfloat16
 
 HEAVY = ("torch", "timm", "transformers", "datasets", "pandas", "scipy", "sklearn", "albumentations", "cv2", "evaluate")
 CHECK = f"bad = [m for m in {HEAVY!r} if m in sys.modules]; assert not bad, bad"
@@ -49,16 +50,34 @@ def test_gray_files_give_torchs_answers(fast_model, real_files, backend):
 
 
 def test_bfloat16_is_another_arithmetic_or_refused_where_the_cpu_has_none(fast_model, real_files):
-    from oct_hf.inference.intel import load_openvino
-
     pytest.importorskip("openvino")
-    if "BF16" in load_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if has_bfloat16():
         exact, half = (Predictor(fast_model, backend=name) for name in ("openvino", "openvino-bf16"))
         off = np.abs(values(half.predict(real_files)) - values(exact.predict(real_files))).max()
         assert 1e-6 < off <= 0.02
     else:
         with pytest.raises(OCTError, match="this CPU has no bfloat16"):
             Predictor(fast_model, backend="openvino-bf16")
+
+
+def test_signals_are_heard_after_networks_on_openvino_went(fast_model, tmp_path):
+    pytest.importorskip("nncf")
+    script = f"""
+import os, signal
+import numpy as np
+from pathlib import Path
+from oct_hf import Predictor
+from oct_hf.inference.quantise import quantise
+signal.signal(signal.SIGINT, lambda *_: print("heard"))
+first, second = (Predictor({str(fast_model)!r}, backend="openvino") for _ in range(2))
+del first, second
+os.kill(os.getpid(), signal.SIGINT)
+grays = np.zeros((2, 64, 64), np.uint8)
+quantise(Path({str(fast_model / "onnx/gray.onnx")!r}), Path({str(tmp_path / "int8.xml")!r}), grays)
+os.kill(os.getpid(), signal.SIGINT)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.splitlines().count("heard") == 2, done.stderr
 
 
 def test_the_models_pixels_are_the_image_processors_to_the_last_bit(fast_model, real_files, tmp_path):
