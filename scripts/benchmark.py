@@ -1,6 +1,6 @@
 """Measures what the README claims of speed and memory, as ratios within one run; and ways to train, on one split.
 
-python scripts/benchmark.py [data] [duplicates] [training] [processes] [inference] [serving] [startup] [push]
+python scripts/benchmark.py [data] [duplicates] [training] [processes] [waiting] [inference] [serving] [startup] [push]
     [evaluation] [--data FOLDER] [--model FOLDER] [--images N] [--backends NAME …] [--run FOLDER] [--out FILE]
 python scripts/benchmark.py memory [--data FOLDER] [--model FOLDER] [--out FILE]
 python scripts/benchmark.py systems --recipes MAIN [OTHER …] [--data FOLDER] [--folds K]
@@ -28,12 +28,14 @@ from benchmarks.serving import benchmark_serving
 from benchmarks.startup import benchmark_startup
 from benchmarks.systems import benchmark_systems
 from benchmarks.training import benchmark_processes, benchmark_training
+from benchmarks.waiting import benchmark_waiting
 
 PARTS = (
     "data",
     "duplicates",
     "training",
     "processes",
+    "waiting",
     "inference",
     "serving",
     "startup",
@@ -87,6 +89,7 @@ def main() -> None:
                 "duplicates": lambda: benchmark_duplicates(Path(scratch)),
                 "training": lambda: benchmark_training(given.data, Path(scratch)),
                 "processes": lambda: benchmark_processes(Path(scratch)),
+                "waiting": benchmark_waiting,
                 "inference": lambda: benchmark_inference(
                     given.data, model(), Path(scratch), given.images, given.backends
                 ),

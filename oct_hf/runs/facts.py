@@ -37,6 +37,9 @@ LIBRARIES = (
     "pillow",
     "matplotlib",
     "onnx",
+    "onnxruntime",
+    "openvino",
+    "nncf",
 )
 
 
