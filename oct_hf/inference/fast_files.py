@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from oct_hf.errors import OCTError
-from oct_hf.inference.intel import FixedBatches, core
+from oct_hf.inference.intel import FixedBatches
 
 ONNX_FILE = "onnx/model.onnx"  # where transformers.js looks; it takes pixels of three channels and gives logits
 INPUT, OUTPUT = "gray", "probabilities"  # uint8 (batch, height, width); float32 (batch, labels)
@@ -49,9 +49,6 @@ def load_fast(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     """
     if runtime_of(path) == "OpenVINO":
         options = {"INFERENCE_PRECISION_HINT": "f32"}  # left to itself it takes bfloat16 where the processor can
-        if "int8" not in Path(path).stem:
-            compiled = core().compile_model(str(path), "CPU", options)
-            return lambda grays: compiled(grays)[OUTPUT]
         batches = FixedBatches(path, (16, 1), options)
         return lambda grays: np.concatenate([run(grays[rows])[OUTPUT] for run, rows in batches.parts(len(grays))])
     if not runtime_is_here(path):

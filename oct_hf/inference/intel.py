@@ -51,10 +51,10 @@ def load_nncf() -> ModuleType:
 
 
 class FixedBatches:
-    """A fast file in int8, compiled for batches of some sizes alone, each when it is first wanted.
+    """A fast file, compiled for batches of some sizes alone, each when it is first wanted.
 
-    Where batches may have any size, OpenVINO's int8 kernels for AMX take a segmentation fault on small pictures
-    (openvinotoolkit/openvino#37577, seen in 2026.4 with 32 pixels).
+    That is some percent faster than for any size. And where batches may have any size, OpenVINO's int8 kernels for AMX
+    take a segmentation fault on small pictures (openvinotoolkit/openvino#37577, seen in 2026.4 with 32 pixels).
 
     Args:
         path: the .xml file.

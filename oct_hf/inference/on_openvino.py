@@ -17,7 +17,7 @@ from oct_hf.inference.description import Description
 from oct_hf.inference.intel import FixedBatches, core
 from oct_hf.inference.network import FileNetwork
 
-SOME = 8  # images of an int8 call, where there are too few for a whole batch
+SOME = 8  # images of a call, where there are too few for a whole batch
 
 
 def has_bfloat16() -> bool:
@@ -50,16 +50,11 @@ class OpenVINONetwork(FileNetwork):
             "ENABLE_CPU_PINNING": False,  # or the streams of two networks, as a cascade has, share a core
             "INFERENCE_NUM_THREADS": self.passes * threads,
         }
-        self._own, self._batches = threading.local(), None
-        if backend == "openvino-int8":
-            with _readable(weights):
-                self._batches = FixedBatches(weights, {self.batch, min(self.batch, SOME), 1}, self._options)
-        else:
-            self._of_gray = self.load(weights)
+        self._own = threading.local()
+        with _readable(weights):
+            self._batches = FixedBatches(weights, {self.batch, min(self.batch, SOME), 1}, self._options)
 
     def probabilities(self, gray: np.ndarray) -> np.ndarray:
-        if self._batches is None:
-            return self._run("gray", self._of_gray, gray)
         parts = ((compiled, gray[rows]) for compiled, rows in self._batches.parts(len(gray)))
         return np.concatenate([self._run(f"gray {len(part)}", compiled, part) for compiled, part in parts])
 
