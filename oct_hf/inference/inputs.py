@@ -124,14 +124,32 @@ def below(folder: Path) -> Iterator[Path]:
     """Images and device files in a folder and its folders, links to folders not followed."""
     try:
         with os.scandir(folder) as entries:
-            names = sorted((entry.name, entry.is_dir(follow_symlinks=False), entry.is_file()) for entry in entries)
+            names = _packed(sorted(filter(None, map(_kept, entries))))
     except OSError as error:
         raise BadImageError(str(folder), f"can't be listed ({error.strerror or error})") from None
-    for name, is_folder, is_file in names:
-        if is_folder:
-            yield from below(folder / name)
-        elif is_file and name.lower().endswith(KINDS):
+    for name in names:
+        if name.endswith("\0"):
+            yield from below(folder / name[:-1])
+        else:
             yield folder / name
+
+
+def _kept(entry: os.DirEntry) -> str | None:
+    """The name of a folder, ending in a zero, or of an image or device file."""
+    if entry.is_dir(follow_symlinks=False):
+        return entry.name + "\0"
+    return entry.name if entry.name.lower().endswith(KINDS) and entry.is_file() else None
+
+
+def _packed(names: list[str]) -> Iterator[str]:
+    """Names from one text of them all, a sixth of what a list of very many takes while they wait for their turn."""
+    text, start = "/".join(names), 0
+    names.clear()
+    while start < len(text):
+        end = text.find("/", start)
+        end = len(text) if end < 0 else end
+        yield text[start:end]
+        start = end + 1
 
 
 def of_file(path: Path, name: str | None = None) -> Picture | DeviceFile:

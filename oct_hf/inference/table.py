@@ -14,8 +14,9 @@ from itertools import islice
 from pathlib import Path
 
 from oct_hf.errors import OCTError
+from oct_hf.parallel import give_memory_back, lean_arrow
 
-BLOCK = 5000  # rows of a group of a Parquet file
+GROUP, BLOCK = 8192, 512  # rows of a group of a Parquet file; of them as Python's objects, ten times as large
 FORMATS = (".csv", ".parquet", ".json")
 EYE_COLUMNS = ("level", "volume", "eye", "bscan", "rule", "driving")
 
@@ -105,6 +106,13 @@ def _write_parquet(rows: Iterator[dict], names: list[str], path: Path) -> None:
     from pyarrow import parquet
 
     schema = arrow_schema(names)
-    with parquet.ParquetWriter(path, schema) as writer:
-        while block := list(islice(rows, BLOCK)):
-            writer.write_table(pa.Table.from_pylist(block, schema=schema))
+
+    def blocks(count: int) -> Iterator[pa.Table]:
+        rest = islice(rows, count)
+        while block := list(islice(rest, BLOCK)):
+            yield pa.Table.from_pylist(block, schema=schema)
+
+    with lean_arrow(), parquet.ParquetWriter(path, schema) as writer:
+        while group := list(blocks(GROUP)):
+            writer.write_table(pa.concat_tables(group))
+            give_memory_back()
