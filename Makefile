@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 NODE := tests/node/node_modules/.ready
 
-.PHONY: demo test test-all test-live lint benchmark wheel clean
+.PHONY: demo test test-all test-live lint docs benchmark wheel clean
 
 demo: $(READY)
 	@# A finished demo is made anew; one that was stopped goes on.
@@ -31,6 +31,11 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The documents as a site that needs no network; its search needs a server (python -m http.server -d site).
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo site/index.html
+
 benchmark: $(READY)
 	$(BIN)/python scripts/benchmark.py
 
@@ -38,13 +43,13 @@ wheel: $(READY)
 	$(BIN)/python -m build --wheel
 
 clean:
-	rm -rf build dist .pytest_cache .ruff_cache
+	rm -rf build dist site .pytest_cache .ruff_cache
 
 # Installed once; again only when what is wanted has changed.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "oct-hf needs Python 3.11 or newer: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[all,test]"
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[all,docs,test]"
 	@touch $@
 
 # transformers.js and the Hub's task schemas, for the tests that use them; skipped where there is no Node.
