@@ -82,7 +82,9 @@ def test_the_lines_without_this_package_give_the_predictors_probabilities(finish
     done = subprocess.run([sys.executable, "-c", code], cwd=beside_a_model, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     theirs = [float(word) for word in done.stdout.splitlines()[-1].split()]
-    (ours,) = Predictor(finished_run, backend="onnx").predict([finished_run / "model" / "examples" / "DME.png"])
+    (ours,) = Predictor(finished_run / "model", backend="onnx").predict(
+        [finished_run / "model" / "examples" / "DME.png"]
+    )
     np.testing.assert_allclose(theirs, list(ours.probabilities.values()), rtol=0, atol=1e-6)
     assert len(code.strip().splitlines()) < 20
 
