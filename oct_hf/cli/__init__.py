@@ -22,6 +22,7 @@ from oct_hf.cli.evaluate import compare, evaluate
 from oct_hf.cli.explain import explain
 from oct_hf.cli.export import export
 from oct_hf.cli.generate import generate
+from oct_hf.cli.page import page
 from oct_hf.cli.predict import predict
 from oct_hf.cli.printing import print_table, say
 from oct_hf.cli.publish import publish, publish_data, verify
@@ -47,6 +48,7 @@ VERBS = (
     explain,
     export,
     generate,
+    page,
     publish,
     publish_data,
     verify,

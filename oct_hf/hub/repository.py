@@ -4,9 +4,7 @@ The folder is written beside its final place and renamed when it is whole, so a 
 """
 
 import json
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -25,6 +23,7 @@ from oct_hf.hub.card import render_card
 from oct_hf.hub.fast import fast_facts
 from oct_hf.hub.figures import draw_figures
 from oct_hf.hub.kinds import kind_of
+from oct_hf.hub.whole import whole_folder
 from oct_hf.images import Preprocessing
 from oct_hf.inference.export import can_export, write_onnx
 from oct_hf.inference.export_gray import write_gray_onnx
@@ -92,21 +91,6 @@ def write_repository(
         (partial / "README.md").write_text(render_card(run), encoding="utf-8")
         check_allowed(partial)
     return run
-
-
-@contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """A new folder to write to, which takes the place of `target` at the end; nothing is left of one that failed."""
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
 
 
 def checksums(folder: Path) -> dict[str, str]:
