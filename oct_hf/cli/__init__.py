@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from oct_hf import __version__
+from oct_hf.cli.app import app as page
 from oct_hf.cli.data import app as data_app
 from oct_hf.cli.ensemble import ensemble
 from oct_hf.cli.evaluate import compare, evaluate
@@ -53,6 +54,7 @@ VERBS = (
     publish_data,
     verify,
     serve,
+    page,
 )
 for verb in (*VERBS, hub):
     app.command()(verb)

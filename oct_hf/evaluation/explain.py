@@ -18,6 +18,7 @@ from oct_hf.errors import ModelError, OCTError, did_you_mean
 
 BATCH = 32  # images at once
 _BLUR = 1 / 12  # of the smaller side: sigma of the blur that leaves no lesion to see
+OPACITY = 0.65  # of the strongest heat over a B-scan
 _SMOOTHING = 1 / 48  # of the smaller side: sigma by which a map of single pixels is smoothed
 
 Method = Callable[[nn.Module, torch.Tensor, torch.Tensor], np.ndarray]
@@ -150,9 +151,13 @@ def overlay(bscan: np.ndarray, heat: np.ndarray) -> np.ndarray:
         heat: 0..1, of any size; it is brought to the B-scan's.
     """
     heat = np.clip(fitted(heat, bscan.shape), 0, 1)
-    colours = cv2.applyColorMap(np.rint(80 + 175 * heat).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
-    share = 0.65 * heat[..., None]
-    return np.rint((1 - share) * bscan[..., None] + share * colours).astype(np.uint8)
+    share = OPACITY * heat[..., None]
+    return np.rint((1 - share) * bscan[..., None] + share * coloured(heat)).astype(np.uint8)
+
+
+def coloured(heat: np.ndarray) -> np.ndarray:
+    """The colours of heat from 0 to 1, uint8 RGB `(height, width, 3)`."""
+    return cv2.applyColorMap(np.rint(80 + 175 * heat).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
 
 
 def fitted(heat: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

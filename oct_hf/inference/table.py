@@ -7,11 +7,13 @@ a row a B-scan (level "bscan"), then one an eye (level "eye").
 """
 
 import csv
+import io
 import json
 import textwrap
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import TextIO
 
 from oct_hf.errors import OCTError
 from oct_hf.parallel import give_memory_back, lean_arrow
@@ -85,11 +87,22 @@ def write(rows: Iterable[dict], names: list[str], path: Path) -> None:
     beside.replace(path)
 
 
+def csv_text(rows: Iterable[dict], names: list[str]) -> str:
+    """The table as CSV, for what is no file."""
+    text = io.StringIO(newline="")
+    _rows_to_csv(rows, names, text)
+    return text.getvalue()
+
+
 def _write_csv(rows: Iterator[dict], names: list[str], path: Path) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        _rows_to_csv(rows, names, file)
+
+
+def _rows_to_csv(rows: Iterable[dict], names: list[str], file: TextIO) -> None:
+    writer = csv.DictWriter(file, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
 
 
 def _write_json(rows: Iterator[dict], names: list[str], path: Path) -> None:

@@ -1,0 +1,16 @@
+// A picture or files from the clipboard go the same way as dropped ones.
+document.addEventListener("paste", (event) => {
+  const files = event.clipboardData?.files;
+  const input = document.querySelector("#files input[type=file]");
+  if (!files?.length || !input || event.target.closest("input:not([type=file]), textarea")) return;
+  event.preventDefault();
+  input.files = files;
+  input.dispatchEvent(new Event("change", { bubbles: true }));
+});
+
+// Gradio names its drop zone by other words than it shows, which confuses those who speak to their computer.
+new MutationObserver(() => {
+  const zone = document.querySelector("#files button[aria-dropeffect]");
+  const shown = zone?.innerText.replace(/\s+/g, " ").trim();
+  if (shown && zone.getAttribute("aria-label") !== shown) zone.setAttribute("aria-label", shown);
+}).observe(document.documentElement, { childList: true, subtree: true });
