@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from oct_hf import __version__
-from oct_hf.cli.app import app as page
+from oct_hf.cli.app import app as open_app
 from oct_hf.cli.data import app as data_app
 from oct_hf.cli.ensemble import ensemble
 from oct_hf.cli.evaluate import compare, evaluate
@@ -54,7 +54,7 @@ VERBS = (
     publish_data,
     verify,
     serve,
-    page,
+    open_app,
 )
 for verb in (*VERBS, hub):
     app.command()(verb)
