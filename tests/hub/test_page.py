@@ -673,6 +673,11 @@ def test_what_can_not_be_written_is_one_line(finished_run, folder, web_runtime, 
         (altered / name).write_bytes((web_runtime / "dist" / name).read_bytes()[:-1])
     with pytest.raises(OCTError, match=f"isn't that of onnxruntime-web {runtime.VERSION}"):
         write_page(finished_run, tmp_path / "page", altered)
+    monkeypatch.chdir(folder)
+    with pytest.raises(OCTError, match="folder that you are in"):
+        write_page(finished_run, ".", web_runtime)
+    with pytest.raises(OCTError, match="can't be written"):
+        write_page(finished_run, Path("/proc/page"), web_runtime)
     monkeypatch.setenv("PATH", str(tmp_path))
     code, _, told = run("page", finished_run, "--out", tmp_path / "page")
     assert code == 2 and told.count("\n") == 1 and "there is no npm here" in told and "--runtime" in told

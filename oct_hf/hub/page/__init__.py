@@ -48,11 +48,13 @@ def write_page(model: str | Path, out: str | Path, given_runtime: str | Path | N
 
     Raises:
         ModelError: the model can't be read, or has no `onnx/model.onnx`.
-        OCTError: `out` holds something else, or the runtime can't be had.
+        OCTError: `out` holds something else or can't be written, or the runtime can't be had.
     """
     out = Path(out)
     if out.exists() and not (out / DESCRIPTION).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise OCTError(f"{out} holds something else than such a page; choose another folder with --out")
+    if out.resolve() == Path.cwd():
+        raise OCTError(f"{out} is the folder that you are in, and would be replaced; name one inside it with --out")
     local = model_folder(model)
     described = load_description(local if local.is_dir() else model)
     weights = described.file(ONNX_FILE)
@@ -61,19 +63,26 @@ def write_page(model: str | Path, out: str | Path, given_runtime: str | Path | N
             f"{model}: no {ONNX_FILE}, which the page would run; a run writes it where the extra onnx is installed"
         )
     repo = None if local.is_dir() else str(model)
-    run = _run(described)
-    with whole_folder(out) as folder:
-        for name in FILES:
-            shutil.copyfile(Path(__file__).with_name(name), folder / name)
-        runtime.copy_runtime(Path(given_runtime) if given_runtime else None, folder / "runtime")
-        shutil.copyfile(Path(__file__).with_name("onnxruntime-web.txt"), folder / "runtime" / "LICENSE.txt")
-        shutil.copyfile(weights, folder / MODEL)
-        examples = _examples(described, run, folder)
-        facts = _description(described, run, repo, folder, examples)
-        (folder / DESCRIPTION).write_text(json.dumps(facts, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-        (folder / WORKER).write_text(_keeping(folder), encoding="utf-8")
-        (folder / "README.md").write_text(_readme(facts["name"], run, repo), encoding="utf-8")
+    try:
+        with whole_folder(out) as folder:
+            _write(folder, described, weights, repo, Path(given_runtime) if given_runtime else None)
+    except OSError as error:
+        raise OCTError(f"{out} can't be written ({error.strerror or error})") from None
     return out
+
+
+def _write(folder: Path, described: Description, weights: Path, repo: str | None, given_runtime: Path | None) -> None:
+    here, run = Path(__file__).parent, _run(described)
+    for name in FILES:
+        shutil.copyfile(here / name, folder / name)
+    runtime.copy_runtime(given_runtime, folder / "runtime")
+    shutil.copyfile(here / "onnxruntime-web.txt", folder / "runtime" / "LICENSE.txt")
+    shutil.copyfile(weights, folder / MODEL)
+    examples = _examples(described, run, folder)
+    facts = _description(described, run, repo, folder, examples)
+    (folder / DESCRIPTION).write_text(json.dumps(facts, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+    (folder / WORKER).write_text(_keeping(folder), encoding="utf-8")
+    (folder / "README.md").write_text(_readme(facts["name"], run, repo), encoding="utf-8")
 
 
 def _run(described: Description) -> dict | None:

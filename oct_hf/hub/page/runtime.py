@@ -65,8 +65,8 @@ def _packed(scratch: Path) -> Path:
     command = [npm, "pack", f"{PACKAGE}@{VERSION}", "--ignore-scripts", "--loglevel=error", "--no-update-notifier"]
     done = subprocess.run(command, cwd=scratch, capture_output=True, text=True)
     if done.returncode or not (scratch / ARCHIVE).is_file():
-        lines = [line.removeprefix("npm error ") for line in done.stderr.splitlines() if line.startswith("npm error ")]
-        why = next((line for line in lines if not line.startswith(("code ", "errno "))), "no word why")
+        said = [line.removeprefix("npm error ").removeprefix("code ") for line in done.stderr.splitlines()]
+        why = next((line for line in said if line.strip()), "no word why")
         raise OCTError(f"npm can't fetch {PACKAGE} {VERSION} ({why}): {_BY_HAND}")
     return scratch / ARCHIVE
 
