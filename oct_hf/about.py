@@ -1,51 +1,90 @@
 """What `oct-hf info` prints: versions, devices, recipes, caches, and what each extra lacks."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import re
+from pathlib import Path
 
 from oct_hf import __version__
 
 
 def about() -> dict[str, dict]:
     """Facts of this installation and machine by section; versions are read from metadata, so little is imported."""
-    import datasets
     import torch
+    from datasets import config as datasets_config
     from huggingface_hub import constants
 
+    from oct_hf.data.fetch import data_folder
+    from oct_hf.data.splits import KEY_FILE
+    from oct_hf.inference.backends import BACKENDS
+    from oct_hf.inference.choice import cache_folder
     from oct_hf.inference.on_torch import best_device
     from oct_hf.training.arguments import bf16_is_faster
     from oct_hf.training.recipe_file import load_recipe, recipe_names
 
-    base, extras = {}, {}
-    for requirement in importlib.metadata.requires("oct-hf") or []:
-        name = re.match(r"[\w-]+", requirement)[0]
-        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", requirement)
-        if name == "oct-hf":
-            continue
-        (extras.setdefault(extra[1], {}) if extra else base)[name] = _installed(name)
+    base, extras = _requirements()
+    optional = {name: found for extra in extras.values() for name, found in extra.items() if found}
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return {
-        "versions": {"oct-hf": __version__, "python": platform.python_version(), **base},
+        "versions": {
+            "oct-hf": __version__,
+            "python": platform.python_version(),
+            **{name: found or "not installed" for name, found in base.items()},
+            **dict(sorted(optional.items())),
+        },
         "machine": {
+            "system": platform.platform(),
             "cores": os.cpu_count(),
             "device": best_device(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+            "gpu": ", ".join(gpus) or "none",
             "bf16 is native": bf16_is_faster(),
+            "backends of predict": ", ".join(name for name, backend in BACKENDS.items() if backend.installed),
         },
         "recipes": {name: load_recipe(name).description for name in recipe_names()},
-        "extras": {
-            name: "missing: " + ", ".join(m for m, v in found.items() if v == "not installed")
-            if "not installed" in found.values()
-            else "complete"
-            for name, found in extras.items()
+        "extras": {name: _missing(name, found) for name, found in extras.items()},
+        "caches": {
+            "models": _place(Path(constants.HF_HUB_CACHE), "HF_HUB_CACHE"),
+            "data sets": _place(Path(datasets_config.HF_DATASETS_CACHE), "HF_DATASETS_CACHE"),
+            "downloads": _place(data_folder(), "OCT_HF_DATA"),
+            "what is remembered of this machine": _place(cache_folder(), "OCT_HF_CACHE", inside=False),
+            "key of pseudonyms": _place(KEY_FILE.parent, "OCT_HF_HOME"),
         },
-        "caches": {"models": constants.HF_HUB_CACHE, "data sets": str(datasets.config.HF_DATASETS_CACHE)},
     }
 
 
-def _installed(name: str) -> str:
+def _requirements() -> tuple[dict[str, str | None], dict[str, dict[str, str | None]]]:
+    """Versions of what is always needed, and by extra; None of what isn't installed."""
+    base: dict[str, str | None] = {}
+    extras: dict[str, dict[str, str | None]] = {}
+    for requirement in importlib.metadata.requires("oct-hf") or []:
+        name = re.split(r"[^\w-]", requirement, maxsplit=1)[0]
+        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", requirement)
+        if name != "oct-hf":
+            (extras.setdefault(extra[1], {}) if extra else base)[name] = _installed(name)
+    return base, extras
+
+
+def _installed(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return None
+
+
+def _missing(extra: str, found: dict[str, str | None]) -> str:
+    missing = [name for name, version in found.items() if version is None]
+    return f'missing: {", ".join(missing)}; pip install "oct-hf[{extra}]"' if missing else "complete"
+
+
+def _place(folder: Path, variable: str, inside: bool = True) -> dict[str, str | int]:
+    """A folder, the bytes in it (links not followed; with `inside` in its own folders too), and what moves it."""
+    held = 0
+    for place, folders, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # a file that went meanwhile
+                held += os.lstat(os.path.join(place, name)).st_size
+        if not inside:
+            folders.clear()
+    return {"folder": str(folder), "bytes": held, "variable": variable}

@@ -6,6 +6,7 @@ else that escapes is a defect of this package and shows its traceback.
 
 import difflib
 from collections.abc import Iterable
+from itertools import takewhile
 
 
 class OCTError(Exception):
@@ -55,5 +56,13 @@ class RunError(OCTError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` (did you mean "x"?)` for the nearest of `known`, or an empty string where none is near."""
-    near = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.5)
+    word = str(word)
+    near = difflib.get_close_matches(word, [str(k) for k in known], n=3, cutoff=0.5)
+    # Of two that are equally near, the one that begins alike: "octd" is octdl rather than octid.
+    near.sort(key=lambda one: (difflib.SequenceMatcher(a=one, b=word).ratio(), _begins(word, one)), reverse=True)
     return f' (did you mean "{near[0]}"?)' if near else ""
+
+
+def _begins(word: str, one: str) -> int:
+    """How many letters are the same at the beginning."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(word, one, strict=False)))

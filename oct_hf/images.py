@@ -6,7 +6,7 @@ of transformers' image processor on its pillow backend, to the last bit, without
 
 import io
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +122,8 @@ class Preprocessing:
         height, width: input size in pixels.
         interpolation: "bicubic" or "bilinear" (antialiased).
         mean, std: per channel, of the values scaled to 0..1.
+        before_crop: of models of other software, of which only the centre is seen: what the shorter side (a number) or
+            height and width (a pair) are resized to, before the centre is cut out.
     """
 
     height: int = 224
@@ -129,6 +131,7 @@ class Preprocessing:
     interpolation: str = "bicubic"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    before_crop: int | tuple[int, int] | None = None
 
     @classmethod
     def from_pretrained_cfg(cls, cfg: dict) -> "Preprocessing":
@@ -138,6 +141,25 @@ class Preprocessing:
         return cls(
             height, width, kind if kind in _RESAMPLE else "bicubic", tuple(cfg["mean"][:3]), tuple(cfg["std"][:3])
         )
+
+    @classmethod
+    def of_timm(cls, cfg: dict) -> "Preprocessing":
+        """What timm itself does before a model with this `pretrained_cfg`: mostly a centre crop, not a squash.
+
+        Raises:
+            ModelError: it asks for a step that this package doesn't do.
+        """
+        try:
+            plain, share = cls.from_pretrained_cfg(cfg), cfg.get("crop_pct") or 0.875  # timm's own defaults
+            mode, scaled = cfg.get("crop_mode") or "center", (int(plain.height / share), int(plain.width / share))
+            followed = mode == "squash" or (mode == "center" and plain.height == plain.width)
+            if not followed or cfg.get("interpolation", "bicubic") not in _RESAMPLE:
+                raise ModelError(f"its preprocessing can't be followed here: {mode} crop, {cfg.get('interpolation')}")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"its preprocessing can't be followed here: {error!r} in config.json") from None
+        if mode == "center":
+            return replace(plain, before_crop=scaled[0])
+        return replace(plain, before_crop=None if scaled == (plain.height, plain.width) else scaled)
 
     @classmethod
     def from_dict(cls, config: dict) -> "Preprocessing":
@@ -179,11 +201,26 @@ class Preprocessing:
             gap: pillow's `reducing_gap`, for speed: large images are first halved, or more. Pixels then differ a little
                 from the image processor's.
         """
+        if self.before_crop is not None:
+            return self._centre(image)
         if image.shape[:2] == (self.height, self.width):
             return image
         size, how = (self.width, self.height), _RESAMPLE[self.interpolation]
         resized = Image.fromarray(image).resize(size, how, reducing_gap=gap)
         return np.asarray(resized)
+
+    def _centre(self, image: np.ndarray) -> np.ndarray:
+        """As timm's and torchvision's Resize and CenterCrop on pillow, to the last bit."""
+        height, width = image.shape[:2]
+        size = self.before_crop or (self.height, self.width)
+        if isinstance(size, int):
+            wide, shorter = height <= width, min(height, width)
+            longer = int(size * max(height, width) / shorter)
+            size = (size, longer) if wide else (longer, size)
+        if size != (height, width):
+            image = np.asarray(Image.fromarray(image).resize(size[::-1], _RESAMPLE[self.interpolation]))
+        top, left = (round((have - want) / 2) for have, want in zip(size, (self.height, self.width), strict=True))
+        return image[top : top + self.height, left : left + self.width]
 
     def normalise(self, image: np.ndarray) -> np.ndarray:
         """float32 `(3, height, width)` of a uint8 image of the input size; gray is repeated on three channels."""

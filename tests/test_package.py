@@ -44,7 +44,9 @@ def test_the_wheel_carries_recipes_and_card_and_no_data(wheel):
     assert recipes and recipes <= set(names) and "oct_hf/model_card/model.md.jinja" in names
     others = [name for name in names if "dist-info" not in name and Path(name).suffix not in (".py", ".yaml", ".jinja")]
     page = [f"oct_hf/hub/page/{p.name}" for p in (ROOT / "oct_hf/hub/page").iterdir() if p.suffix not in (".py", "")]
-    assert sorted(others) == sorted(["oct_hf/data/quality.json", *page])  # the gate's numbers, and the browser's part
+    app = [f"oct_hf/inference/app/page{suffix}" for suffix in (".css", ".js")]
+    # The gate's numbers, the mark for type checkers, and the browser's part of both pages.
+    assert sorted(others) == sorted(["oct_hf/data/quality.json", "oct_hf/py.typed", *app, *page])
     assert len(page) == 16
     assert wheel.stat().st_size < 1_000_000
 

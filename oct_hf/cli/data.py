@@ -1,22 +1,36 @@
 """`oct-hf data list|prepare|check|show|labels`: the sets that are known, and what is in one."""
 
-import json
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from oct_hf.cli.options import Data, exit_when_stopped, overrides_of
-from oct_hf.cli.printing import print_table, say
-from oct_hf.errors import OCTError
+from oct_hf.cli.options import (
+    AsJson,
+    Data,
+    Overrides,
+    SkipBad,
+    check_file_place,
+    check_place,
+    complete_recipe,
+    exit_when_stopped,
+    overrides_of,
+)
+from oct_hf.cli.printing import print_json, print_table, say
+from oct_hf.errors import OCTError, did_you_mean
 
 app = typer.Typer(help="Public sets by name; what a data set holds, and whether it leaks.", no_args_is_help=True)
 SHOWN = 10  # offenders of one split; all of them with --json
 
-Name = Annotated[str, typer.Argument(metavar="NAME_OR_FOLDER", help="A public set, a recipe, a folder or an archive.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without the files that can't be used.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME_OR_FOLDER",
+        help="A public set, a recipe, a folder or an archive.",
+        autocompletion=complete_recipe,
+    ),
+]
 
 
 @app.command("list")
@@ -44,7 +58,7 @@ def list_sets(as_json: AsJson = False) -> None:
         for row in CATALOG.values()
     ]
     if as_json:
-        print(json.dumps(facts, indent=2))
+        print_json(facts)
         return
     rows = [
         (
@@ -99,7 +113,7 @@ def prepare(
     counts = {label: labels.count(number) for number, label in enumerate(names)}
     facts = {"images": len(dataset), "patients": len(set(dataset["patient_id"][:]) - {""}), "classes": counts}
     if as_json:
-        print(json.dumps(facts | {"skipped": skipped}, indent=2))
+        print_json(facts | {"skipped": skipped})
         return
     print_table(recipe.data.title or name, ("class", "B-scans"), [(k, f"{v:,}") for k, v in counts.items()])
     print(f"{facts['images']:,} B-scans of {facts['patients']:,} patients, ready in {time.monotonic() - began:.1f} s")
@@ -113,7 +127,7 @@ def _prepare_shards(data, out: str, workers: int | None, engine: str, as_json: b
 
     facts = write_prepared(builder_of(data.name, data.path, **builder_options(data)), out, workers, engine)
     if as_json:
-        print(json.dumps(facts, indent=2))
+        print_json(facts)
         return
     print_table(data.title or data.name, ("class", "B-scans"), [(k, f"{v:,}") for k, v in facts["classes"].items()])
     print(f"{facts['images']:,} B-scans in {len(facts['shards'])} shards: {out}")
@@ -139,6 +153,8 @@ def check(
 
     Example: oct-hf data check oct2017 --data OCT2017.zip
     """
+    if split is not None and not split.exists():  # before every file is read
+        raise OCTError(f"{split}: no such split.csv or run")
     from oct_hf.runs.check import check as check_data
     from oct_hf.runs.run import quiet_libraries
 
@@ -146,7 +162,7 @@ def check(
     recipe = _recipe(name, overrides, data, skip_bad)
     checked = check_data(recipe, split)
     if as_json:
-        print(json.dumps(checked.to_dict(), indent=2))
+        print_json(checked.to_dict())
         raise typer.Exit(0 if checked.clean else 1)
     for one in checked.splits:
         _print_split(checked, one, recipe.data.grouped_by)
@@ -164,6 +180,7 @@ def show(
     data: Data = None,
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("data.html"),
     skip_bad: SkipBad = False,
+    as_json: AsJson = False,
 ) -> None:
     """One page to look at: samples with and without augmentation, counts, sizes, intensities, near-duplicates.
 
@@ -173,15 +190,18 @@ def show(
     """
     if out.suffix not in (".html", ".htm"):
         raise OCTError(f"{out}: a page ends in .html")
-    if not out.parent.is_dir():
-        raise OCTError(f"{out}: no folder {out.parent}")
+    check_file_place(out)
     from oct_hf.runs.check import check as check_data
     from oct_hf.runs.data_page import write_page
     from oct_hf.runs.run import quiet_libraries
 
     quiet_libraries()
     recipe = _recipe(name, overrides, data, skip_bad)
-    write_page(check_data(recipe), recipe, out)
+    checked = check_data(recipe)
+    write_page(checked, recipe, out)
+    if as_json:
+        print_json({"page": str(out), **checked.to_dict()})
+        return
     print(out)
 
 
@@ -194,6 +214,7 @@ def labels(
     folds: Annotated[int, typer.Option(min=2, help="The recipe is trained once for each.")] = 5,
     skip_bad: SkipBad = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace other runs in that folder.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Likely label errors, on a page of pictures to decide on; trains the recipe once for each fold of patients.
 
@@ -204,8 +225,14 @@ def labels(
     """
     from oct_hf.runs.label_search import TABLE, find_label_errors
 
+    check_place(out)
     with exit_when_stopped():
         found = find_label_errors(_recipe(name, overrides, data, skip_bad), out, folds, overwrite)
+    if as_json:
+        suspects = [dataclasses.asdict(one) for one in found.suspects]
+        facts = {"images": len(found.predictions.labels), "page": str(found.page), "table": str(out / TABLE)}
+        print_json(facts | {"suspects": suspects})
+        return
     print(f"{len(found.suspects):,} of {len(found.predictions.labels):,} B-scans have a label that networks contradict")
     print(f"{found.page}  the page: decide, save corrections.csv, and train with data.corrections=corrections.csv")
     print(f"{out / TABLE}  all of them as a table")
@@ -213,9 +240,13 @@ def labels(
 
 def _recipe(name: str, overrides: list[str] | None, data: Path | None, skip_bad: bool):
     """The recipe of that name; of a folder or archive, the recipe `folder` on it."""
+    from oct_hf.data.catalog import CATALOG
     from oct_hf.training.recipe_file import load_recipe, recipe_names
 
-    if name not in recipe_names() and not name.endswith((".yaml", ".yml")) and Path(name).exists():
+    if name not in recipe_names() and not name.endswith((".yaml", ".yml")):
+        if not Path(name).exists():
+            near = did_you_mean(name, CATALOG) or did_you_mean(name, recipe_names())
+            raise OCTError(f'no data set, recipe, folder or archive "{name}"{near}; oct-hf data list has the sets')
         return load_recipe("folder", overrides_of(overrides, data or Path(name), skip_bad))
     return load_recipe(name, overrides_of(overrides, data, skip_bad))
 

@@ -1,13 +1,12 @@
 """`oct-hf ensemble`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from oct_hf.cli.options import Data, overrides_of, prepare_for_other_hubs
-from oct_hf.cli.printing import print_result, print_table, score
+from oct_hf.cli.options import AsJson, Data, check_place, overrides_of, prepare_for_other_hubs
+from oct_hf.cli.printing import print_json, print_result, print_table, score
 from oct_hf.errors import OCTError
 
 
@@ -16,7 +15,7 @@ def ensemble(
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/ensemble where not given.")] = None,
     data: Data = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print run.json alone.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Average trained models into one network, calibrated and measured anew.
 
@@ -30,6 +29,7 @@ def ensemble(
     if len(names) < 2:
         raise OCTError("an ensemble has two members or more")
     folder = out or Path("runs") / "ensemble"
+    check_place(folder)
 
     from oct_hf.runs.ensemble import ensemble_recipe
     from oct_hf.runs.run import finetune
@@ -37,7 +37,7 @@ def ensemble(
     recipe = ensemble_recipe(names, folder.name, overrides_of([text for text in members if "=" in text], data))
     run = finetune(recipe, folder, overwrite=overwrite)
     if as_json:
-        print(json.dumps(run, indent=2))
+        print_json(run)
         return
     print_result(run["results"]["test"], f"{run['name']} on the test side", run["data"]["grouped_by"], run["intervals"])
     rows = [(one["name"], one["architecture"], score(one["balanced_accuracy"])) for one in run["ensemble"]["members"]]

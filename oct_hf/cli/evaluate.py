@@ -1,13 +1,12 @@
 """`oct-hf evaluate` and `oct-hf compare`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from oct_hf.cli.options import Data, overrides_of, prepare_for_other_hubs
-from oct_hf.cli.printing import print_disease, print_result, print_signs, print_table, say, score
+from oct_hf.cli.options import AsJson, Data, check_file_place, overrides_of, prepare_for_other_hubs
+from oct_hf.cli.printing import print_disease, print_json, print_result, print_signs, print_table, say, score
 from oct_hf.errors import OCTError
 
 
@@ -22,7 +21,7 @@ def evaluate(
     prevalence: Annotated[
         float | None, typer.Option(min=0, max=1, help="Predictive values where the disease is so frequent.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a model on labelled images, or again from its own predictions.
 
@@ -30,6 +29,7 @@ def evaluate(
 
     oct-hf evaluate runs/demo --prevalence 0.02
     """
+    check_file_place(out)
     from oct_hf.training.recipe_file import load_recipe
 
     given = None
@@ -49,7 +49,7 @@ def evaluate(
     points = _predictive_values(found, prevalence) if prevalence is not None else []
     if as_json:
         shown = {"at_prevalence": {"prevalence": prevalence, "points": points}} if points else {}
-        print(json.dumps(found | shown, indent=2))
+        print_json(found | shown)
         return
     print_result(found["results"], f"{model} on {data or 'its own test predictions'}", spans=found["intervals"])
     if points:
@@ -65,8 +65,8 @@ def evaluate(
 def compare(
     models: Annotated[list[str], typer.Argument(help="Two or more runs, model folders or Hub ids; the first leads.")],
     figure: Annotated[Path | None, typer.Option(help="Draw the differences into this .png file.")] = None,
-    permutations: Annotated[int, typer.Option(min=100)] = 10_000,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    permutations: Annotated[int, typer.Option(min=100, help="Of each test.")] = 10_000,
+    as_json: AsJson = False,
 ) -> None:
     """Compare models on the test images that they share, patient by patient.
 
@@ -83,8 +83,9 @@ def compare(
 
     if len(set(models)) < len(models):
         raise OCTError("a model is named twice")
-    if figure is not None and (figure.suffix != ".png" or not figure.parent.is_dir()):
-        raise OCTError(f"{figure}: the figure is a .png in a folder that exists")
+    if figure is not None and figure.suffix != ".png":
+        raise OCTError(f"{figure}: the figure is a .png")
+    check_file_place(figure)
     named = {name: Predictions.read(download(name).folder / "predictions.parquet") for name in models}
     found = compare_all(named, permutations)
     if figure is not None:
@@ -94,7 +95,7 @@ def compare(
             raise OCTError('the figure needs matplotlib: pip install "oct-hf[figures]"')
         comparison_figure(found, figure)
     if as_json:
-        print(json.dumps(found, indent=2))
+        print_json(found)
         return
     for name, one in found["runs"].items():
         rows = []
@@ -115,7 +116,7 @@ def compare(
 
 def _print_signs(model: str, found: dict, data: Path | None, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(found, indent=2))
+        print_json(found)
         return
     print_signs(found["signs"], f"{model} on {data or 'its own test predictions'}")
     if "disease" in found:

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from oct_hf.cli.printing import print_table, say, score
+from oct_hf.cli.options import AsJson, check_place
+from oct_hf.cli.printing import print_json, print_table, say, score
 
 
 def explain(
@@ -18,7 +19,7 @@ def explain(
         str | None, typer.Option(help="Explain this label in every B-scan instead of the most probable one.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("explanations"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what in a B-scan speaks for the answer: a picture each, B-scan beside heat map.
 
@@ -27,14 +28,13 @@ def explain(
 
     Example: oct-hf explain scans/ --model runs/demo --out explanations
     """
-    import json
-
+    check_place(out)
     from oct_hf.inference.explained import explain_files
 
     rows, chosen, why = explain_files(images, model, out, method, label)
     failed = sum(bool(row["error"]) for row in rows)
     if as_json:
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        print_json(rows)
     else:
         cells = [
             (

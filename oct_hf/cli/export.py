@@ -1,13 +1,12 @@
 """`oct-hf export`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from oct_hf.cli.options import prepare_for_other_hubs
-from oct_hf.cli.printing import say
+from oct_hf.cli.options import AsJson, check_place, prepare_for_other_hubs
+from oct_hf.cli.printing import print_json, say
 
 
 def export(
@@ -22,7 +21,7 @@ def export(
     small: Annotated[
         str | None, typer.Option(help="For a cascade: the run of a small model that learned this one's answers.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a model for another runtime: gray pixels in, calibrated probabilities out.
 
@@ -34,6 +33,7 @@ def export(
 
     Example: oct-hf export runs/demo --to openvino-int8
     """
+    check_place(out)
     prepare_for_other_hubs()
     from oct_hf.evaluation.stand_in import in_words
     from oct_hf.runs.fast_export import export_model
@@ -42,7 +42,7 @@ def export(
     quiet_libraries()
     done = export_model(model, to, out, data, small)
     if as_json:
-        print(json.dumps({"files": [*map(str, done.files)], "report": done.report}, indent=2))
+        print_json({"files": [*map(str, done.files)], "report": done.report})
         return
     for path in done.files:
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")

@@ -1,13 +1,12 @@
 """`oct-hf generate`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from oct_hf.cli.options import Data, exit_when_stopped, overrides_of
-from oct_hf.cli.printing import print_table, say
+from oct_hf.cli.options import AsJson, Data, Overrides, SkipBad, check_place, exit_when_stopped, overrides_of
+from oct_hf.cli.printing import print_json, print_table, say
 from oct_hf.errors import OCTError
 
 
@@ -16,7 +15,7 @@ def generate(
         str, typer.Argument(metavar="RECIPE_OR_RUN", help="A recipe, or a run with a generator (gan_semi_supervised).")
     ],
     out: Annotated[Path, typer.Option(help="The folder to write.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    overrides: Overrides = None,
     data: Data = None,
     images: Annotated[int, typer.Option(min=1, help="Pictures of each class.")] = 100,
     image_size: Annotated[int, typer.Option(help="Of a diffusion generator, in pixels: a multiple of 8.")] = 64,
@@ -25,8 +24,8 @@ def generate(
     steps: Annotated[int, typer.Option(min=2, help="From noise to a picture.")] = 50,
     guidance: Annotated[float, typer.Option(min=0, help="How much a picture shows its class; 1 adds nothing.")] = 1.5,
     seed: Annotated[int, typer.Option(help="Of training and noise.")] = 0,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without the files that can't be used.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
+    skip_bad: SkipBad = False,
+    as_json: AsJson = False,
 ) -> None:
     """Generated B-scans of each class, learned from a recipe's training side alone.
 
@@ -38,6 +37,7 @@ def generate(
     Example: oct-hf generate octdl --data OCTDL/ --out runs/octdl-generated &&
     oct-hf finetune octdl --data OCTDL/ data.generated=runs/octdl-generated
     """
+    check_place(out)
     run = (Path(source) / "run.json").is_file()
     if run and (overrides or data):
         raise OCTError(f"{source} is a run: its generator is asked as it is, so leave out --data and KEY=VALUE")
@@ -56,7 +56,7 @@ def generate(
             | {"seed": seed},
         )
     if as_json:
-        print(json.dumps(facts, indent=2))
+        print_json(facts)
         return
     _print_facts(facts)
     for name, what in ((FACTS, "all of it"), (SHEET, "some of the pictures"), ("pictures", "a folder a class")):

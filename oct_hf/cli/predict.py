@@ -5,8 +5,15 @@ from typing import Annotated
 
 import typer
 
-from oct_hf.cli.options import quiet_libraries
-from oct_hf.cli.printing import print_table, say, score
+from oct_hf.cli.options import check_file_place, check_place, quiet_libraries
+from oct_hf.cli.printing import print_json, print_table, say, score
+from oct_hf.errors import OCTError, did_you_mean
+
+
+def _complete_backend(incomplete: str) -> list[str]:
+    from oct_hf.inference.backends import CHOICES
+
+    return list(CHOICES)
 
 
 def predict(
@@ -20,7 +27,10 @@ def predict(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images a call of the network.")] = None,
     backend: Annotated[
         str,
-        typer.Option(help="auto, torch, onnx, onnx-int8, openvino, openvino-bf16, openvino-int8 or cascade."),
+        typer.Option(
+            help="auto, torch, onnx, onnx-int8, openvino, openvino-bf16, openvino-int8 or cascade.",
+            autocompletion=_complete_backend,
+        ),
     ] = "auto",
     en_face: Annotated[
         Path | None,
@@ -38,6 +48,9 @@ def predict(
     workers: Annotated[
         int | None, typer.Option(min=1, help="With --engine ray: processes at a time; a GPU or a machine each.")
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the rows as JSON; with --out, what came of it.")
+    ] = False,
 ) -> None:
     """Classify B-scans: one row a file, with a probability for each label.
 
@@ -61,18 +74,19 @@ def predict(
     """
     _check_engine(engine, workers, out, en_face)
     if engine == "ray":
-        _predict_on_ray(images, model, out, batch_size, backend, always, rule, workers, overwrite)
+        _predict_on_ray(images, model, out, batch_size, backend, always, rule, workers, overwrite, as_json)
         return
     from oct_hf.inference import table
 
-    out = None if out is None else Path(out)
-    if out is not None:
-        table.check_format(out)
+    written = None if out is None else Path(out)
+    if written is not None:
+        table.check_format(written)
+        check_file_place(written)
+    check_place(en_face)
     from contextlib import nullcontext
 
     from tqdm import tqdm
 
-    from oct_hf.errors import OCTError
     from oct_hf.evaluation.aggregation import RULES
     from oct_hf.inference.bulk import answer
     from oct_hf.inference.inputs import stream, survey
@@ -82,7 +96,7 @@ def predict(
     from oct_hf.model.folder import model_folder
 
     if rule is not None and rule not in RULES:
-        raise OCTError(f"--rule: found {rule}, expected {', '.join(RULES)}")
+        raise OCTError(f"--rule: found {rule}{did_you_mean(rule, RULES)}, expected {', '.join(RULES)}")
     quiet_libraries()
     found, folder = survey(images), model_folder(model)
     predictor = Predictor(folder, batch_size=batch_size, backend=backend, images=found.count)
@@ -97,7 +111,7 @@ def predict(
     }
     columns = table.columns(predictor.labels, found.devices)
     rows, eyes, warnings, failed, pictured = [], [], {}, 0, 0
-    with nullcontext() if out is None else Journal(out, facts, overwrite) as journal:
+    with nullcontext() if written is None else Journal(written, facts, overwrite) as journal:
         given = stream(images)
         if journal and journal.before:
             say(f"{journal.before} of {found.count} files were classified already; going on")
@@ -122,7 +136,10 @@ def predict(
         if journal:
             failed = journal.failed
             journal.finish(columns)
-    if out is None:
+    if as_json:
+        facts = {"out": out, "files": found.count, "failed": failed, "backend": predictor.network.backend}
+        print_json(facts if out else [{name: row.get(name) for name in columns} for row in rows])
+    elif out is None:
         shown = [row for row in rows if row.get("level") is None]
         if shown:
             _print_predictions(shown, predictor.labels)
@@ -144,8 +161,6 @@ def predict(
 
 
 def _check_engine(engine: str, workers: int | None, out: str | None, en_face: Path | None) -> None:
-    from oct_hf.errors import OCTError, did_you_mean
-
     engines = ("process", "ray")
     if engine not in engines:
         raise OCTError(f"--engine: found {engine}{did_you_mean(engine, engines)}, expected {' or '.join(engines)}")
@@ -155,13 +170,15 @@ def _check_engine(engine: str, workers: int | None, out: str | None, en_face: Pa
         raise OCTError("--engine ray writes answers to --out FOLDER or a table; --en-face is drawn without it")
 
 
-def _predict_on_ray(images, model, out, batch_size, backend, always, rule, workers, overwrite) -> None:
+def _predict_on_ray(images, model, out, batch_size, backend, always, rule, workers, overwrite, as_json) -> None:
     from oct_hf.inference.on_ray import Options, predict_on_ray
     from oct_hf.model.folder import model_folder
 
     quiet_libraries()
     options = Options(batch_size, backend, always, rule)
     done = predict_on_ray(images, model_folder(model), out, options, workers, overwrite)
+    if as_json:
+        print_json({"out": out, "files": done.images, "failed": done.failed})
     if done.before:
         say(f"{done.before} of {done.images} files were classified already")
     if done.lost:

@@ -1,12 +1,19 @@
 """What the verbs print: tables on stdout, remarks on stderr."""
 
+import json
 import sys
+from typing import Any
 
 WIDE = 180
 
 
 def say(text: str) -> None:
     print(text, file=sys.stderr)
+
+
+def print_json(content: Any) -> None:
+    """The one document that a verb with --json prints."""
+    print(json.dumps(content, indent=2, ensure_ascii=False))
 
 
 def print_table(title: str, columns: tuple, rows: list[tuple]) -> None:
@@ -22,7 +29,10 @@ def print_table(title: str, columns: tuple, rows: list[tuple]) -> None:
     for row in rows:
         table.add_row(*map(Text, row))  # Text: file names and labels are no markup
     # A pipe or a log has no width of its own; rich's 80 columns would break file names.
-    Console(highlight=False, width=None if sys.stdout.isatty() else WIDE).print(table)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    with console.capture() as drawn:  # printed by print, as all else is: rich ends the program at a closed pipe
+        console.print(table)
+    print(drawn.get(), end="")
 
 
 def score(value: float | None) -> str:

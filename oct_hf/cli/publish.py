@@ -1,14 +1,23 @@
 """`oct-hf publish`, `publish-data` and `verify`: to a Hub, and what is there checked."""
 
-import json
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from oct_hf.cli.options import Data, overrides_of, prepare_for_other_hubs
-from oct_hf.cli.printing import print_table, say
+from oct_hf.cli.options import (
+    AsJson,
+    Data,
+    Overrides,
+    SkipBad,
+    check_place,
+    complete_recipe,
+    overrides_of,
+    prepare_for_other_hubs,
+)
+from oct_hf.cli.printing import print_json, print_table, say
 from oct_hf.errors import OCTError
 
 SHOWN = 10  # untrue things of one kind; all of them with --json
@@ -25,6 +34,7 @@ def publish(
     ] = None,
     tries: Annotated[int, typer.Option(min=1, help="Of each step, where the Hub fails or is silent.")] = 5,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go up, and send nothing.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Upload a run's repository in one commit, with a version tag and the remote-code branch.
 
@@ -38,14 +48,20 @@ def publish(
         folder = publishing.repository_folder(run)
         files = publishing.contents(folder, repo)
         sizes = {name: len(c) if isinstance(c, bytes) else c.stat().st_size for name, c in files.items()}
-        print_table(f"to {repo}@{revision}", ("file", "bytes"), [(name, f"{n:,}") for name, n in sizes.items()])
+        if as_json:
+            print_json({"repo": repo, "revision": revision, "bytes": sizes})
+        else:
+            print_table(f"to {repo}@{revision}", ("file", "bytes"), [(name, f"{n:,}") for name, n in sizes.items()])
         return
     talk = say if sys.stderr.isatty() else lambda _: None  # a log gets what came of it, in one line
     talk(f"publishing {run} to {repo}; Ctrl-C stops it, and the same command goes on")
     patience = Patience(tries=tries, say=talk)
     options = {"private": private, "revision": revision, "create_pr": create_pr, "gated": gated}
     done = publishing.publish(run, repo, **options, patience=patience)
-    print(done.url)
+    if as_json:
+        print_json(dataclasses.asdict(done))
+    else:
+        print(done.url)
     if create_pr and done.commit is not None:
         say("a pull request carries the branch's files; tag and remote-code branch come when it is published itself")
     elif done.commit is None:
@@ -55,14 +71,20 @@ def publish(
 
 
 def publish_data(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name (demo, oct2017, folder, …) or a .yaml file.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe's name (demo, oct2017, folder, …) or a .yaml file.", autocompletion=complete_recipe
+        ),
+    ],
     repo: Annotated[str, typer.Option(help="Repository id, such as you/oct-data.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    overrides: Overrides = None,
     data: Data = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without the files that can't be used.")] = False,
+    skip_bad: SkipBad = False,
     out: Annotated[Path | None, typer.Option(help="With --dry-run: write what would go up to this new folder.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go up, and send nothing.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Upload a recipe's B-scans as a data set: Parquet with card and Croissant, split as fine-tuning splits it.
 
@@ -72,6 +94,7 @@ def publish_data(
 
     if out is not None and not dry_run:
         raise OCTError("--out goes with --dry-run")
+    check_place(out)
     chosen = load_recipe(recipe, overrides_of(overrides, data, skip_bad))
     prepare_for_other_hubs()
 
@@ -80,10 +103,16 @@ def publish_data(
 
     if dry_run:
         files = data_set.dry_run(chosen, repo, out)
-        print_table(f"to the data set {repo}", ("file", "bytes"), [(name, f"{n:,}") for name, n in files.items()])
+        if as_json:
+            print_json({"repo": repo, "bytes": files})
+        else:
+            print_table(f"to the data set {repo}", ("file", "bytes"), [(name, f"{n:,}") for name, n in files.items()])
     else:
         done = data_set.publish_data(chosen, repo, private=private)
-        print(done.url)
+        if as_json:
+            print_json(dataclasses.asdict(done))
+        else:
+            print(done.url)
         say("nothing had changed" if done.commit is None else f"{len(done.files)} files in one commit")
     if not is_public(chosen.data):
         say(
@@ -96,12 +125,14 @@ def verify(
     data: Annotated[
         Path | None, typer.Option("--data", "-d", help="The data set: predict its images again and compare.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check what a published model says of itself; exits 1 where something is untrue.
 
     Example: oct-hf verify you/oct-model --data OCT2017/
     """
+    if data is not None and not data.exists():
+        raise OCTError(f"{data}: no such folder or zip")
     prepare_for_other_hubs()
     from oct_hf.hub.download import download
     from oct_hf.hub.verify import verify as check
@@ -110,15 +141,13 @@ def verify(
 
     quiet_libraries()
     found = download(model)
-    again = (
-        [function(data) for function in (predict_again, search_again, explain_again)]
-        if data or drawn_data(found)
-        else []
-    )
-    checks = check(found, *again)
+    if data or drawn_data(found):
+        checks = check(found, predict_again(data), search_again(data), explain_again(data))
+    else:
+        checks = check(found)
     untrue = [fault for one in checks for fault in one.faults]
     if as_json:
-        print(json.dumps({"model": model, "commit": found.commit, "checks": [vars(one) for one in checks]}, indent=2))
+        print_json({"model": model, "commit": found.commit, "checks": [vars(one) for one in checks]})
     else:
         rows = [(c.name, "–" if c.skipped else "UNTRUE" if c.faults else "holds", c.note) for c in checks]
         print_table(f"{model}{f' ({found.commit})' if found.commit else ''}", ("claim", "", ""), rows)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from oct_hf.cli.options import prepare_for_other_hubs, quiet_libraries
+from oct_hf.cli.options import check_place, prepare_for_other_hubs, quiet_libraries
 from oct_hf.cli.printing import say
 from oct_hf.errors import OCTError
 
@@ -69,6 +69,7 @@ def hub(
     """
     import time
 
+    check_place(root)
     prepare_for_other_hubs()
     if find_spec("uvicorn") is None or find_spec("fastapi") is None:
         raise OCTError('the loopback Hub needs FastAPI and uvicorn: pip install "oct-hf[hub]"')

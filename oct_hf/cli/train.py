@@ -1,31 +1,44 @@
 """`oct-hf finetune`, on one split or on folds."""
 
-import json
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from oct_hf.cli.options import Data, exit_when_stopped, overrides_of, prepare_for_other_hubs
-from oct_hf.cli.printing import print_disease, print_result, print_signs, print_table, say, score
+from oct_hf.cli.options import (
+    AsJson,
+    Data,
+    Overrides,
+    SkipBad,
+    check_place,
+    complete_recipe,
+    exit_when_stopped,
+    overrides_of,
+    prepare_for_other_hubs,
+)
+from oct_hf.cli.printing import print_disease, print_json, print_result, print_signs, print_table, say, score
 from oct_hf.errors import OCTError
 
 
 def finetune(
     recipe: Annotated[
-        str | None, typer.Argument(help="A recipe's name (demo, neh_2018, oct2017, folder) or a .yaml file.")
+        str | None,
+        typer.Argument(
+            help="A recipe's name (demo, neh_2018, oct2017, folder) or a .yaml file.", autocompletion=complete_recipe
+        ),
     ] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    overrides: Overrides = None,
     data: Data = None,
     again: Annotated[
         str | None, typer.Option("--rerun", metavar="REPO", help="Train a published model again and compare.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME where not given.")] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without the files that can't be used.")] = False,
+    skip_bad: SkipBad = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
     folds: Annotated[int | None, typer.Option(min=2, help="Cross-validate: train once for each fold.")] = None,
     seeds: Annotated[str | None, typer.Option(metavar="A,B,…", help="With --folds: once for each of them.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print run.json, or folds.json, alone.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Fine-tune, measure and write a model repository.
 
@@ -38,8 +51,6 @@ def finetune(
     given = overrides_of(overrides, data, skip_bad)
     if again and recipe:
         given.insert(0, recipe)  # it stands where the recipe would
-    if not again and not recipe:
-        raise OCTError("which recipe? demo, neh_2018, oct2017, folder, a .yaml file, or --rerun REPO")
     if again and folds:
         raise OCTError("--rerun trains the published split again: leave out --folds")
     if seeds and not folds:
@@ -53,12 +64,15 @@ def finetune(
         published = download(again)
         chosen = rerun_recipe(published, given)
         folder = out or Path("runs") / f"{chosen.name}-again"
+    elif recipe is None:
+        raise OCTError("which recipe? demo, neh_2018, oct2017, folder, a .yaml file, or --rerun REPO")
     else:
         from oct_hf.training.recipe_file import load_recipe
 
         chosen = load_recipe(recipe, given)
         folder = out or Path("runs") / (f"{chosen.name}-folds" if folds else chosen.name)
 
+    check_place(folder)
     from oct_hf.runs.run import finetune as train
     from oct_hf.training import processes
 
@@ -73,9 +87,9 @@ def finetune(
             run = train(chosen, folder, overwrite=overwrite)
     if not processes.is_main():
         return
-    if as_json and difference is None:
-        print(json.dumps(run, indent=2))
-        return
+    if as_json:
+        print_json(run if difference is None else {"run": run, "difference": dataclasses.asdict(difference)})
+        raise typer.Exit(0 if difference is None or difference.agrees else 1)
     if was_done:
         say(f"{folder} was already finished; --overwrite trains it again")
     if "signs" in run:
@@ -87,7 +101,7 @@ def finetune(
     if run["data"]["left_out"]:
         say(f"left out: {run['data']['left_out']} files that can't be used or repeat others")
     _print_places(folder)
-    if difference is not None:
+    if again and difference is not None:
         _print_difference(difference, again)
         raise typer.Exit(0 if difference.agrees else 1)
 
@@ -105,7 +119,7 @@ def _cross_validate(recipe, folder: Path, folds: int, seeds: str | None, overwri
     if not processes.is_main():
         return
     if as_json:
-        print(json.dumps(found, indent=2))
+        print_json(found)
         return
     seed, first = next(iter(found["by_seed"].items()))
     print_result(

@@ -1,18 +1,26 @@
 """`oct-hf tune`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from oct_hf.cli.options import Data, exit_when_stopped, overrides_of
-from oct_hf.cli.printing import print_table, score
+from oct_hf.cli.options import (
+    AsJson,
+    Data,
+    Overrides,
+    SkipBad,
+    check_place,
+    complete_recipe,
+    exit_when_stopped,
+    overrides_of,
+)
+from oct_hf.cli.printing import print_json, print_table, score
 
 
 def tune(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name or a .yaml file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    recipe: Annotated[str, typer.Argument(help="A recipe's name or a .yaml file.", autocompletion=complete_recipe)],
+    overrides: Overrides = None,
     data: Data = None,
     trials: Annotated[int, typer.Option(min=1, help="In all, those of an earlier call included.")] = 20,
     folds: Annotated[
@@ -27,8 +35,8 @@ def tune(
     workers: Annotated[
         int | None, typer.Option(min=1, help="With ray: trials at a time; one a GPU or machine where not given.")
     ] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without the files that can't be used.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    skip_bad: SkipBad = False,
+    as_json: AsJson = False,
 ) -> None:
     """Search a recipe's settings on patient-grouped folds; the test side stays unseen.
 
@@ -46,13 +54,14 @@ def tune(
     ranges = read_space(space) if space else None
     folder = out or Path("runs") / f"{chosen.name}-tune"
 
+    check_place(folder)
     from oct_hf.runs.tune import BEST, TABLE
     from oct_hf.runs.tune import tune as search
 
     with exit_when_stopped():
         found = search(chosen, folder, trials, folds, ranges, seed, engine=engine, workers=workers)
     if as_json:
-        print(json.dumps(found, indent=2))
+        print_json(found)
         return
     _print_study(found)
     if found["best"] is not None:

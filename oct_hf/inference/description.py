@@ -49,9 +49,19 @@ def load_description(name: str | Path) -> Description:
     if Path(name).exists() and not (Path(name) / "config.json").is_file():
         hint = " (did you mean its folder model/?)" if (Path(name) / "model" / "config.json").is_file() else ""
         raise ModelError(f"{name}: no config.json, so this is no model folder{hint}")
-    config, preprocessing = _json(name, "config.json"), _json(name, "preprocessor_config.json")
+    config = _json(name, "config.json")
     several = config.get("problem_type") == "multi_label_classification"
-    return Description(name, _labels(name, config), several, Preprocessing.from_dict(preprocessing))
+    return Description(name, _labels(name, config), several, _preprocessing(name, config))
+
+
+def _preprocessing(name: str, config: dict[str, Any]) -> Preprocessing:
+    """Of a repository that timm wrote, which has config.json alone, what timm does."""
+    timm = isinstance(config.get("pretrained_cfg"), dict) and file_of(name, "preprocessor_config.json") is None
+    given = config["pretrained_cfg"] if timm else _json(name, "preprocessor_config.json")
+    try:
+        return Preprocessing.of_timm(given) if timm else Preprocessing.from_dict(given)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from None
 
 
 def file_of(name: str | Path, path: str) -> Path | None:
@@ -94,8 +104,11 @@ def _json(name: str, path: str) -> dict[str, Any]:
 def _labels(name: str, config: dict[str, Any]) -> tuple[str, ...]:
     """As transformers reads them: without names there are LABEL_0, LABEL_1 and so on."""
     names = config.get("id2label")
+    if not names and "label_names" in config:  # timm's
+        return tuple(config["label_names"])
     if not names:
-        return tuple(f"LABEL_{number}" for number in range(config.get("num_labels", 2)))
+        count = config.get("num_labels", config.get("num_classes", 2))
+        return tuple(f"LABEL_{number}" for number in range(count))
     try:
         return tuple(names[str(number)] for number in range(len(names)))
     except (KeyError, TypeError) as error:

@@ -55,7 +55,8 @@ def explain_files(
     if predictor.several:
         raise OCTError(f"{model}: its outputs are signs, several a B-scan, and heat maps are drawn of one label alone")
     if label is not None and label not in predictor.labels:
-        raise OCTError(f"--label: the model has no {label}; its labels are {', '.join(predictor.labels)}")
+        near = did_you_mean(label, predictor.labels)
+        raise OCTError(f"--label: the model has no {label}{near}; its labels are {', '.join(predictor.labels)}")
     chosen, why = (method, "as asked") if method else recorded_method(folder)
     out.mkdir(parents=True, exist_ok=True)
     rows = []

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageClassification
 from transformers.utils import logging
 
@@ -82,13 +83,17 @@ def _load(name: str):
     with _unloadable(name):
         own = OCTConfig.get_config_dict(name)[0].get("needs_code")  # AutoConfig knows no such type
         config = (OCTConfig if own else AutoConfig).from_pretrained(name)
-        timm = config.model_type == "timm_wrapper"
-        return (OCTForImageClassification if timm else AutoModelForImageClassification).from_pretrained(name)
+        if config.model_type != "timm_wrapper":
+            return AutoModelForImageClassification.from_pretrained(name)
+        config = OCTConfig.from_pretrained(name)
+        if config.model_args:  # timm writes their number there too, and transformers then hands it on twice
+            config.model_args = {key: value for key, value in config.model_args.items() if key != "num_classes"}
+        return OCTForImageClassification.from_pretrained(name, config=config)
 
 
 @contextmanager
 def _unloadable(name: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{name}: no model that can be loaded ({str(error).strip().splitlines()[0]})") from None

@@ -46,11 +46,13 @@ class Classifier(Protocol):
     labels: tuple[str, ...]
     batch_size: int
 
-    def read(self, source: bytes, max_pixels: int):
+    def read(self, source: bytes, max_pixels: int) -> np.ndarray:
         """One encoded image as `logits` wants it, on a reading thread; raises BadImageError."""
+        ...
 
     def logits(self, pixels: list) -> np.ndarray:
         """float32 `(n, labels)` of n read images, on a model's thread."""
+        ...
 
 
 class Refused(Exception):

@@ -109,7 +109,13 @@ def _good_enough(
 
 
 def builder_options(data: DataRecipe) -> dict:
-    """What the builder is asked for beside name and path."""
+    """What the builder is asked for beside name and path.
+
+    Raises:
+        RecipeError: files for phantoms, which are drawn: somebody means another data set.
+    """
+    if data.name == "phantom" and data.path:
+        raise RecipeError(f"data.path: {data.path}, where phantoms are drawn; the recipe folder trains on a folder")
     options = {"skip_bad": data.skip_bad}
     if data.labels:
         options["labels"] = data.labels

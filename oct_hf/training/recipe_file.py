@@ -5,6 +5,7 @@ A key or value that can't be right is an error that names it and the nearest val
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -83,6 +84,11 @@ def whole_key(key: str) -> str:
     if len(places) > 1 and key not in places:
         raise RecipeError(f'"{key}" may mean {" or ".join(places)}; write the whole key')
     return key if key in places else places[0]
+
+
+def recipe_keys() -> list[str]:
+    """Every dotted key."""
+    return sorted(key for key in _keys() if "." in key or _keys()[key] == (key,))
 
 
 def make_recipe(content: dict, where: str = "recipe") -> Recipe:
@@ -200,4 +206,5 @@ def _fault(item: dict) -> str:
         ]
         return f'unknown key "{key}"{did_you_mean(place[-1], known)}'
     found = item.get("input")
-    return f"{key}: {item['msg'][0].lower()}{item['msg'][1:]}, found {found!r}"
+    known = re.findall("'([^']+)'", item["ctx"]["expected"]) if item["type"] == "literal_error" else ()
+    return f"{key}: {item['msg'][0].lower()}{item['msg'][1:]}, found {found!r}{did_you_mean(found, known)}"
