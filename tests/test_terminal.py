@@ -27,7 +27,7 @@ def verbs(command=PROGRAM, path: tuple[str, ...] = ()) -> dict[str, object]:
 
 
 VERBS = verbs()
-ENDLESS = ("serve", "hub")  # they print no result
+ENDLESS = ("app", "serve", "hub")  # they print no result
 
 
 @pytest.mark.parametrize("verb", VERBS)
