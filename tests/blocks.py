@@ -97,15 +97,21 @@ def run_page(page: Path, folder: Path, seconds: int = 1200) -> str:
     return run_script(script_of([block for block in blocks_of(page) if block.runs]), folder, seconds)
 
 
-def run_script(script: str, folder: Path, seconds: int) -> str:
-    """Runs a bash script in which `oct-hf` and `python` are these here."""
-    programs, home = folder / ".bin", folder / ".home"
+def own_programs(folder: Path) -> Path:
+    """A folder for PATH with `python` and `oct-hf`, which are these here."""
+    programs = folder / ".bin"
     programs.mkdir(parents=True)
-    home.mkdir()
     for name, module in (("python", ""), ("oct-hf", " -m oct_hf.cli")):
         program = programs / name
         program.write_text(f'#!/bin/sh\nexec "{sys.executable}"{module} "$@"\n', encoding="utf-8")
         program.chmod(0o755)
+    return programs
+
+
+def run_script(script: str, folder: Path, seconds: int) -> str:
+    """Runs a bash script in which `oct-hf` and `python` are these here."""
+    programs, home = own_programs(folder), folder / ".home"
+    home.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "OCT_HF_"))}
     environment |= {
         "PATH": f"{programs}{os.pathsep}{environment['PATH']}",

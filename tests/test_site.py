@@ -16,7 +16,7 @@ import oct_hf
 from oct_hf.cli import app
 from oct_hf.training.recipe import Recipe
 from oct_hf.training.recipe_file import whole_key
-from tests.blocks import TOP
+from tests.blocks import TOP, own_programs
 
 sys.path.insert(0, str(TOP / "scripts"))
 pytestmark = pytest.mark.skipif(
@@ -100,7 +100,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     import nbformat
 
     notebook = nbformat.read(TOP / "docs" / "colab.ipynb", as_version=4)
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{own_programs(tmp_path)}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(TOP))
     monkeypatch.setenv("HOME", str(tmp_path))
     client = nbclient.NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": str(tmp_path)}})
