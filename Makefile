@@ -33,7 +33,7 @@ lint: $(READY)
 
 # The documents as a site that needs no network; its search needs a server (python -m http.server -d site).
 docs: $(READY)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo site/index.html
 
 benchmark: $(READY)
