@@ -39,9 +39,13 @@ def take_port(port: int, host: str = "127.0.0.1") -> socket.socket:
 
 
 @contextmanager
-def running(app, taken: socket.socket) -> Iterator[None]:
-    """Serves on a thread of this process, answering from the first moment of the block to its last."""
-    server = uvicorn.Server(_config(app))
+def running(app, taken: socket.socket, patience: int = SHUTDOWN_SECONDS) -> Iterator[None]:
+    """Serves on a thread of this process, answering from the first moment of the block to its last.
+
+    Args:
+        patience: seconds for what hangs at the end.
+    """
+    server = uvicorn.Server(_config(app, patience))
     thread = threading.Thread(target=server.run, args=([taken],), daemon=True)
     thread.start()
     while not server.started:
@@ -55,11 +59,14 @@ def running(app, taken: socket.socket) -> Iterator[None]:
         thread.join()
 
 
-def run_until_stopped(app, taken: socket.socket, ready: Callable[[], None] = lambda: None) -> int:
+def run_until_stopped(
+    app, taken: socket.socket, ready: Callable[[], None] = lambda: None, patience: int = SHUTDOWN_SECONDS
+) -> int:
     """Serves until SIGINT or SIGTERM, then answers what was accepted; gives the signal's number.
 
     Args:
         ready: called once a client can connect.
+        patience: seconds for what hangs at the end.
     """
     received = []
     # uvicorn raises the signal once more after it has ended, for whoever had a handler before: that is this one.
@@ -67,9 +74,9 @@ def run_until_stopped(app, taken: socket.socket, ready: Callable[[], None] = lam
         signal.signal(number, lambda number, _: received.append(number))
     taken.listen()
     ready()
-    uvicorn.Server(_config(app)).run([taken])
+    uvicorn.Server(_config(app, patience)).run([taken])
     return received[-1] if received else 0
 
 
-def _config(app) -> uvicorn.Config:
-    return uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_SECONDS)
+def _config(app, patience: int) -> uvicorn.Config:
+    return uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=patience)

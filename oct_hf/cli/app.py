@@ -21,7 +21,7 @@ def app(
 
     It shows what predict says: calibrated probabilities, "unsure", "not an OCT B-scan", heat maps,
     the B-scans of a volume that drove its answer, and operating points at your own prevalence.
-    Files are read on this machine, deleted at once, and sent to nobody. No authentication, no TLS.
+    Files are read on this machine, not kept, and sent to nobody. No authentication, no TLS.
     SIGTERM (exit code 143) or Ctrl-C (130) ends it.
 
     Example: oct-hf app runs/demo

@@ -16,11 +16,9 @@ import pytest
 import torch
 from load_by_id import LOADERS
 
-from oct_hf import OCTForImageClassification, Predictor
+from oct_hf import Predictor
 from oct_hf.images import read_image
-from oct_hf.inference.export import write_onnx
-from oct_hf.inference.export_gray import write_gray_onnx
-from oct_hf.inference.fast_files import GRAY_ONNX, ONNX_FILE
+from tests.sharpened import sharpen
 
 HERE = Path(__file__).parent
 SCRIPT = HERE.parent / "node" / "load_by_id.mjs"
@@ -70,7 +68,7 @@ def published(site, finished_run, real_files, tmp_path_factory) -> Published:
     """`clinic/loaded` on the loopback Hub, with a network whose answers differ from image to image."""
     folder = tmp_path_factory.mktemp("loaders")
     run = shutil.copytree(finished_run, folder / "run")
-    _sharpen(run / "model")
+    sharpen(run / "model")
     predictor = Predictor(run / "model", backend="torch")
     pixels = np.stack([predictor.preprocessing(read_image(file)) for file in real_files])
     np.save(folder / "pixels.npy", pixels)
@@ -91,17 +89,6 @@ def published(site, finished_run, real_files, tmp_path_factory) -> Published:
     ]
     written = {p.relative_to(run / "model").as_posix() for p in (run / "model").rglob("*.*")}
     return Published(expected, written, arguments)
-
-
-def _sharpen(repository: Path) -> None:
-    """Spreads the answers of a network that was hardly trained, so that a wrong weight or pixel shows in them."""
-    model = OCTForImageClassification.from_pretrained(repository).eval()
-    with torch.no_grad():
-        model.timm_model.get_classifier().weight.mul_(300)
-    model.save_pretrained(repository)
-    write_onnx(model, repository / ONNX_FILE)
-    preprocessing = Predictor(repository, backend="torch").preprocessing
-    write_gray_onnx(model, preprocessing, repository / GRAY_ONNX, repository / ONNX_FILE)
 
 
 @pytest.fixture(scope="module")

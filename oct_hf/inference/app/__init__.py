@@ -1,7 +1,7 @@
 """The page to drop B-scans on: `serve()` answers in a browser what `oct-hf predict` writes to a table.
 
 Gradio draws the page. It runs on this machine alone: nothing is fetched from or told to others, no answer is stored,
-and a dropped file is deleted once it is read.
+and dropped files are deleted once they are answered.
 """
 
 import signal
@@ -9,6 +9,8 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 from oct_hf.errors import OCTError
+
+LAST_SECONDS = 2  # an open tab keeps its connection for good, so the end doesn't wait for it
 
 
 def serve(
@@ -35,5 +37,6 @@ def serve(
 
     stopped = signal.SIGINT  # while it was still loading
     with running_app(model) as app:
-        stopped = serving.run_until_stopped(app, taken, lambda: ready(f"http://{host}:{taken.getsockname()[1]}"))
+        address = f"http://{host}:{taken.getsockname()[1]}"
+        stopped = serving.run_until_stopped(app, taken, lambda: ready(address), LAST_SECONDS)
     return stopped

@@ -1,7 +1,7 @@
 """Dropped files to answers that a page can show: what `oct-hf predict` writes of each, and small pictures of it.
 
-A dropped file is read once, from a folder that only this process sees, and deleted. What is kept is in memory: for each
-B-scan a JPEG to look at and the model's own pixels, from which a heat map can still be drawn.
+The files themselves aren't kept. What is, is in memory: for each B-scan a JPEG to look at and the model's own pixels,
+from which a heat map can still be drawn.
 """
 
 import io
@@ -115,7 +115,7 @@ def answer_uploads(predictor: Predictor, uploads: Sequence[Upload], rule: str) -
 
     Args:
         predictor: with its gate.
-        uploads: whose files are deleted when they are answered, also where that fails.
+        uploads: the files.
         rule: by which the B-scans of an eye are joined, a key of `evaluation.aggregation.RULES`.
     """
     for upload in uploads:
@@ -123,8 +123,6 @@ def answer_uploads(predictor: Predictor, uploads: Sequence[Upload], rule: str) -
             yield list(_answers(predictor, upload, rule))
         except OCTError as error:
             yield [_failed(upload.name, _without_path(error, upload))]
-        finally:
-            upload.path.unlink(missing_ok=True)
 
 
 def csv_of(answers: Sequence[Answer], labels: tuple[str, ...]) -> str:
@@ -158,9 +156,9 @@ def _answers(predictor: Predictor, upload: Upload, rule: str) -> Iterator[Answer
 
 def _read(given: Path | Picture, name: str) -> np.ndarray:
     if isinstance(given, Path):
-        if given.stat().st_size > MAX_FILE:
+        if given.exists() and given.stat().st_size > MAX_FILE:
             raise BadImageError(name, f"has more than {MAX_FILE >> 20} MB, which no picture of a B-scan has")
-        return read_image(given.read_bytes(), name, MAX_PIXELS)
+        return read_image(given, name, MAX_PIXELS)
     found = given.read()
     return found if isinstance(found, np.ndarray) else read_image(found, name, MAX_PIXELS)
 

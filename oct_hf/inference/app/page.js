@@ -8,9 +8,11 @@ document.addEventListener("paste", (event) => {
   input.dispatchEvent(new Event("change", { bubbles: true }));
 });
 
-// Gradio names its drop zone by other words than it shows, which confuses those who speak to their computer.
+// What Gradio leaves out: its drop zone has another name than it shows, which confuses those who speak to their computer;
+// and what scrolls sideways in the card can't be scrolled from the keyboard.
 new MutationObserver(() => {
   const zone = document.querySelector("#files button[aria-dropeffect]");
   const shown = zone?.innerText.replace(/\s+/g, " ").trim();
   if (shown && zone.getAttribute("aria-label") !== shown) zone.setAttribute("aria-label", shown);
+  for (const wide of document.querySelectorAll("#card :is(pre, table):not([tabindex])")) wide.tabIndex = 0;
 }).observe(document.documentElement, { childList: true, subtree: true });

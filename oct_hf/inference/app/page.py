@@ -7,6 +7,7 @@ value of one `gr.State`, forgotten when the tab is closed or after half an hour.
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import gradio as gr
@@ -81,7 +82,7 @@ def build(served: Served, passing: Path) -> gr.Blocks:
                 _workplace(page, served, passing)
             with gr.Tab("Model card"):
                 gr.Markdown(card_text(served.folder), latex_delimiters=[], elem_id="card")
-            with gr.Tab("Limits and privacy"):
+            with gr.Tab("Limits"):
                 _html(part("limits", LIMITS, MINUTES))
     page.queue(api_open=False, default_concurrency_limit=1, max_size=64)
     return page
@@ -220,6 +221,8 @@ def _taken(uploads: Sequence[Upload], place: Path) -> list[Upload]:
         if upload.path not in moved:
             moved[upload.path] = place / str(len(moved)) / upload.path.name
             moved[upload.path].parent.mkdir()
-            shutil.move(upload.path, moved[upload.path])
-            upload.path.parent.rmdir()
+            with suppress(FileNotFoundError):  # somebody else dropped the very same file and had it first
+                shutil.move(upload.path, moved[upload.path])
+            with suppress(OSError):  # another name for the same content is still in it
+                upload.path.parent.rmdir()
     return [Upload(upload.name, moved[upload.path]) for upload in uploads]

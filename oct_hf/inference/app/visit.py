@@ -85,9 +85,7 @@ def picture(visit: Visit, served: Served, with_heat: bool) -> str:
     one, bscan, layer, label, how, fault = visit.answer, visit.bscan, "", "", "", ""
     if bscan is None:
         return ""
-    if with_heat and visit.refused:
-        fault = "this is no B-scan"
-    elif with_heat:
+    if with_heat and not visit.refused:
         label = max(bscan.probabilities, key=bscan.probabilities.get)
         try:
             drawn, how = served.heat.layer(bscan.pixels, label)
