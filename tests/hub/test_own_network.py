@@ -54,7 +54,7 @@ def test_its_card_names_no_loader_that_fails(repository):
         assert "timm.create_model" not in text and "library_name: oct-hf" in text and "custom_cnn (of oct-hf)" in text
     assert "remote-code" not in local and 'revision="remote-code", trust_remote_code=True' in card
     without = run | {"files": {name: value for name, value in run["files"].items() if "onnx" not in name}}
-    assert "only oct-hf loads it from here" in render_card(without) and "onnxruntime" not in render_card(without)
+    assert "only oct-hf loads it from here" in render_card(without) and "InferenceSession" not in render_card(without)
     assert "library_name: oct-hf" in render_interim_card("own", 1, 2, {"balanced_accuracy": 0.5}, own=True)
 
 

@@ -4,9 +4,9 @@ import base64
 import csv
 import io
 import json
+import os
 import re
 import shutil
-import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -68,7 +68,7 @@ def served(model):
     """The page's address, the folder through which files pass, and what Gradio keeps of its visitors."""
     taken = serving.take_port(0)
     with running_app(str(model)) as app, serving.running(app, taken, LAST_SECONDS):
-        passing = Path(sorted(Path(tempfile.gettempdir()).glob("oct-hf-app-*"), key=lambda p: p.stat().st_ctime)[-1])
+        passing = Path(os.environ["GRADIO_TEMP_DIR"])
         holder = next(route.app.state_holder for route in app.routes if hasattr(route.app, "state_holder"))
         yield f"http://127.0.0.1:{taken.getsockname()[1]}/", passing, holder
     assert not passing.exists()
