@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 NODE := tests/node/node_modules/.ready
 
-.PHONY: demo test test-all test-live lint docs benchmark wheel clean
+.PHONY: demo test test-all test-live lint types docs benchmark wheel clean
 
 demo: $(READY)
 	@# A finished demo is made anew; one that was stopped goes on.
@@ -35,6 +35,9 @@ lint: $(READY)
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo site/index.html
+# Apart from lint: it takes a minute, and fetches Node once where there is none.
+types: $(READY)
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 benchmark: $(READY)
 	$(BIN)/python scripts/benchmark.py

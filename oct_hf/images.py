@@ -218,7 +218,7 @@ class Preprocessing:
             longer = int(size * max(height, width) / shorter)
             size = (size, longer) if wide else (longer, size)
         if size != (height, width):
-            image = np.asarray(Image.fromarray(image).resize(size[::-1], _RESAMPLE[self.interpolation]))
+            image = np.asarray(Image.fromarray(image).resize((size[1], size[0]), _RESAMPLE[self.interpolation]))
         top, left = (round((have - want) / 2) for have, want in zip(size, (self.height, self.width), strict=True))
         return image[top : top + self.height, left : left + self.width]
 

@@ -6,6 +6,7 @@ Okabe and Ito, which most colour-blind people tell apart, with a line style of i
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -19,14 +20,14 @@ def can_draw() -> bool:
 
 
 def confusion_matrix_figure(
-    confusion: list[list[int]], names: list[str], path: Path, title: str, true: list[str] | None = None
+    confusion: list[list[int]], names: list[str], path: Path | BinaryIO, title: str, true: list[str] | None = None
 ) -> None:
     """Draws a confusion matrix: counts as numbers, the share of each true class as shade.
 
     Args:
         confusion: a row for each true label, of `k` counts (predicted).
         names: the `k` labels.
-        path: a PNG to write.
+        path: a PNG to write, or an open file.
         title: what was measured, and on how many images.
         true: labels of the rows, where they aren't `names`.
     """

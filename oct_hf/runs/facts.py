@@ -158,6 +158,7 @@ def public_recipe(recipe: Recipe) -> Recipe:
         split=dataclasses.replace(recipe.split, path=None, **folds),
         push_to_hub=False,
         hub=HubRecipe(),
+        report_to=(),
         search={},
         model=_without_paths(recipe.model, "base", "weights", "denoise"),
         pretrain=_without_paths(recipe.pretrain, "unlabelled"),

@@ -22,7 +22,8 @@ def check_free(folder: Path, recipe: Recipe, overwrite: bool) -> None:
     if known is None:
         raise RunError(f"{folder} is no run of this program; choose another folder with --out")
     different = set(differing(recipe.to_dict(), known["recipe_given"]))
-    different -= {"data.path"}  # the same images may have moved; their fingerprint tells
+    # The same images may have moved, as their fingerprint tells; who is told of the epochs changes nothing.
+    different -= {"data.path", "report_to"}
     if different:
         keys = ", ".join(sorted(different)[:5])
         raise RunError(

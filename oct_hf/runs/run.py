@@ -37,6 +37,7 @@ from oct_hf.runs.other_pictures import check_semi
 from oct_hf.runs.report_page import write_report
 from oct_hf.runs.signs import measure_signs
 from oct_hf.runs.teacher import check_student
+from oct_hf.runs.tracking import check_trackers
 from oct_hf.runs.training import build_model, check_adversary, train
 from oct_hf.training import processes
 from oct_hf.training.arguments import repeat_exactly
@@ -143,6 +144,7 @@ def _check_start(recipe: Recipe, folder: Path, overwrite: bool) -> None:
     processes.join()
     if processes.count() > 1 and (alone := [name for name in ALONE if getattr(recipe, name)]):
         raise RecipeError(f"{' and '.join(alone)}: learns on one process; start it without torchrun")
+    check_trackers(recipe.report_to)
     check_free(folder, recipe, overwrite)
 
 

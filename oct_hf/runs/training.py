@@ -29,6 +29,7 @@ from oct_hf.runs.folder import read_run, write_json
 from oct_hf.runs.labelled import LabelledSet, training_rows
 from oct_hf.runs.other_pictures import generated_pictures, pictures_to_denoise, semi_pictures, without_labels
 from oct_hf.runs.teacher import other_pictures, prepare_teacher
+from oct_hf.runs.tracking import TOLD, Tracking
 from oct_hf.training import processes
 from oct_hf.training.adversarial import GENERATOR_FILE, AdversarialTrainer
 from oct_hf.training.callbacks import SNAPSHOTS, EpochLines, OnBest, Snapshots, StopOnSignal, epoch_rows, steps_an_epoch
@@ -40,7 +41,7 @@ from oct_hf.training.recipe import Recipe
 from oct_hf.training.trainer import OCTTrainer, last_checkpoint
 from oct_hf.training.unlabelled import Together, others_a_batch
 
-HISTORY = ("epoch", "loss", "learning_rate", "balanced_accuracy", "accuracy", "auroc", "log_loss")
+HISTORY = ("epoch", *TOLD)
 
 
 class Stopped(Exception):
@@ -183,6 +184,8 @@ def train(
     elif recipe.adversarial:
         kind, more = AdversarialTrainer, _adversarial(recipe, data, preprocessing, augmentation, facts)
     trainer = kind(model, recipe.train, preprocessing, pixels, validation, checkpoints, score, callbacks, **more)
+    if recipe.report_to:
+        trainer.add_callback(Tracking(folder, recipe, facts, data.outputs, validation, lambda: trainer.answers))
     if on_best:
         trainer.add_callback(OnBest(lambda state: on_best(trainer, state)))
     checkpoint = processes.from_main(lambda: last_checkpoint(checkpoints))

@@ -143,6 +143,8 @@ def _untrained(recipe: Recipe) -> list[str]:
             faults.append(f"{name}: nothing is trained by gradients, so leave out {', '.join(given)}")
         if recipe.data.stream:
             faults.append(f"{name}: takes no streamed data; data.stream=false")
+        if recipe.report_to:
+            faults.append(f"report_to: {name} has no epochs to tell of; leave it out")
     members = recipe.ensemble.members if recipe.ensemble else ()
     if twice := sorted({member for member in members if members.count(member) > 1}):
         faults.append(f"ensemble.members: {', '.join(twice)} stands there twice")

@@ -16,7 +16,13 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Looks = Annotated[int, Field(ge=1, le=31)]  # what speckle.py draws
 Count = Annotated[int, Field(ge=1)]
+Tracker = Literal["trackio", "tensorboard", "wandb"]
 Fold = Annotated[str, BeforeValidator(str)]  # YAML reads a fold's name 4 as a number
+
+
+def _names(given: Any) -> Any:
+    """Names that stand in one text with commas between, as a command line has them."""
+    return tuple(filter(None, (name.strip() for name in given.split(",")))) if isinstance(given, str) else given
 
 
 @checked(frozen=True, config=_STRICT)
@@ -305,6 +311,7 @@ class Recipe:
     card: CardRecipe = field(default_factory=CardRecipe)
     push_to_hub: bool = False  # the best weights so far to the branch in-training, at the end everything to main
     hub: HubRecipe = field(default_factory=HubRecipe)
+    report_to: Annotated[tuple[Tracker, ...], BeforeValidator(_names)] = ()  # trackers told of each epoch, at home
     search: dict[str, Any] = field(default_factory=dict)  # ranges for `oct-hf tune`, by key; see training/search.py
 
     def to_dict(self) -> dict:

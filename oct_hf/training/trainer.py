@@ -63,6 +63,7 @@ class OCTTrainer(Trainer):
 
     Attributes:
         loss: the training loss, a `losses.TrainingLoss`.
+        answers: probabilities `(n, classes)` and labels of the validation side, as measured last; None before.
         several: whether a picture may have several labels; probabilities are then sigmoids, labels `(n, classes)`.
         ema: the averaged weights, or None.
         thawing: which part of the network trains.
@@ -96,6 +97,7 @@ class OCTTrainer(Trainer):
         self.several = model.config.several
         self.loss = make_loss(recipe, train.labels, names, self.several)
         self.range_test, self.batch = None, None
+        self.answers: tuple[np.ndarray, np.ndarray] | None = None
         self.companions: dict[str, torch.nn.Module] = {}
         self._mixing = make_mixing(recipe, len(names))
         self._metrics = metrics
@@ -333,6 +335,7 @@ class OCTTrainer(Trainer):
             raise self._no_number(None)  # before it becomes a checkpoint
         probabilities = (sigmoid if self.several else softmax)(prediction.predictions)
         measured = self._metrics(probabilities, prediction.label_ids)
+        self.answers = probabilities, prediction.label_ids
         return {**measured, SELECTION: selection(measured)}
 
     # --- checkpoints ---
