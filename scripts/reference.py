@@ -149,7 +149,8 @@ def _comments(section: type) -> dict[str, str]:
 
 def _dataclass_in(kind: Any) -> type | None:
     """The section that a field holds, where it holds one."""
-    return next((part for part in (kind, *get_args(kind)) if dataclasses.is_dataclass(part)), None)
+    parts = (part for part in (kind, *get_args(kind)) if isinstance(part, type))  # no validator, which is one too
+    return next(filter(dataclasses.is_dataclass, parts), None)
 
 
 def _words(kind: Any) -> str:
