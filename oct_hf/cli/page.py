@@ -1,13 +1,12 @@
 """`oct-hf page`: a model as a page that runs in the browser."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from oct_hf.cli.options import prepare_for_other_hubs, quiet_libraries
-from oct_hf.cli.printing import say
+from oct_hf.cli.options import AsJson, prepare_for_other_hubs, quiet_libraries
+from oct_hf.cli.printing import print_json, say
 
 
 def page(
@@ -16,7 +15,7 @@ def page(
     runtime: Annotated[
         Path | None, typer.Option(help="npm's archive of onnxruntime-web, or its folder, where npm can't fetch it.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a web page that classifies B-scans in the browser: no image leaves the machine that opens it.
 
@@ -32,7 +31,7 @@ def page(
     folder = write_page(model, out, runtime)
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*.*"))}
     if as_json:
-        print(json.dumps({"folder": str(folder), "files": sizes}, indent=2))
+        print_json({"folder": str(folder), "files": sizes})
         return
     print(f"{folder}  {len(sizes)} files, {sum(sizes.values()) / 1e6:.1f} MB")
     say(f"open it: python -m http.server --bind 127.0.0.1 --directory {folder}, then http://localhost:8000")

@@ -4,21 +4,20 @@ The file needs no network, no server and no other file: its pictures are in it, 
 load or send anything. It shows patients' eyes, so it lies in the run's folder and is never published.
 """
 
-import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from PIL import Image
 
 from oct_hf.data.corrections import LEAVE_OUT
 from oct_hf.evaluation.label_errors import Suspect
 from oct_hf.labels import describe
+from oct_hf.pages import data_uri, escaping_template
 
-_TEMPLATE = "label_page.html.jinja"  # beside this file
+_TEMPLATE = Path(__file__).with_name("label_page.html.jinja")
 _QUALITY = 80  # of the JPEGs; a B-scan of 320 pixels then has about 10 kB
 _TALLEST = 2.0  # height of a picture against its width; what is taller is squeezed
 
@@ -67,14 +66,7 @@ def label_page(
         unit: what the groups are.
         earlier: rows (columns of the saved file) of corrections that already apply; they are saved along.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # labels, file names and ids come from the data set
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(_TEMPLATE).render(
+    return escaping_template(_TEMPLATE).render(
         items=[_item(number, one) for number, one in enumerate(shown, 1)],
         names=list(names),
         means={name: describe(name) for name in names},
@@ -92,14 +84,14 @@ def _item(number: int, one: Shown) -> dict:
     return {
         "number": number,
         "suspect": one.suspect,
-        "picture": data_uri(one.image, 320),
+        "picture": small_picture(one.image, 320),
         "eye": one.eye,
         "source": one.source,
-        "neighbours": [{"picture": data_uri(image, 120), "label": label} for image, label in one.neighbours],
+        "neighbours": [{"picture": small_picture(image, 120), "label": label} for image, label in one.neighbours],
     }
 
 
-def data_uri(image: np.ndarray, width: int) -> dict:
+def small_picture(image: np.ndarray, width: int) -> dict:
     """A small JPEG as a data URI, with its size in pixels.
 
     Args:
@@ -111,5 +103,4 @@ def data_uri(image: np.ndarray, width: int) -> dict:
     size = wide, max(1, min(round(height * wide / given), round(wide * _TALLEST)))
     encoded = io.BytesIO()
     Image.fromarray(image).resize(size, Image.Resampling.LANCZOS).save(encoded, "JPEG", quality=_QUALITY)
-    text = base64.b64encode(encoded.getvalue()).decode()
-    return {"uri": f"data:image/jpeg;base64,{text}", "width": size[0], "height": size[1]}
+    return {"uri": data_uri(encoded.getvalue(), "jpeg"), "width": size[0], "height": size[1]}

@@ -1,5 +1,7 @@
 """What a repository tells of a model that answers one label a B-scan: its scores and thresholds."""
 
+from oct_hf.inference.recorded import views_of
+
 _SCORES = {
     "accuracy": ("accuracy", "Accuracy"),
     "balanced_accuracy": ("balanced_accuracy", "Balanced accuracy"),
@@ -54,7 +56,7 @@ def score_names() -> dict[str, str]:
 
 def operating_rows(found: dict) -> list[tuple[str, str, dict]]:
     """Question, target and point of each threshold that could be chosen."""
-    views = {**found["diseases"], "urgent referral": found["urgent"], "any disease": found["any_disease"]}
+    views = views_of(found)
     targets = {f"at_{kind}": f"{kind} {found['targets'][kind]:g}" for kind in ("specificity", "sensitivity")}
     return [
         (name, target, view[key]) for name, view in views.items() for key, target in targets.items() if view.get(key)

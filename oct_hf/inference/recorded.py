@@ -11,18 +11,28 @@ from oct_hf.inference.description import file_of
 from oct_hf.inference.gate import Gate, SignGate
 
 
-def recorded(model: str | Path, key: str):
-    """What run.json of a model has under a key; None where there is no such file or key.
+def recorded_run(model: str | Path) -> dict:
+    """The content of a model's run.json; empty where there is none that can be read.
 
     Args:
         model: a model folder or a Hub id.
-        key: such as "gate".
     """
     try:
         file = file_of(model, "run.json")
-        return json.loads(file.read_text(encoding="utf-8"))[key] if file else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        found = json.loads(file.read_text(encoding="utf-8")) if file else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def recorded(model: str | Path, key: str):
+    """What is there under a key, such as "gate"; None where nothing is."""
+    return recorded_run(model).get(key)
+
+
+def views_of(points: dict) -> dict[str, dict]:
+    """Of a run's operating points what each question got: a disease, "urgent referral", "any disease"."""
+    return {**points["diseases"], "urgent referral": points["urgent"], "any disease": points["any_disease"]}
 
 
 def recorded_gate(model: str | Path, labels: Sequence[str], always: bool = False) -> Gate | None:

@@ -1,12 +1,12 @@
-"""What pages for people have in common: one self-contained HTML file, with every picture as a data URI."""
+"""A page of a run: one self-contained HTML file, written whole, with every picture inside it."""
 
-import base64
 import io
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from PIL import Image
+
+from oct_hf.pages import data_uri, escaping_template
 
 
 def write_page(template: str, page: dict, out: Path, **filters) -> None:
@@ -18,16 +18,8 @@ def write_page(template: str, page: dict, out: Path, **filters) -> None:
         out: an .html file.
         filters: by name.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= filters
     beside = out.with_name(out.name + ".partial")
-    beside.write_text(environment.get_template(template).render(page), encoding="utf-8")
+    beside.write_text(escaping_template(Path(__file__).with_name(template), **filters).render(page), encoding="utf-8")
     beside.replace(out)
 
 
@@ -38,8 +30,3 @@ def picture(image: np.ndarray, width: int) -> str:
     encoded = io.BytesIO()
     small.save(encoded, "JPEG", quality=85)
     return data_uri(encoded.getvalue(), "jpeg")
-
-
-def data_uri(content: bytes, kind: str) -> str:
-    """A picture file as a data URI; `kind` is "png" or "jpeg"."""
-    return f"data:image/{kind};base64," + base64.b64encode(content).decode()

@@ -16,8 +16,9 @@ from oct_hf.hub.card import model_licence, span
 from oct_hf.hub.figures import draw_figures
 from oct_hf.hub.of_labels import operating_rows, score_names
 from oct_hf.labels import describe
+from oct_hf.pages import data_uri
 from oct_hf.runs.explained import WrongAnswer
-from oct_hf.runs.page import data_uri, picture, write_page
+from oct_hf.runs.page import picture, write_page
 
 ITEMS = Path(__file__).parents[1] / "evaluation" / "reporting_items.yaml"
 _WIDTH = 320  # pixels of a picture

@@ -12,7 +12,7 @@ import pytest
 
 from oct_hf.data.phantom import draw
 from oct_hf.evaluation.label_errors import Suspect
-from oct_hf.evaluation.label_page import Shown, data_uri, label_page
+from oct_hf.evaluation.label_page import Shown, label_page, small_picture
 
 NASTY = "</script><script>document.title='broken'</script>\"'&<img src=x onerror=alert(1)>"
 NAMES = ("CNV", "DME", NASTY)
@@ -148,9 +148,9 @@ def test_what_is_saved_is_what_the_builder_reads(after, tmp_path):
 
 
 def test_pictures_are_small_and_keep_their_shape():
-    wide, tall = data_uri(np.zeros((496, 768), np.uint8), 320), data_uri(np.zeros((9, 4), np.uint8), 320)
+    wide, tall = small_picture(np.zeros((496, 768), np.uint8), 320), small_picture(np.zeros((9, 4), np.uint8), 320)
     assert (wide["width"], wide["height"]) == (320, 207) and (tall["width"], tall["height"]) == (4, 8)
-    small = data_uri(np.zeros((248, 256), np.uint8), 320)
+    small = small_picture(np.zeros((248, 256), np.uint8), 320)
     assert (small["width"], small["height"]) == (256, 248)
 
 

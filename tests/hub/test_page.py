@@ -684,6 +684,16 @@ def test_what_can_not_be_written_is_one_line(finished_run, folder, web_runtime, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bare", "full", "runtime"]
 
 
+def test_a_model_that_sees_the_centre_alone_gets_no_page(finished_run, web_runtime, tmp_path, run):
+    model = shutil.copytree(finished_run / "model", tmp_path / "timm")
+    (model / "preprocessor_config.json").unlink()  # as timm writes a repository
+    config = json.loads((model / "config.json").read_text())
+    config["pretrained_cfg"] |= {"crop_mode": "center", "crop_pct": 0.875}
+    (model / "config.json").write_text(json.dumps(config))
+    code, _, said = run("page", model, "--out", tmp_path / "page", "--runtime", web_runtime)
+    assert code == 2 and "sees the centre of a picture alone" in said and not (tmp_path / "page").exists()
+
+
 def test_a_closed_network_gives_npm_s_archive(finished_run, web_runtime, tmp_path, run):
     archive = tmp_path / runtime.ARCHIVE
     with tarfile.open(archive, "w:gz", compresslevel=1) as packed:

@@ -23,7 +23,7 @@ from oct_hf.hub.whole import whole_folder
 from oct_hf.inference.description import Description, load_description
 from oct_hf.inference.fast_files import ONNX_FILE
 from oct_hf.inference.gate import Gate
-from oct_hf.inference.recorded import recorded_gate
+from oct_hf.inference.recorded import recorded_gate, recorded_run, views_of
 from oct_hf.labels import DISEASE_BY_SIGNS, describe
 from oct_hf.model.folder import model_folder
 
@@ -62,6 +62,8 @@ def write_page(model: str | Path, out: str | Path, given_runtime: str | Path | N
         raise ModelError(
             f"{model}: no {ONNX_FILE}, which the page would run; a run writes it where the extra onnx is installed"
         )
+    if described.preprocessing.before_crop is not None:
+        raise ModelError(f"{model}: sees the centre of a picture alone, which the page doesn't cut out")
     repo = None if local.is_dir() else str(model)
     try:
         with whole_folder(out) as folder:
@@ -87,12 +89,8 @@ def _write(folder: Path, described: Description, weights: Path, repo: str | None
 
 def _run(described: Description) -> dict | None:
     """The content of the repository's run.json; None of a model that this package didn't train."""
-    file = described.file("run.json")
-    try:
-        run = json.loads(file.read_text(encoding="utf-8")) if file else None
-        return run if isinstance(run, dict) and tuple(run["labels"]) == described.labels else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    run = recorded_run(described.name)
+    return run if run.get("labels") == list(described.labels) else None
 
 
 def _examples(described: Description, run: dict | None, folder: Path) -> list[dict[str, Any]]:
@@ -165,9 +163,7 @@ def _points(run: dict | None) -> list[dict]:
 
 
 def _positive(run: dict, question: str) -> list[str]:
-    found = run["operating_points"]
-    views = {**found["diseases"], "urgent referral": found["urgent"], "any disease": found["any_disease"]}
-    return views[question]["labels"]
+    return views_of(run["operating_points"])[question]["labels"]
 
 
 def _facts(run: dict | None, repo: str | None, folder: Path) -> list[tuple[str, str]]:

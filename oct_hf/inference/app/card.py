@@ -1,10 +1,10 @@
 """A model's card for a tab of the page: its text without metadata, its own pictures inside it and no others."""
 
-import base64
 import re
 from pathlib import PurePosixPath
 
 from oct_hf.inference.description import file_of
+from oct_hf.pages import data_uri
 
 _FRONT = re.compile(r"\A---\r?\n.*?\r?\n---\r?\n", re.DOTALL)
 _PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)[^)]*\)")
@@ -40,4 +40,4 @@ def _inside(found: re.Match, folder: str) -> str:
     if file is None:
         return f"({text or 'a picture'}: not shown here)"
     kind = "png" if path.suffix == ".png" else "jpeg"
-    return f"![{text}](data:image/{kind};base64,{base64.b64encode(file.read_bytes()).decode()})"
+    return f"![{text}]({data_uri(file.read_bytes(), kind)})"

@@ -1,6 +1,5 @@
 """Parts of the page as HTML. File names and labels come from strangers: the template escapes all that it is given."""
 
-import base64
 from functools import cache
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import jinja2
 from oct_hf.inference.app.answers import Answer
 from oct_hf.inference.app.points import Point
 from oct_hf.labels import describe
+from oct_hf.pages import escaping_template
 
 PURPOSE = "For research, not for diagnosis."
 
@@ -18,23 +18,10 @@ def part(name: str, *given) -> str:
     return str(getattr(_template().module, name)(*given))
 
 
-def data_uri(content: bytes, kind: str) -> str:
-    """A picture file as a data URI; `kind` is "png" or "jpeg"."""
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
 @cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.globals |= {"purpose": PURPOSE, "describe": describe}
-    environment.filters |= {"look": _look, "called": _called, "share": _share}
-    return environment.get_template("parts.html.jinja")
+    path, names = Path(__file__).with_name("parts.html.jinja"), {"purpose": PURPOSE, "describe": describe}
+    return escaping_template(path, names, look=_look, called=_called, share=_share)
 
 
 def _look(answer: Answer) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from oct_hf.evaluation.operating_points import at_prevalence
+from oct_hf.inference.recorded import views_of
 
 _KINDS = {"at_specificity": "specificity", "at_sensitivity": "sensitivity", "at_youden": None}
 
@@ -59,7 +60,7 @@ def recorded_points(run: Mapping, labels: tuple[str, ...]) -> list[Point]:
         else:
             found = run["operating_points"]
             targets = found["targets"]
-            views = {**found["diseases"], "urgent referral": found["urgent"], "any disease": found["any_disease"]}
+            views = views_of(found)
             asked = {name: (view, tuple(view["labels"] or ())) for name, view in views.items()}
         points = [
             Point(question, _chosen(kind, targets), wanted, float(view[kind]["threshold"]), dict(view[kind]["test"]))

@@ -1,13 +1,12 @@
 """The model behind the page, and what its repository says that the page shows."""
 
-import json
 from pathlib import Path
 
 from oct_hf.inference.app.heat import Heat
 from oct_hf.inference.app.points import recorded_points
 from oct_hf.inference.description import file_of
 from oct_hf.inference.predictor import Predictor
-from oct_hf.inference.recorded import recorded_gate, recorded_rule
+from oct_hf.inference.recorded import recorded_gate, recorded_rule, recorded_run
 from oct_hf.model.folder import model_folder
 
 
@@ -37,22 +36,13 @@ class Served:
         labels = self.predictor.labels
         self.predictor.gate = recorded_gate(self.folder, labels)
         self.rule, _ = recorded_rule(self.folder)
-        run = _run_of(self.folder)
+        run = recorded_run(self.folder)
         name = run.get("name")
         self.title = name if isinstance(name, str) else Path(self.folder).name
         self.points = recorded_points(run, labels)
         self.calibrated = _is_calibrated(run)
         self.examples = _examples(self.folder, run)
         self.heat = Heat(self.folder)
-
-
-def _run_of(folder: str) -> dict:
-    file = file_of(folder, "run.json")
-    try:
-        run = json.loads(file.read_text(encoding="utf-8")) if file else {}
-    except (OSError, ValueError):
-        return {}
-    return run if isinstance(run, dict) else {}
 
 
 def _is_calibrated(run: dict) -> bool:

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field, replace
 
 from oct_hf.errors import OCTError
 from oct_hf.inference.app.answers import Answer, Shown, csv_of
-from oct_hf.inference.app.parts import data_uri, part
+from oct_hf.inference.app.parts import part
 from oct_hf.inference.app.points import Point
 from oct_hf.inference.app.served import Served
+from oct_hf.pages import data_uri
 
 
 @dataclass(frozen=True)
