@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 NODE := tests/node/node_modules/.ready
 
-.PHONY: demo test test-all test-live lint types docs benchmark wheel clean
+.PHONY: demo test test-all test-faults test-live lint types docs benchmark wheel clean
 
 demo: $(READY)
 	@# A finished demo is made anew; one that was stopped goes on.
@@ -20,6 +20,10 @@ test: lint $(NODE)
 
 test-all: lint $(NODE)
 	$(PYTEST) -m "not live"
+
+# Every case of each promise in SECURITY.md, and a table of them.
+test-faults: $(READY) $(NODE)
+	$(PYTEST) -m "promise and not live" --every-case
 
 # On the real Hub, with a token that may write; makes one private repository and deletes it.
 # HF_TOKEN=... OCT_HF_LIVE_REPO=you/name make test-live

@@ -10,6 +10,10 @@ from faults import FAULTS
 
 from oct_hf.hub.local.accounts import User
 
+PROMISE = pytest.mark.promise(
+    "A push that meets a fault goes through, or ends in one line and the same command completes it."
+)
+
 
 class Harm:
     """A plan: request number `index` meets a fault, once or at every try."""
@@ -60,25 +64,31 @@ def run_matrix(bench: Bench, indices, faults, every_time: bool, requests: list[s
     return Counter(one_case(bench, i, fault, every_time) for i, fault in cases)
 
 
-def test_a_push_goes_through_when_any_kind_of_request_meets_any_fault_once(bench):
+@PROMISE
+def test_a_push_goes_through_when_any_kind_of_request_meets_any_fault_once(bench, cases):
     requests = bench.requests_of_a_push()
     kinds = first_of_each_kind(requests)
     ended = run_matrix(bench, kinds, FAULTS, False, requests)
+    cases.tried += ended.total()
     assert set(ended) == {"finished"} and ended.total() >= 90, ended
 
 
-def test_a_push_that_meets_a_fault_at_every_try_ends_in_one_line_and_the_next_one_completes_it(bench):
+@PROMISE
+def test_a_push_that_meets_a_fault_at_every_try_ends_in_one_line_and_the_next_one_completes_it(bench, cases):
     requests = bench.requests_of_a_push()
     ended = run_matrix(bench, first_of_each_kind(requests), ("500", "cut after"), True, requests)
+    cases.tried += ended.total()
     # Where the Hub acts and only its answer is lost, a push may find that it was heard: at the commit, for one.
     assert ended["refused, then finished"] >= 18 and ended["finished"] >= 2, ended
 
 
 @pytest.mark.slow
-def test_every_request_meets_every_fault_once_and_at_every_try(bench):
+@PROMISE
+def test_every_request_meets_every_fault_once_and_at_every_try(bench, cases):
     requests = bench.requests_of_a_push()
     once = run_matrix(bench, range(len(requests)), FAULTS, False, requests)
     every_time = run_matrix(bench, range(len(requests)), FAULTS, True, requests)
+    cases.tried += once.total() + every_time.total()
     print(f"{len(requests)} requests: {requests}; once: {once}; at every try: {every_time}")
     assert set(once) == {"finished"} and once.total() + every_time.total() >= 300
 
