@@ -8,8 +8,11 @@ is narrowed down in ever smaller parts, and its row says so.
 
 import hashlib
 import json
+import logging
 import os
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,12 +137,13 @@ class _Cluster:
             gone[parts.number()] = names[start : start + size]
         blocks = [pa.table({"number": [number], "names": [json.dumps(part)]}) for number, part in gone.items()]
         try:
-            for row in self._stream(blocks):
-                if row["fault"]:
-                    raise RunError(row["fault"])
-                self.lost += row["tries"] - 1
-                if row["answered"]:
-                    bar.update(len(gone.pop(row["number"])))
+            with closing(self._stream(blocks)) as rows:
+                for row in rows:
+                    if row["fault"]:
+                        raise RunError(row["fault"])
+                    self.lost += row["tries"] - 1
+                    if row["answered"]:
+                        bar.update(len(gone.pop(row["number"])))
         except ray.exceptions.RayTaskError:
             raise  # a defect, with its traceback
         except ray.exceptions.RayError as error:
@@ -154,19 +158,28 @@ class _Cluster:
 
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
-        return (
-            ray.data.from_arrow(blocks)
-            .map_batches(
-                Worker,
-                batch_size=1,
-                batch_format="pyarrow",
-                compute=ray.data.ActorPoolStrategy(size=self._slots),
-                num_cpus=self._cpus,
-                num_gpus=self._gpus,
-                fn_constructor_args=self._given,
-            )
-            .iter_rows()
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        work = ray.data.from_arrow(blocks).map_batches(
+            Worker,
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=self._slots),
+            num_cpus=self._cpus,
+            num_gpus=self._gpus,
+            fn_constructor_args=self._given,
         )
+        # Not iter_rows: where it is left early, threads of its own go on asking for blocks; once the cluster is shut
+        # down, one that asks ends this process without a word.
+        bundles = work.iter_internal_ref_bundles()
+        try:
+            for bundle in bundles:
+                for block in bundle.blocks:
+                    yield from ray.get(block.ref).to_pylist()
+        finally:
+            del bundles  # has the executor stop, and waits two seconds for it
+            for thread in threading.enumerate():
+                if thread.name.startswith("StreamingExecutor"):
+                    thread.join()
 
 
 def _on_this_machine(model: str) -> Path:

@@ -78,7 +78,7 @@ def over_http(folder: Path, special: str, act):
     """The address of a folder; `act` is given the process that asks for the special file, before it gets it."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Pictures, directory=str(folder)))
     server.asked, server.special = [], special
-    server.act = lambda port: act(_process_at(port))
+    server.act = lambda port: act(_process_at(port, server.server_port))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}", server.asked
@@ -87,11 +87,12 @@ def over_http(folder: Path, special: str, act):
         server.server_close()
 
 
-def _process_at(port: int) -> psutil.Process:
-    """Which of the processes below this one has a connection from a port."""
+def _process_at(port: int, to: int) -> psutil.Process:
+    """Which of the processes below this one has a connection from a port to another."""
     for process in psutil.Process().children(recursive=True):
         try:
-            if any(connection.laddr.port == port for connection in process.net_connections("tcp")):
+            found = [(line.laddr.port, line.raddr.port) for line in process.net_connections("tcp") if line.raddr]
+            if (port, to) in found:
                 return process
         except psutil.NoSuchProcess:
             pass
@@ -208,3 +209,6 @@ def test_a_machine_that_does_not_see_the_pictures_is_named(cluster, model, scans
     with pytest.raises(OCTError, match=r"a machine of the Ray cluster: .*can't be read there") as caught:
         predict_on_ray([address], model, str(tmp_path / "out"), ONNX, workers=2)
     assert "\n" not in str(caught.value)
+    # One of these that asks for a block after the cluster went ends the process without a word.
+    names = ("StreamingExecutor", "iter_threaded", "Prefetcher")
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(names)]
