@@ -24,7 +24,7 @@ def about() -> dict[str, dict]:
     from oct_hf.training.arguments import bf16_is_faster
     from oct_hf.training.recipe_file import load_recipe, recipe_names
 
-    base, extras = _requirements()
+    base, extras = _installed_requirements()
     optional = {name: found for extra in extras.values() for name, found in extra.items() if found}
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return {
@@ -54,16 +54,25 @@ def about() -> dict[str, dict]:
     }
 
 
-def _requirements() -> tuple[dict[str, str | None], dict[str, dict[str, str | None]]]:
+def requirements() -> dict[str, list[str]]:
+    """What this package asks for, as pip takes it, by extra; under "" what it always needs."""
+    found: dict[str, list[str]] = {}
+    for line in importlib.metadata.requires("oct-hf") or []:
+        requirement, _, marker = line.partition(";")
+        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", marker)
+        if not requirement.startswith("oct-hf"):
+            found.setdefault(extra[1] if extra else "", []).append(requirement.strip())
+    return found
+
+
+def _installed_requirements() -> tuple[dict[str, str | None], dict[str, dict[str, str | None]]]:
     """Versions of what is always needed, and by extra; None of what isn't installed."""
-    base: dict[str, str | None] = {}
-    extras: dict[str, dict[str, str | None]] = {}
-    for requirement in importlib.metadata.requires("oct-hf") or []:
-        name = re.split(r"[^\w-]", requirement, maxsplit=1)[0]
-        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", requirement)
-        if name != "oct-hf":
-            (extras.setdefault(extra[1], {}) if extra else base)[name] = _installed(name)
-    return base, extras
+    names = {
+        extra: [re.split(r"[^\w-]", requirement, maxsplit=1)[0] for requirement in found]
+        for extra, found in requirements().items()
+    }
+    versions = {extra: {name: _installed(name) for name in found} for extra, found in names.items()}
+    return versions.pop("", {}), versions
 
 
 def _installed(name: str) -> str | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import oct_hf
 from oct_hf import __version__
+from oct_hf.about import requirements
 from oct_hf.errors import OCTError, RunError
 from oct_hf.hub.card import template
 from oct_hf.inference.description import load_description
@@ -49,7 +50,9 @@ def write_space(model: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _copy_package(folder / "oct_hf")
     (folder / "app.py").write_text(_APP.format(model=model), encoding="utf-8")
-    (folder / "requirements.txt").write_text("\n".join(_requirements()) + "\n", encoding="utf-8")
+    asked = requirements()
+    needed = sorted(line for extra in ("", *EXTRAS) for line in asked.get(extra, []))
+    (folder / "requirements.txt").write_text("\n".join(needed) + "\n", encoding="utf-8")
     card = template("space.md.jinja").render(model=model, labels=labels, gradio=gradio, version=__version__)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -60,14 +63,3 @@ def _copy_package(target: Path) -> None:
     shutil.copytree(Path(oct_hf.__file__).parent, target, ignore=leave)
     for name in ("recipes", "model_card"):
         shutil.copytree(packaged(name), target / name, ignore=leave, dirs_exist_ok=True)
-
-
-def _requirements() -> list[str]:
-    """What this package asks for, and what the extras of the page do."""
-    found = []
-    for line in importlib.metadata.requires("oct-hf") or []:
-        requirement, _, marker = line.partition(";")
-        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", marker)
-        if (extra is None or extra[1] in EXTRAS) and not requirement.startswith("oct-hf"):
-            found.append(requirement.strip())
-    return sorted(found)

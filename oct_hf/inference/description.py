@@ -10,6 +10,7 @@ from typing import Any
 
 from oct_hf.errors import ModelError
 from oct_hf.images import Preprocessing
+from oct_hf.model.folder import model_folder
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,14 @@ class Description:
 
 
 def load_description(name: str | Path) -> Description:
-    """What a folder or Hub id says of its model, without the weights.
+    """What a folder (a run's, or its model's) or Hub id says of its model, without the weights.
 
     Raises:
         ModelError: there is none, or its preprocessing can't be followed.
     """
-    name = Path(name).as_posix()  # a Hub id keeps its slash on every system
+    name = model_folder(name).as_posix()  # a Hub id keeps its slash on every system
     if Path(name).exists() and not (Path(name) / "config.json").is_file():
-        hint = " (did you mean its folder model/?)" if (Path(name) / "model" / "config.json").is_file() else ""
-        raise ModelError(f"{name}: no config.json, so this is no model folder{hint}")
+        raise ModelError(f"{name}: no config.json, so this is no model folder")
     config = _json(name, "config.json")
     several = config.get("problem_type") == "multi_label_classification"
     return Description(name, _labels(name, config), several, _preprocessing(name, config))

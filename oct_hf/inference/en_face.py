@@ -38,22 +38,24 @@ def mark(answer: EyeAnswer) -> Image.Image:
         ground = Image.fromarray(projection(volume.bscans)).resize((WIDTH, WIDTH), Image.Resampling.BILINEAR)
         heights = (np.arange(count) + 0.5) * WIDTH / count
         lines = np.stack([np.zeros(count), heights, np.full(count, WIDTH - 1), heights], 1)
-    picture = Image.new("RGB", (WIDTH + 2 * _MARGIN, ground.height + _HEAD + _FOOT), "white")
-    picture.paste(ground.convert("RGB"), (_MARGIN, _HEAD))
-    pen = ImageDraw.Draw(picture)
+    fundus = ground.convert("RGB")  # lines are drawn on it, and end at its edges
+    pen = ImageDraw.Draw(fundus)
     label = answer.labels.index(answer.predicted)
     width = max(1, min(4, round(0.35 * ground.height / count)))
     order = [n for n in range(count) if n not in answer.driving] + list(answer.driving[::-1])
     for number in order:
-        x0, y0, x1, y1 = lines[number] + (_MARGIN, _HEAD, _MARGIN, _HEAD)
+        x0, y0, x1, y1 = lines[number]
         drives = number in answer.driving
         tone = colour(float(answer.bscans[number, label]))
         if drives:
             pen.line((x0, y0, x1, y1), "white", 2 * width + 4)
         pen.line((x0, y0, x1, y1), tone, 2 * width + 1 if drives else width)
+    picture = Image.new("RGB", (WIDTH + 2 * _MARGIN, ground.height + _HEAD + _FOOT), "white")
+    picture.paste(fundus, (_MARGIN, _HEAD))
+    pen = ImageDraw.Draw(picture)
     taken: list[float] = []
     for number in answer.driving:  # the most telling first: it gets its place
-        x1, y1 = lines[number][2] + _MARGIN, lines[number][3] + _HEAD
+        x1, y1 = lines[number][2] + _MARGIN, float(np.clip(lines[number][3], 0, ground.height)) + _HEAD
         if all(abs(y1 - other) > 16 for other in taken):
             taken.append(y1)
             _tag(pen, (min(x1, WIDTH + _MARGIN) - 4, y1), str(number))

@@ -63,7 +63,8 @@ class Predictor:
     """A model ready to predict.
 
     Args:
-        model: folder or Hub id of a model that this package or transformers wrote, the model itself, or a `Network`.
+        model: folder (a run's, or its model's) or Hub id of a model that this package or transformers wrote, the model
+            itself, or a `Network`.
         preprocessing: only with a model object; a folder or repository brings its own.
         batch_size: images a call of the network; what suits its backend where not given.
         device: such as "cuda", for torch, which is then the backend.

@@ -38,6 +38,17 @@ def test_each_line_lies_where_its_bscan_was_taken_in_the_colour_of_its_probabili
     assert wide[0] == wide[1] < wide[2]
 
 
+def test_lines_end_at_the_edges_of_the_fundus():
+    places = np.array([(-99.0, 20, 200, 20), (0, 90, 64, 90), (0, -30, 64, -30)])
+    fundus = np.full((64, 64), 77, np.uint8)
+    picture = np.array(mark(answered([0.1, 0.5, 0.9], (), en_face=fundus, positions=places)))
+    plain = np.array(mark(answered([0.1, 0.5, 0.9], (), en_face=fundus, positions=np.full((3, 4), -50.0))))
+    beside = np.ones(picture.shape[:2], bool)
+    beside[_HEAD : _HEAD + WIDTH, _MARGIN : _MARGIN + WIDTH] = False
+    assert np.array_equal(picture[beside], plain[beside])
+    assert pixel(Image.fromarray(picture), 0, 20 * WIDTH / 64) == colour(0.1)
+
+
 def test_a_projection_stands_in_where_the_file_has_no_fundus():
     values = np.linspace(0, 1, 8)
     picture = mark(answered(values, (7,)))

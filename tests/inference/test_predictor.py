@@ -47,9 +47,14 @@ def test_a_transformers_vit_of_other_software_predicts_too(tmp_path, bscan):
     assert answer.predicted in ("LABEL_0", "LABEL_1") and sum(answer.probabilities.values()) == pytest.approx(1)
 
 
-def test_what_is_no_model_is_said(tmp_path, finished_run):
-    with pytest.raises(ModelError, match=r"no model folder \(did you mean its folder model/"):
-        Predictor(finished_run)
+def test_a_runs_folder_is_its_model(finished_run, bscan):
+    (of_run,), (of_model,) = (list(Predictor(path).predict([bscan])) for path in (finished_run, finished_run / "model"))
+    assert of_run == of_model
+
+
+def test_what_is_no_model_is_said(tmp_path):
+    with pytest.raises(ModelError, match=r"no config\.json, so this is no model folder"):
+        Predictor(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="no model that can be loaded"):
         Predictor(tmp_path)
