@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import json
 import socket
+import sqlite3
 import sys
 
 import numpy as np
@@ -17,6 +18,7 @@ from oct_hf.runs.facts import public_recipe
 from oct_hf.runs.folder import check_free, differing
 from oct_hf.runs.run import train_and_predict
 from oct_hf.runs.tracking import Tracking, samples
+from oct_hf.runs.training import Stopped
 from oct_hf.training.recipe_file import make_recipe
 
 INSTALLED = [name for name in tracking.TRACKERS if importlib.util.find_spec(name)]
@@ -36,6 +38,7 @@ def told(tiny, tmp_path_factory):
         for name in ("WANDB_BASE_URL", "HF_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY", "https_proxy", "http_proxy"):
             patch.setenv(name, f"http://127.0.0.1:{guard.getsockname()[1]}")
         patch.setenv("TRACKIO_DIR", str(store))
+        patch.setenv("WANDB_API_KEY", "a" * 40)  # an account that is logged in asks for nothing either
         recipe = dataclasses.replace(tiny, report_to=tuple(INSTALLED))
         train_and_predict(recipe, folder)
         try:
@@ -69,8 +72,6 @@ def test_trackio_has_every_epoch_in_its_own_folder(told):
     trackio = pytest.importorskip("trackio")
     _, store, accuracies, _ = told
     assert trackio.context_vars.current_run.get() is None  # or it would speak on stdout when the program ends
-    import sqlite3
-
     (database,) = store.glob("*.db")
     with sqlite3.connect(database) as connection:
         rows = [json.loads(row[0]) for row in connection.execute("select metrics from metrics order by step")]
@@ -108,6 +109,30 @@ def wandb_records(data: bytes):
         if kind in (1, 4):  # whole, or the last part of one
             yield wandb_internal_pb2.Record.FromString(whole)
             whole = b""
+
+
+def test_a_run_that_goes_on_tells_each_epoch_once(tiny, tmp_path, monkeypatch, interrupt_when_saved):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    for name in ("WANDB_MODE", "TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"):
+        monkeypatch.delenv(name, raising=False)
+    recipe, folder = dataclasses.replace(tiny, report_to=tuple(INSTALLED)), tmp_path / "goes-on"
+    interrupt_when_saved(folder)
+    with pytest.raises(Stopped):
+        train_and_predict(recipe, folder)
+    train_and_predict(recipe, folder)
+    events = accumulator.EventAccumulator(str(folder / "log" / "tensorboard")).Reload()
+    assert [one.step for one in events.Scalars("validation/balanced_accuracy")] == [1, 2, 3]
+    if "trackio" in INSTALLED:
+        from trackio.utils import TRACKIO_DIR  # read once, when it is imported
+
+        (database,) = TRACKIO_DIR.glob("*.db")
+        with sqlite3.connect(database) as connection:
+            told = connection.execute("select step from metrics where run_name = 'goes-on' order by step").fetchall()
+        assert [step for (step,) in told] == [1, 2, 3]
+    if "wandb" in INSTALLED:  # one run of two parts
+        parts = list((folder / "log" / "wandb").glob("offline-run-*"))
+        assert len(parts) == 2 and len({part.name.rpartition("-")[2] for part in parts}) == 1
 
 
 class Listening:
