@@ -5,9 +5,11 @@ with the predictions. Neither holds more than the names of one folder, so that a
 """
 
 import os
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -122,34 +124,34 @@ KINDS = (*EXTENSIONS, *VOLUME_EXTENSIONS)
 
 def below(folder: Path) -> Iterator[Path]:
     """Images and device files in a folder and its folders, links to folders not followed."""
-    try:
-        with os.scandir(folder) as entries:
-            names = _packed(sorted(filter(None, map(_kept, entries))))
-    except OSError as error:
-        raise BadImageError(str(folder), f"can't be listed ({error.strerror or error})") from None
-    for name in names:
-        if name.endswith("\0"):
-            yield from below(folder / name[:-1])
+    for name, inside in _listed(folder):
+        if inside:
+            yield from below(folder / name)
         else:
             yield folder / name
 
 
-def _kept(entry: os.DirEntry) -> str | None:
-    """The name of a folder, ending in a zero, or of an image or device file."""
-    if entry.is_dir(follow_symlinks=False):
-        return entry.name + "\0"
-    return entry.name if entry.name.lower().endswith(KINDS) and entry.is_file() else None
+def _listed(folder: Path) -> Iterator[tuple[str, bool]]:
+    """The names in a folder that count, in order, and whether each is a folder's.
 
-
-def _packed(names: list[str]) -> Iterator[str]:
-    """Names from one text of them all, a sixth of what a list of very many takes while they wait for their turn."""
-    text, start = "/".join(names), 0
-    names.clear()
-    while start < len(text):
-        end = text.find("/", start)
-        end = len(text) if end < 0 else end
-        yield text[start:end]
-        start = end + 1
+    They wait for their turn as bytes in one array: a list of 100,000 of them takes ten megabytes.
+    """
+    text, ends, inside = bytearray(), array("q", [0]), bytearray()
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                is_folder = entry.is_dir(follow_symlinks=False)
+                if is_folder or (entry.name.lower().endswith(KINDS) and entry.is_file()):
+                    text += os.fsencode(entry.name)
+                    ends.append(len(text))
+                    inside.append(is_folder)
+    except OSError as error:
+        raise BadImageError(str(folder), f"can't be listed ({error.strerror or error})") from None
+    longest = max(np.diff(ends), default=1)
+    names = np.fromiter((bytes(text[start:end]) for start, end in pairwise(ends)), f"S{longest}", len(inside))
+    del text, ends
+    for row in np.argsort(names, kind="stable"):
+        yield os.fsdecode(bytes(names[row])), bool(inside[row])
 
 
 def of_file(path: Path, name: str | None = None) -> Picture | DeviceFile:

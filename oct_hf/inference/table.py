@@ -18,7 +18,7 @@ from typing import TextIO
 from oct_hf.errors import OCTError
 from oct_hf.parallel import give_memory_back, lean_arrow
 
-GROUP, BLOCK = 8192, 512  # rows of a group of a Parquet file; of them as Python's objects, ten times as large
+GROUP, BLOCK = 1024, 256  # rows of a group of a Parquet file; of them as Python's objects, ten times as large
 FORMATS = (".csv", ".parquet", ".json")
 EYE_COLUMNS = ("level", "volume", "eye", "bscan", "rule", "driving")
 
