@@ -115,7 +115,9 @@ class Tar(_Archive):
         if self.size(path) > most:
             raise OSError(f"it has more than {most >> 20} MB")
         with self.lock:  # one file, one place in it
-            data = self.archive.extractfile(self.infos[path]).read()
+            opened = self.archive.extractfile(self.infos[path])
+            assert opened is not None  # only files are listed
+            data = opened.read()
         if len(data) != self.size(path):
             raise OSError("the tar ends before it")
         return data

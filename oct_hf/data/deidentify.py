@@ -34,7 +34,7 @@ def without_metadata(data: bytes) -> bytes:
     pixels = read_image(data)
     bare = _bare_jpeg(data)
     # An EXIF rotation, or a fault that decoders forgive, makes the two differ; then the pixels are what counts.
-    if bare is not None and np.array_equal(_pixels_or_nothing(bare), pixels):
+    if bare is not None and _shows(bare, pixels):
         return bare
     encoded = io.BytesIO()
     Image.fromarray(pixels).save(encoded, "PNG")
@@ -70,8 +70,8 @@ def _bare_jpeg(data: bytes) -> bytes | None:
     return None
 
 
-def _pixels_or_nothing(data: bytes) -> np.ndarray | None:
+def _shows(data: bytes, pixels: np.ndarray) -> bool:
     try:
-        return read_image(data)
+        return np.array_equal(read_image(data), pixels)
     except BadImageError:
-        return None
+        return False

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 from scipy import fft, ndimage
@@ -82,12 +83,19 @@ def thumbnail_of(small: np.ndarray) -> bytes:
     return np.rint(twice.reshape(SIDE, 2, SIDE, 2).mean((1, 3))).astype(np.uint8).tobytes()
 
 
-def find(everything: np.ndarray, copies_only: bool = False) -> Pairs:
+class Thumbnails(Protocol):
+    """uint8 `(n, SIDE, SIDE)`, what `thumbnail` gave: an array, or what gives one when indexed with row numbers."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: np.ndarray, /) -> np.ndarray: ...
+
+
+def find(everything: Thumbnails, copies_only: bool = False) -> Pairs:
     """All near-duplicates of a set. The same thumbnails in the same order give the same pairs.
 
     Args:
-        everything: uint8 `(n, SIDE, SIDE)`, what `thumbnail` gave; or anything that gives such an array when it is
-            indexed with a slice or row numbers.
+        everything: of all pictures.
         copies_only: leave out neighbours of one volume.
     """
     rows, seen, found = np.arange(len(everything)), np.empty(0, np.int64), []
@@ -122,7 +130,7 @@ def find_across(known: np.ndarray, new: np.ndarray) -> Pairs:
     return Pairs(found.first, found.second - len(known), found.coarse, found.fine)
 
 
-def find_mirrored(everything: np.ndarray) -> Pairs:
+def find_mirrored(everything: Thumbnails) -> Pairs:
     """Copies that are also turned left to right. It searches twice as many pictures as `find`.
 
     Args:
@@ -138,7 +146,7 @@ def find_mirrored(everything: np.ndarray) -> Pairs:
 class _Mirrored:
     """Thumbnails, and behind them the same turned left to right."""
 
-    def __init__(self, everything: np.ndarray):
+    def __init__(self, everything: Thumbnails):
         self._everything = everything
 
     def __len__(self) -> int:
@@ -156,7 +164,7 @@ def groups(count: int, pairs: Pairs) -> np.ndarray:
     return connected_components(links, directed=False)[1]
 
 
-def _on_threads(transform: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
+def _on_threads(transform: Callable[[np.ndarray], Any], images: np.ndarray) -> np.ndarray:
     """`transform(images)`, a part of the images on each core.
 
     Not by scipy's own threads (`workers`): they stay, and where a process forks while they wake up, as it does for the
@@ -185,7 +193,7 @@ def _descriptors(images: np.ndarray) -> np.ndarray:
     return (low / np.maximum(np.linalg.norm(low, axis=1, keepdims=True), 1e-6)).astype(np.float16)
 
 
-def _candidates(everything: np.ndarray, rows: np.ndarray, copies_only: bool) -> np.ndarray:
+def _candidates(everything: Thumbnails, rows: np.ndarray, copies_only: bool) -> np.ndarray:
     """Pairs worth laying over each other, as sorted numbers `first * n + second`."""
     if len(rows) < 2:
         return np.empty(0, np.int64)
@@ -197,7 +205,7 @@ def _candidates(everything: np.ndarray, rows: np.ndarray, copies_only: bool) -> 
     return np.unique(np.minimum(ones, others) * len(everything) + np.maximum(ones, others))
 
 
-def _all_descriptors(everything: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _all_descriptors(everything: Thumbnails, rows: np.ndarray) -> np.ndarray:
     return np.concatenate([_descriptors(everything[rows[at : at + _BLOCK]]) for at in range(0, len(rows), _BLOCK)])
 
 
@@ -217,7 +225,7 @@ def _near(vectors: np.ndarray, known: np.ndarray, count: int, copies_only: bool)
     return ones[there], others[there]
 
 
-def _confirmed(everything: np.ndarray, first: np.ndarray, second: np.ndarray, copies_only: bool) -> Pairs:
+def _confirmed(everything: Thumbnails, first: np.ndarray, second: np.ndarray, copies_only: bool) -> Pairs:
     """The candidates that correlate, block by block."""
     kept = []
     for at in range(0, len(first), _BLOCK):

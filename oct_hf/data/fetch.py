@@ -62,7 +62,7 @@ def download(row: PublicSet, file: File, folder: Path, tries: int = TRIES) -> Pa
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for attempt in range(tries):
-            why = _fetch(file, partial)
+            why = _fetch(file.url, file, partial)
             if why is None:
                 break
             if not why.passing or attempt == tries - 1:
@@ -83,13 +83,13 @@ class _Failure:
         self.text, self.passing = text, passing
 
 
-def _fetch(file: File, partial: Path) -> _Failure | None:
+def _fetch(url: str, file: File, partial: Path) -> _Failure | None:
     import requests
 
     have, total = partial.stat().st_size if partial.exists() else 0, file.size
     headers = {"Range": f"bytes={have}-"} if have else {}
     try:
-        with requests.get(file.url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
+        with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
             if answer.status_code == 416:  # nothing is left to fetch
                 return None
             if answer.status_code not in (200, 206):

@@ -303,6 +303,7 @@ class _Table:
 
     def public(self, path: str, inner: str, folder: str, volume: str, about: PublicSet) -> tuple[str, Whose]:
         """Label of one file of a public set, and whose it is; `volume` is what its path tells."""
+        assert about.table is not None  # this is it
         row = self.row(path, inner, folder)
         said = self.value(row, "class" if "class" in about.table.columns else "label").upper()
         if said not in ("", folder):

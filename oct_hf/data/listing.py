@@ -7,6 +7,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +38,7 @@ class Texts(Sequence):
     """
 
     def __init__(self, texts: Iterable[str] | pa.LargeStringArray):
-        self._texts = texts if isinstance(texts, pa.LargeStringArray) else _packed(texts)
+        self._texts: Any = texts if isinstance(texts, pa.LargeStringArray) else _packed(texts)  # pyarrow has no types
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -51,8 +52,6 @@ class Texts(Sequence):
 
     def __eq__(self, other) -> bool:
         return list(self) == list(other)
-
-    __hash__ = None
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "Texts":
         """Those with these numbers."""
@@ -69,7 +68,8 @@ class Names(Texts):
 
     def __init__(self, names: Iterable[str], **beside: Sequence[int]):
         unsorted = _packed(names)
-        order = pc.sort_indices(unsorted)  # by bytes of UTF-8, which is Python's order too
+        # By bytes of UTF-8, which is Python's order too. pyarrow makes this function when it is imported.
+        order = pc.sort_indices(unsorted)  # pyright: ignore[reportAttributeAccessIssue]
         super().__init__(unsorted.take(order))
         self.beside = {key: np.asarray(values, np.int64)[order.to_numpy()] for key, values in beside.items()}
 
@@ -151,7 +151,7 @@ class Entries(Sequence):
             return {present[0]: self}
         (sides, names), (folds, known) = self._columns["side"], self._columns["fold"]
         whole = self._made(self._sources, slice(None))
-        open_ = np.isin(folds, np.flatnonzero(pc.equal(known, "").to_numpy(zero_copy_only=False)))
+        open_ = np.isin(folds, [code for code, fold in enumerate(known.to_pylist()) if fold == ""])
         filled = np.where(open_, len(known) + sides.astype(np.int64), folds)
         whole._columns["fold"] = filled, pa.concat_arrays([known, names])
         numbers = names.to_pylist()

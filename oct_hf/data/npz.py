@@ -79,7 +79,7 @@ class Npz(Source):
         return f"{self.root.stat().st_size} {self.root.stat().st_mtime_ns} {path}"
 
     def glance(self, path: str) -> int:
-        return zlib.crc32(self._pixels(path))
+        return zlib.crc32(self._pixels(path).data)
 
     def read(self, path: str) -> bytes:
         encoded = io.BytesIO()

@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import datasets
+from datasets.exceptions import DatasetGenerationError
 
 from oct_hf.data import phantom, speckle
 from oct_hf.data.catalog import CATALOG
@@ -88,7 +90,7 @@ class OCTDataConfig(datasets.BuilderConfig):
     def source(self) -> Source:
         """The files in `data_dir`, listed at the first call."""
         if "_source" not in self.__dict__:
-            self._source = open_source(self.data_dir)
+            self._source = open_source(self._place())
         return self._source
 
     def forget_listing(self) -> None:
@@ -100,8 +102,13 @@ class OCTDataConfig(datasets.BuilderConfig):
     def shards(self) -> Shards:
         """The shards in `data_dir`, of `parquet`."""
         if "_shards" not in self.__dict__:
-            self._shards = Shards(self.data_dir)
+            self._shards = Shards(self._place())
         return self._shards
+
+    def _place(self) -> str:
+        if not self.data_dir:
+            raise DataError(f'data set "{self.name}" needs a data_dir: a folder or archive with its files')
+        return self.data_dir
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change when a file is added, removed, renamed, resized or touched."""
@@ -135,6 +142,14 @@ class OCT(datasets.GeneratorBasedBuilder):
     ]
     DEFAULT_WRITER_BATCH_SIZE = 64  # 4 MB of JPEGs; of smaller ones there are so many that opening them takes memory
     workers: int | None = None  # processes; with 1, threads in this one; with None, both as it pays
+    config: OCTDataConfig
+    skipped: list[dict]  # files left out, each with its reason
+
+    @property
+    def features(self) -> datasets.Features:
+        """The columns, as `_info` gives them."""
+        assert self.info.features is not None
+        return self.info.features
 
     def _info(self) -> datasets.DatasetInfo:
         columns = {
@@ -169,8 +184,8 @@ class OCT(datasets.GeneratorBasedBuilder):
 
     def work(self) -> dict[str, Work]:
         """What is to be read for each published side."""
-        self.skipped: list[dict] = []  # files left out, each with its reason
-        labels = self.info.features["label"].names
+        self.skipped = []
+        labels = self.features["label"].names
         if self.config.name == "phantom":
             draw = partial(_phantoms, self.config.seed, self.config.height, self.config.width, self.config.signs)
             size = self.config.height * self.config.width  # speckle leaves about a byte a pixel
@@ -237,7 +252,7 @@ def prepare(
             builder = builder_of(name, data_dir, cache_dir, **options)
             builder.workers = workers
             builder.download_and_prepare()
-    except datasets.exceptions.DatasetGenerationError as error:
+    except DatasetGenerationError as error:
         if isinstance(error.__cause__, DataError | OSError):
             raise error.__cause__ from None
         raise
@@ -245,8 +260,9 @@ def prepare(
     note = Path(builder.cache_dir) / SKIPPED_FILE
     if hasattr(builder, "skipped"):
         note.write_text(json.dumps(builder.skipped))
-    sides = builder.as_dataset().values()
-    return datasets.concatenate_datasets(list(sides)), json.loads(note.read_text()) if note.exists() else []
+    sides = builder.as_dataset()
+    assert isinstance(sides, dict)  # a Dataset only where one side is asked for
+    return datasets.concatenate_datasets(list(sides.values())), json.loads(note.read_text()) if note.exists() else []
 
 
 def builder_of(name: str, data_dir: str | Path | None = None, cache_dir: str | Path | None = None, **options) -> OCT:
@@ -295,8 +311,8 @@ def _phantoms(seed: int, height: int, width: int, signs: bool, jobs: list[tuple[
     for label, patient, scan in jobs:
         drawn = phantom.draw(label, seed, patient, scan, height, width)
         data = png(drawn.image)
-        row = {"label": label, "patient_id": f"P{patient:05d}", "eye": drawn.eye, "fold": "", "side": "train"}
-        row |= {"volume": f"P{patient:05d}", "device": "phantom"}
+        row: dict[str, Any] = {"label": label, "patient_id": f"P{patient:05d}", "eye": drawn.eye}
+        row |= {"fold": "", "side": "train", "volume": f"P{patient:05d}", "device": "phantom"}
         row |= {"source": f"{label}/P{patient:05d}_{scan:02d}.png"}
         if signs:
             row["signs"] = [sign for sign, lesion in SIGNS.items() if lesion in drawn.lesions]

@@ -269,7 +269,7 @@ class _BScan:
         intensity = (cv2.exp(picture * _NEPERS) + noise) * speckle(self.rng, self.eye.looks, *picture.shape)
         intensity -= np.float32(self.eye.subtracted) * noise
         nepers = cv2.log(np.maximum(intensity, np.float32(1), out=intensity))
-        image = cv2.convertScaleAbs(nepers, alpha=255 * self.eye.gain / _NEPERS)
+        image = cv2.convertScaleAbs(nepers, alpha=float(255 * self.eye.gain / _NEPERS))
         return cv2.GaussianBlur(image, (3, 3), self.eye.smoothing) if self.eye.smoothing > 0.25 else image
 
     def _export(self, image: np.ndarray) -> np.ndarray:
@@ -377,7 +377,7 @@ def _ragged(rng: np.random.Generator, width: int, knots: int, size: float) -> np
     return np.clip(1 + size * smooth_noise(rng, 1, width, knots)[0], 0.3, 1.7)
 
 
-def _add_step(steps: np.ndarray, row: np.ndarray, step: np.ndarray) -> None:
+def _add_step(steps: np.ndarray, row: np.ndarray, step: np.ndarray | np.float32) -> None:
     """Add a step at a fractional row of each column, split over two rows so that the edge falls between pixels."""
     row = np.clip(row, 0, len(steps) - 2)
     whole = row.astype(np.intp)

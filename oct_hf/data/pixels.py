@@ -12,8 +12,10 @@ import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import datasets
+import datasets.config
 import numpy as np
 from tqdm import tqdm
 
@@ -115,8 +117,8 @@ class Pixels:
 
     def __init__(
         self,
-        images: np.ndarray | PixelFile,
-        labels: Sequence[int],
+        images: np.ndarray | PixelFile | _Chosen,
+        labels: Sequence[int] | np.ndarray,
         hashes: Sequence[str],
         augmentation: Augmentation | None = None,
         sources: datasets.Dataset | None = None,
@@ -150,7 +152,7 @@ class Pixels:
         )
         images.write(image for _, image in work)
         sources = dataset.select_columns(["source"]) if "source" in dataset.column_names else None
-        blocks = dataset.select_columns("content_hash").iter(1000)
+        blocks: Any = dataset.select_columns("content_hash").iter(1000)
         hashes = Texts(text for block in blocks for text in block["content_hash"])  # a list would take twice as much
         labels = multi_hot(dataset) if "signs" in dataset.column_names else dataset["label"][:]
         return cls(images, labels, hashes, augmentation, sources)

@@ -74,8 +74,8 @@ def write_prepared(
     if builder.config.signs:
         raise DataError("data.signs: shards hold one label a picture; draw phantoms with signs where they are used")
     workers = workers or os.cpu_count() or 1
-    schema = builder.info.features.arrow_schema
-    labels = tuple(builder.info.features["label"].names)
+    schema = builder.features.arrow_schema
+    labels = tuple(builder.features["label"].names)
     place = _Place(out)
     made_from = _made_from(builder, shard_bytes)
     place.claim(made_from)
@@ -119,7 +119,7 @@ def _made_from(builder: OCT, shard_bytes: int) -> str:
     """A text that is another one where the shards would hold other rows."""
     config = builder.config
     said = {f.name: getattr(config, f.name) for f in dataclasses.fields(type(config)) if f.name not in _NOT_CONTENT}
-    said |= {"labels": builder.info.features["label"].names, "shard_bytes": shard_bytes, "files": config.fingerprint()}
+    said |= {"labels": builder.features["label"].names, "shard_bytes": shard_bytes, "files": config.fingerprint()}
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -76,7 +76,7 @@ def measure_quality(small: np.ndarray) -> Quality:
     """
     values, parts = look(small)
     parts = {name: rated(name, value) for name, value in parts.items()}
-    worst = min(parts, key=parts.get)
+    worst = min(parts, key=parts.__getitem__)
     return Quality(float(likeness(values)), parts[worst], FAULTS[worst] if parts[worst] < 1 else "")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import datasets
 import pyarrow as pa
@@ -158,7 +158,8 @@ class Shards:
 
     def side(self, path: str) -> str:
         """The published side of a shard, by its name; "train" where it names none, "unused" for rows of no side."""
-        said = (_NAME.fullmatch(path.rsplit("/", 1)[-1])["side"] or "").lower()
+        match = _NAME.fullmatch(path.rsplit("/", 1)[-1])
+        said = (match["side"] or "").lower() if match else ""
         return said if said == "unused" else PUBLISHED_SIDES.get(said, "train")
 
     def stamp(self) -> str:
@@ -251,15 +252,14 @@ def _cut(groups, shard_bytes: int):
 def _write(path: Path | BinaryIO, groups: Iterable[list[dict]], schema: pa.Schema, note: dict | None = None) -> int:
     pictures = ("image.bytes", "image.path")
     others = [name for name in schema.names if name != "image"]
+    options: dict[str, Any] = {
+        "compression": {**dict.fromkeys(pictures, "none"), **dict.fromkeys(others, "snappy")},
+        "use_dictionary": [name for name in others if name != "content_hash"],
+        "write_statistics": others,
+        "write_page_index": True,
+    }
     count = 0
-    with pq.ParquetWriter(
-        path,
-        schema,
-        compression={**dict.fromkeys(pictures, "none"), **dict.fromkeys(others, "snappy")},
-        use_dictionary=[name for name in others if name != "content_hash"],
-        write_statistics=others,
-        write_page_index=True,
-    ) as writer:
+    with pq.ParquetWriter(path, schema, **options) as writer:
         for group in groups:
             writer.write_table(pa.Table.from_pylist(group, schema), row_group_size=len(group))
             count += len(group)

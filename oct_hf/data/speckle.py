@@ -3,7 +3,8 @@
 Phantoms are drawn with it and training pictures roughened by it; drawing gammas pixel by pixel costs ten times as much.
 """
 
-from functools import cache
+from functools import cache, reduce
+from operator import add
 
 import cv2
 import numpy as np
@@ -17,15 +18,16 @@ def speckle(rng: np.random.Generator, looks: int, height: int, width: int) -> np
     Drawing gammas is slow, so the average is a sum of crops, at random places, of banks of 1, 2, 4, 8 and 16 looks.
     """
     bits = [bit for bit in range(5) if looks >> bit & 1]
-    return sum(crop(banks()[0][bit], rng, height, width) * np.float32(2**bit / looks) for bit in bits)
+    return reduce(add, (crop(banks()[0][bit], rng, height, width) * np.float32(2**bit / looks) for bit in bits))
 
 
 @cache
 def banks() -> tuple[list[np.ndarray], np.ndarray]:
     """Speckle of 1, 2, 4, 8 and 16 looks in a Spectralis image's grain, and the choroid's texture (mean 0, std 1)."""
     noise = np.random.default_rng(1999).standard_normal((4, 1024, 1024), dtype=np.float32)
-    looks = [sum(cv2.GaussianBlur(part, (0, 0), sigmaX=0.65, sigmaY=0.95) ** 2 for part in noise[:2])]
-    looks[0] /= looks[0].mean()
+    real, imaginary = (cv2.GaussianBlur(part, (0, 0), sigmaX=0.65, sigmaY=0.95) for part in noise[:2])
+    one = real**2 + imaginary**2
+    looks = [one / one.mean()]
     for shift in (389, 211, 97, 341):  # each sum of shifts is another, so that no pixel meets itself
         looks.append((looks[-1] + np.roll(looks[-1][::-1], (shift, 2 * shift), (0, 1))) / 2)
     vessels, septa = (
@@ -39,7 +41,7 @@ def crop(bank: np.ndarray, rng: np.random.Generator, height: int, width: int) ->
     """A crop of a bank at a random place, flipped at random, (height, width); a small bank repeats."""
     if height > len(bank) or width > len(bank):
         bank = np.tile(bank, (1 + height // len(bank), 1 + width // len(bank)))
-    y, x = rng.integers(np.array(bank.shape) - (height, width) + 1)
+    y, x = rng.integers((bank.shape[0] - height + 1, bank.shape[1] - width + 1))
     return np.ascontiguousarray(bank[y : y + height, x : x + width][:: rng.choice((1, -1)), :: rng.choice((1, -1))])
 
 

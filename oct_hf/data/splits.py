@@ -21,6 +21,7 @@ from oct_hf.errors import DataError
 
 SIDES = ("train", "validation", "test")
 HELD_OUT = ("validation", "test")
+Strings = Sequence[str] | np.ndarray  # one for each image
 UNUSED = "unused"  # guards, and patients that a published test side also has
 COLUMNS = ("content_hash", "patient_id", "label", "side")
 MEMBERS_FILE = "members.csv"  # of an ensemble: what else its members learned from, in the same columns
@@ -107,7 +108,7 @@ def _place(wanted: np.ndarray, share: np.ndarray, rng: np.random.Generator) -> t
     return placed, float((room**2).sum())
 
 
-def split_folds(labels: Sequence[str], patients: Sequence[str], folds: int, seed: int = 0) -> np.ndarray:
+def split_folds(labels: Strings, patients: Strings, folds: int, seed: int = 0) -> np.ndarray:
     """Folds of `n` images for cross-validation, disjoint by patient and stratified by class.
 
     By scikit-learn's StratifiedGroupKFold; where that leaves a fold without a class, by the placing of
@@ -140,7 +141,7 @@ def split_folds(labels: Sequence[str], patients: Sequence[str], folds: int, seed
     return split_by_patient(labels.tolist(), patients.tolist(), shares, seed)
 
 
-def split_by_image(labels: Sequence[str], fractions: dict[str, float], seed: int = 0) -> np.ndarray:
+def split_by_image(labels: Strings, fractions: dict[str, float], seed: int = 0) -> np.ndarray:
     """Sides of `n` images at random within each class, whoever their patient is: what an honest split is compared with.
 
     Args:
@@ -159,9 +160,9 @@ def split_by_image(labels: Sequence[str], fractions: dict[str, float], seed: int
 
 
 def split_by_fold(
-    labels: Sequence[str],
-    patients: Sequence[str],
-    folds: Sequence[str],
+    labels: Strings,
+    patients: Strings,
+    folds: Strings,
     test: str,
     validation: float | str = 0.15,
     seed: int = 0,
@@ -226,7 +227,8 @@ def choose_labelled(
         DataError: a class has fewer images.
     """
     keys = [hashlib.blake2b(f"{seed} {value}".encode(), digest_size=16).digest() for value in hashes]
-    turn, placed = dict.fromkeys(zip(labels, patients, strict=True), 0), []
+    turn = dict.fromkeys(zip(labels, patients, strict=True), 0)
+    placed: list[tuple[int, bytes, int]] = []
     for row in sorted(range(len(hashes)), key=keys.__getitem__):
         group = labels[row], patients[row]
         placed.append((turn[group], keys[row], row))
@@ -265,7 +267,7 @@ def on_two_sides(values: Sequence[str], sides: Sequence[str]) -> dict[str, list[
     return {value: found for value, found in seen.items() if len(found) > 1}
 
 
-def count_sides(labels: Sequence[str], patients: Sequence[str], sides: Sequence[str], names: Sequence[str]) -> dict:
+def count_sides(labels: Strings, patients: Strings, sides: Strings, names: Sequence[str]) -> dict:
     """Images, patients (groups) and images of each class on each side that has any."""
     labels, patients, sides = np.array(labels), np.array(patients), np.array(sides)
     counts = {}
@@ -362,7 +364,7 @@ def pseudonyms(patients: Sequence[str], key_file: Path | None = None) -> list[st
     return [hmac.new(key, patient.encode(), hashlib.sha256).hexdigest()[:16] for patient in patients]
 
 
-def _require_patients(patients: Sequence[str]) -> None:
+def _require_patients(patients: Strings) -> None:
     unknown = sum(not p for p in patients)
     if unknown:
         raise DataError(f"{unknown} image(s) have no patient id, so no split can keep patients apart")

@@ -60,7 +60,7 @@ def stored_work(shards: Shards, labels: list[str], without_patients: bool, strea
             raise DataError(f"{shards.root}: no column {needed}{remedy}; its columns: {', '.join(sorted(present))}")
     feature = shards.features["label"]
     names = feature.names if isinstance(feature, datasets.ClassLabel) else None
-    if strange := sorted(set(labels) - set(names or labels)):
+    if names is not None and (strange := sorted(set(labels) - set(names))):
         raise DataError(f"{shards.root}: no class {', '.join(strange)} in it; there are {', '.join(names)}")
     sides = {side: [p for p in shards.paths if shards.side(p) == side] for side in map(shards.side, shards.paths)}
     one = len(sides) == 1

@@ -9,6 +9,7 @@ import hashlib
 import os
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it looks for updates over the network when imported
 
@@ -36,7 +37,7 @@ class RemoveWedge(A.ImageOnlyTransform):
     def apply(self, img: np.ndarray, **params) -> np.ndarray:
         if max(img[0].max(), img[-1].max(), img[:, 0].max(), img[:, -1].max()) < self.threshold:
             return img  # nothing bright touches the border
-        bright = cv2.compare(img, self.threshold - 1, cv2.CMP_GT)
+        _, bright = cv2.threshold(img, self.threshold - 1, 255, cv2.THRESH_BINARY)
         _, marks, stats, _ = cv2.connectedComponentsWithStats(bright, connectivity=4)
         height, width = img.shape[:2]
         left, top, w, h, area = stats.T
@@ -46,7 +47,7 @@ class RemoveWedge(A.ImageOnlyTransform):
         if not is_wedge.any():
             return img
         # One pixel more: resizing has blurred the wedge's edge.
-        mask = cv2.dilate(np.take(is_wedge, marks), np.ones((3, 3), np.uint8))
+        mask = cv2.dilate(np.take(is_wedge, marks.astype(np.int32, copy=False)), np.ones((3, 3), np.uint8))
         some = img[::8, ::8]
         vitreous = some[some < 64]
         return np.where(mask, np.uint8(np.median(vitreous) if len(vitreous) else 0), img)
@@ -352,7 +353,7 @@ class Augmentation:
         done = self._run(epoch, content_hash, image=image, mask=mask)
         return done["image"], done["mask"]
 
-    def _run(self, epoch: int, content_hash: str, **pictures: np.ndarray) -> dict:
+    def _run(self, epoch: int, content_hash: str, **pictures: Any) -> dict:
         if not self.pipeline.transforms:
             return pictures
         digest = hashlib.blake2b(f"{self.seed} {epoch} {content_hash}".encode(), digest_size=24).digest()
@@ -369,7 +370,9 @@ class Augmentation:
     def from_dict(cls, stored: dict) -> "Augmentation":
         """The augmentation that `to_dict` described."""
         augmentation = cls("none", stored["seed"])
-        augmentation._use(A.from_dict(stored["pipeline"]))
+        pipeline = A.from_dict(stored["pipeline"])
+        assert isinstance(pipeline, A.Compose)
+        augmentation._use(pipeline)
         return augmentation
 
     def _use(self, pipeline: A.Compose) -> None:

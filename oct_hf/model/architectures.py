@@ -6,6 +6,7 @@ network is a class with timm's methods and one `@register_model` function named 
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import timm
 import torch
@@ -88,6 +89,9 @@ class ROCTNet(OwnNetwork):
     Raises:
         ValueError: the two backbones' maps of such an image differ in size.
     """
+
+    xception: Any  # timm's networks have attributes that torch's type doesn't know
+    efficientnet: Any
 
     def __init__(
         self,
@@ -200,12 +204,12 @@ def _block(before: int, after: int) -> nn.Sequential:
 def _map_size(img_size: int | Sequence[int]) -> tuple[int, int]:
     """Cells of both backbones' last maps: five halvings, of which Xception makes the first without padding."""
     sizes = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-    cells = tuple(-(-pixels // 32) for pixels in sizes)
+    height, width = (-(-pixels // 32) for pixels in sizes)
     xceptions = tuple(-(-((pixels - 1) // 2 - 2) // 16) for pixels in sizes)
-    if cells != xceptions or min(sizes) < 32:
+    if (height, width) != xceptions or min(sizes) < 32:
         size = "x".join(map(str, sizes))
         raise ValueError(f"roct_net's two backbones see an image of {size} pixels differently; take a multiple of 32")
-    return cells
+    return height, width
 
 
 def _cfg(**own) -> dict:

@@ -5,7 +5,8 @@ network sees the pixels as it was trained to, whatever mean and standard deviati
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import timm
 import torch
@@ -20,6 +21,12 @@ PARTS = ("backbones", "neighbours", "members")  # arguments that say what a netw
 
 class OwnNetwork(nn.Module):
     """What timm asks of a network that ends in one layer `fc`, which is given `head_hidden_size` numbers."""
+
+    num_classes: int
+    head_hidden_size: int
+    forward_features: Callable[..., Any]  # what each network says in its own way
+    forward_head: Callable[..., torch.Tensor]
+    fc: nn.Module
 
     def get_classifier(self) -> nn.Module:
         """The layer that gives the logits."""
@@ -49,6 +56,8 @@ class JoinedNet(OwnNetwork):
     Raises:
         ValueError: a backbone that gives no maps of features.
     """
+
+    backbones: Any  # a list of timm's networks, whose attributes torch's type doesn't know
 
     def __init__(
         self,
@@ -112,6 +121,12 @@ class NearestNeighbours(nn.Module):
     Shape: features `(N, all)` to the logarithms of probabilities `(N, classes)`.
     """
 
+    chosen: torch.Tensor
+    mean: torch.Tensor
+    scale: torch.Tensor
+    cases: torch.Tensor
+    labels: torch.Tensor
+
     def __init__(self, cases: int, features: int, classes: int, k: int, temperature: float):
         super().__init__()
         self.k, self.temperature = min(k, cases), temperature
@@ -147,6 +162,8 @@ class Ensemble(OwnNetwork):
     Raises:
         ValueError: no members, or of different classes.
     """
+
+    members: Any  # a list of timm's networks
 
     def __init__(
         self,
@@ -205,6 +222,9 @@ class Renormalised(nn.Module):
         given: mean and standard deviation of the pixels as they come; `HALF` each where not given.
     """
 
+    scale: torch.Tensor
+    shift: torch.Tensor
+
     def __init__(
         self,
         mean: Sequence[float],
@@ -214,10 +234,12 @@ class Renormalised(nn.Module):
     ):
         super().__init__()
         self.size = tuple(size) if size else None
-        given_mean, given_std, mean, std = (torch.tensor(values)[:, None, None] for values in (*given, mean, std))
+        given_mean, given_std, own_mean, own_std = (
+            torch.tensor(values)[:, None, None] for values in (*given, mean, std)
+        )
         # Buffers of the state dict: a model that is loaded is first built without values.
-        self.register_buffer("scale", given_std / std)
-        self.register_buffer("shift", (given_mean - mean) / std)
+        self.register_buffer("scale", given_std / own_std)
+        self.register_buffer("shift", (given_mean - own_mean) / own_std)
 
     @classmethod
     def of(cls, cfg: dict, size: Sequence[int] | None = None) -> "Renormalised":

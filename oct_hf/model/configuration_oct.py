@@ -6,7 +6,8 @@ its neighbours architectures.py, combined.py, denoised.py and modeling_oct.py im
 Hub's remote-code branch carries just the five.
 """
 
-from typing import Any
+from dataclasses import field
+from typing import TYPE_CHECKING, Any
 
 from transformers import TimmWrapperConfig
 
@@ -22,6 +23,17 @@ class OCTConfig(TimmWrapperConfig):
     output); its name isn't `temperature`, which transformers takes for a setting of text generation. `needs_code` is
     there, and true, where timm lacks the network, so that only this package's code can build it.
     """
+
+    if TYPE_CHECKING:  # at run time transformers would make each of them an argument with a place in every config.json
+        id2label: dict[int, str] = field(default_factory=dict)
+        num_labels: int
+        pretrained_cfg: dict[str, Any]
+        num_features: int
+        label_names: list[str]
+        label_descriptions: dict[str, str]
+        image_processor_type: str
+        calibration_temperature: float | list[float]
+        needs_code: bool
 
     @property
     def several(self) -> bool:

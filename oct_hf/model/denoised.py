@@ -5,6 +5,7 @@ forget it. Like its neighbours this file imports nothing of the package but them
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch
@@ -61,7 +62,7 @@ class Decoder(PyramidHead):
     """
 
     def __init__(self, encoder: nn.Module, width: int = 32):
-        levels = {}
+        levels: dict[int, tuple[int, int]] = {}
         if hasattr(encoder, "forward_intermediates"):
             for index, level in enumerate(_levels(encoder)):
                 if 2 <= level["reduction"] <= 32:
@@ -71,11 +72,11 @@ class Decoder(PyramidHead):
         strides = sorted(levels)
         super().__init__([levels[stride][1] for stride in strides], 1, width, strides[0])
         self.levels = [levels[stride][0] for stride in strides]
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
 
 
-def noise_of(pixels: torch.Tensor, encoder: nn.Module, decoder: Decoder) -> torch.Tensor:
+def noise_of(pixels: torch.Tensor, encoder: Any, decoder: Decoder) -> torch.Tensor:
     """What a denoising autoencoder would add to pictures, in units of the display range.
 
     Args:
@@ -104,6 +105,10 @@ class Denoised(nn.Module):
     Shape: `(N, 3, height, width)`, normalised as `base` wants it, to `(N, num_classes)`.
     """
 
+    network: Any  # timm's networks have attributes that torch's type doesn't know
+    cleaner: Any
+    pretrained_cfg: dict[str, Any]  # timm's entry for it
+
     def __init__(
         self,
         num_classes: int = 1000,
@@ -126,7 +131,8 @@ class Denoised(nn.Module):
             {**level, "module": f"network.{level['module']}"} for level in _levels(self.network) if level.get("module")
         ]
         if norms is None:
-            norms = [(cfg.mean, cfg.std) for cfg in map(timm.get_pretrained_cfg, (base, cleaner))]
+            cfgs = (self.network.pretrained_cfg, self.cleaner.pretrained_cfg)
+            norms = [(cfg["mean"], cfg["std"]) for cfg in cfgs]
         self._own, self._theirs = norms
 
     def train(self, mode: bool = True) -> "Denoised":
@@ -204,7 +210,7 @@ def denoised(pretrained: bool = False, **kwargs) -> Denoised:
     """A classifier behind a denoising autoencoder; both are filled after they are built, from where each learned."""
     if pretrained and not has_weights(DENOISED, kwargs):
         raise ValueError("a denoised network starts from its parts: give model.base and model.denoise")
-    network = build_model_with_cfg(Denoised, DENOISED, pretrained, **kwargs)
+    network: Denoised = build_model_with_cfg(Denoised, DENOISED, pretrained, **kwargs)
     if not pretrained:  # pictures as the classifier wants them
         own = network.network.pretrained_cfg
         network.pretrained_cfg |= {

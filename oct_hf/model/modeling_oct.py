@@ -8,6 +8,7 @@ reason a calibration lies in the classifier's weights: a number in the config al
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -28,6 +29,8 @@ class OCTForImageClassification(TimmWrapperForImageClassification):
     """
 
     config_class = OCTConfig
+    config: OCTConfig
+    timm_model: Any  # timm's networks have attributes, such as `pretrained_cfg`, that torch's type doesn't know
 
     @classmethod
     def from_timm(
@@ -107,10 +110,12 @@ class OCTForImageClassification(TimmWrapperForImageClassification):
         del self.config.calibration_temperature
 
 
-def _timm_network(architecture: str, labels: int, pretrained: bool, weights: str | dict | None, model_args: dict):
+def _timm_network(
+    architecture: str, labels: int, pretrained: bool, weights: str | dict | None, model_args: dict
+) -> Any:
     """The timm network with a new head for `labels` classes, on random, given, local or downloaded weights."""
     overlay = {"state_dict": weights} if isinstance(weights, dict) else {"file": str(weights)} if weights else None
-    if overlay and "file" in overlay and not Path(weights).is_file():
+    if weights and not isinstance(weights, dict) and not Path(weights).is_file():
         raise OSError(f"no weights file {weights}")
     if "/" in architecture or Path(architecture).is_dir():
         name = f"local-dir:{architecture}" if Path(architecture).is_dir() else f"hf-hub:{architecture}"
@@ -121,7 +126,7 @@ def _timm_network(architecture: str, labels: int, pretrained: bool, weights: str
             near = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.3)
             raise ValueError(f"timm knows no model {name}" + (f' (did you mean "{near[0]}"?)' if near else ""))
     try:
-        network = timm.create_model(
+        network: Any = timm.create_model(
             name,
             pretrained=pretrained or weights is not None,
             pretrained_cfg_overlay=overlay,
@@ -162,7 +167,7 @@ def _described(repository: str) -> dict:
     return OCTConfig.get_config_dict(repository, **({"revision": revision} if revision else {}))[0]
 
 
-def _of_size(network: torch.nn.Module, image_size: int | tuple[int, int] | None, model_args: dict) -> dict:
+def _of_size(network: Any, image_size: int | tuple[int, int] | None, model_args: dict) -> dict:
     """`model_args` with the size of the images where the network is built for one size, which isn't its usual one."""
     cfg = network.pretrained_cfg
     if not cfg.get("fixed_input_size") or "img_size" in model_args:
@@ -173,7 +178,7 @@ def _of_size(network: torch.nn.Module, image_size: int | tuple[int, int] | None,
     return model_args if is_usual else {**model_args, "img_size": list(size)}
 
 
-def _undo_calibration(network: torch.nn.Module, repository: str, labels: int) -> None:
+def _undo_calibration(network: Any, repository: str, labels: int) -> None:
     """Undoes what `fold_temperature` did to a network that timm loaded from this package's folder or repository."""
     recorded = _described(repository).get("calibration_temperature")
     if recorded is not None:
@@ -189,13 +194,13 @@ def _checked_temperature(temperature: float | Sequence[float], outputs: int) -> 
 
 
 @torch.no_grad()
-def _divide_classifier(network: torch.nn.Module, input_size: Sequence[int], factor: torch.Tensor) -> None:
+def _divide_classifier(network: Any, input_size: Sequence[int], factor: torch.Tensor) -> None:
     """Divides the last layers, then looks whether the logits followed: some networks do more after them."""
     names = network.pretrained_cfg.get("classifier") or ()
     names = (names,) if isinstance(names, str) else tuple(names)
     found = dict(network.named_modules())
-    layers = [found.get(name) for name in names]
-    if not layers or not all(isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) for layer in layers):
+    layers = [found[name] for name in names if isinstance(found.get(name), torch.nn.Linear | torch.nn.Conv2d)]
+    if not layers or len(layers) < len(names):
         said = ", ".join(f"{name} ({type(found.get(name)).__name__})" for name in names) or "none"
         raise ValueError(f"a temperature can only be folded into linear or convolutional classifiers, not into {said}")
     parameters = [p for layer in layers for p in (layer.weight, layer.bias) if p is not None]
@@ -278,8 +283,8 @@ def _register_key_conversion() -> None:
         from transformers.core_model_loading import PrefixChange
     except ImportError:
         return
-    mapping = [PrefixChange(prefix_to_add=PREFIX.removesuffix("."))]
-    register_checkpoint_conversion_mapping("OCTForImageClassification", mapping, overwrite=True)
+    added = PrefixChange(prefix_to_add=PREFIX.removesuffix("."))
+    register_checkpoint_conversion_mapping("OCTForImageClassification", [added], overwrite=True)
 
 
 _register_key_conversion()

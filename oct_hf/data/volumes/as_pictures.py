@@ -60,7 +60,7 @@ class DevicePictures:
             self.bad.append({"file": path, "reason": str(error).removeprefix(f"{whole}: ")})
             return
         for volume in volumes:
-            sums = np.array([zlib.crc32(np.ascontiguousarray(bscan)) for bscan in volume.bscans], np.uint32)
+            sums = np.array([zlib.crc32(np.ascontiguousarray(bscan).data) for bscan in volume.bscans], np.uint32)
             name = f"{path}#{volume.number}"
             self._known[name] = Shown(path, volume.patient, volume.laterality, volume.kind), sums
             yield from (f"{name}/{number:03d}.png" for number in range(len(volume.bscans)))

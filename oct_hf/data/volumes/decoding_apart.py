@@ -21,8 +21,10 @@ class Decoder:
 
     def __enter__(self) -> "Decoder":
         command = [sys.executable, "-m", __name__]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self.child = subprocess.Popen(command, **pipes)
+        pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
+        self.child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nothing)
+        assert self.child.stdin is not None and self.child.stdout is not None  # pipes
+        self._asked, self._answered = self.child.stdin, self.child.stdout
         return self
 
     def decode(self, encapsulated: bytes, options: dict) -> np.ndarray:
@@ -35,12 +37,12 @@ class Decoder:
         too_long = threading.Timer(MOST_SECONDS, self.child.kill)
         too_long.start()
         try:
-            self.child.stdin.write(struct.pack("<2I", len(told), len(encapsulated)) + told + encapsulated)
-            self.child.stdin.flush()
-            head = self.child.stdout.read(12)
+            self._asked.write(struct.pack("<2I", len(told), len(encapsulated)) + told + encapsulated)
+            self._asked.flush()
+            head = self._answered.read(12)
             kind, rows, columns = struct.unpack("<4s2I", head)
             kind = np.dtype(kind.decode().strip())
-            values = np.frombuffer(self.child.stdout.read(kind.itemsize * rows * columns), kind)
+            values = np.frombuffer(self._answered.read(kind.itemsize * rows * columns), kind)
             return values.reshape(rows, columns)
         except (OSError, struct.error, TypeError):
             raise ValueError("a picture that gdcm can't decode") from None
@@ -59,7 +61,7 @@ def _frames() -> Iterator[tuple[dict, bytes]]:
 
 
 def _main() -> None:
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
 
     for options, frame in _frames():

@@ -14,7 +14,7 @@ import numpy as np
 
 from oct_hf.data.splits import pseudonyms
 from oct_hf.data.volumes import MAX_BYTES, Spacing, Volume, refuse_size
-from oct_hf.data.volumes.dicom_pixels import frames_of, is_zeiss, plain, read_header
+from oct_hf.data.volumes.dicom_pixels import frames_of, is_zeiss, plain, read_header, registered
 from oct_hf.data.volumes.unreadable import NEVER_TRIED, NO_EYE, gray_levels, only
 from oct_hf.errors import DataError
 
@@ -89,21 +89,18 @@ def _silent(path: Path):
 
 
 def _refuse_other_kinds(path: Path, file) -> None:
-    from pydicom.uid import UID_dictionary
-
     kind = plain(file, "SOPClassUID")
     if kind == TOMOGRAPHY or (not kind and plain(file, "Modality") == "OPT"):
         if int(file.get("SamplesPerPixel", 1)) != 1:
             raise DataError(f"{path}: its B-scans are in colour, which OCT isn't")
         return
-    # The name is DICOM's own, for a registered number; what else stands there isn't repeated.
-    told = f" (it is {UID_dictionary[kind][0]})" if kind in UID_dictionary else ""
-    raise DataError(f"{path}: is no volume of OCT B-scans{told}")
+    name = registered(kind)
+    raise DataError(f"{path}: is no volume of OCT B-scans{f' (it is {name})' if name else ''}")
 
 
 def _bscans(path: Path, opened, file, start: int, frames: int) -> np.ndarray:
     """uint8 `(n, height, width)`, decoded one frame after the other."""
-    from pydicom.pixels import apply_rescale, apply_windowing
+    from pydicom.pixels.processing import apply_rescale, apply_windowing
 
     stored = int(file.get("BitsAllocated", 8))
     result = np.empty((frames, int(file.Rows), int(file.Columns)), np.uint8 if stored <= 8 else np.uint16)

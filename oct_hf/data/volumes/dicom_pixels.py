@@ -12,7 +12,7 @@ import io
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -75,7 +75,7 @@ def frames_of(path: Path, opened: BinaryIO, file, start: int, count: int) -> Ite
     Raises:
         DataError: there are fewer than `count`, or one isn't of the size that the header says.
     """
-    from pydicom.pixels import iter_pixels
+    from pydicom.pixels.utils import iter_pixels
 
     syntax = plain(file.file_meta, "TransferSyntaxUID")
     left = path.stat().st_size - start
@@ -90,7 +90,9 @@ def frames_of(path: Path, opened: BinaryIO, file, start: int, count: int) -> Ite
             raise DataError(f"{path}: its header says {count} B-scans, but it has {left:,} bytes of them")
         frames = _decoded(path, opened, file, start, count, syntax)
     else:
-        raise DataError(f"{path}: its pixels are in a form that isn't read (transfer syntax {_told(syntax)})")
+        raise DataError(
+            f"{path}: its pixels are in a form that isn't read (transfer syntax {registered(syntax) or 'unknown'})"
+        )
     found = 0
     for found, frame in enumerate(frames, 1):
         if found > count:
@@ -100,16 +102,18 @@ def frames_of(path: Path, opened: BinaryIO, file, start: int, count: int) -> Ite
         raise DataError(f"{path}: has {'more' if found > count else found} B-scans, its header says {count}")
 
 
-def _told(syntax: str) -> str:
-    """DICOM's own name for a registered number; what else stands there isn't repeated."""
-    from pydicom.uid import UID_dictionary
+def registered(number: str) -> str:
+    """DICOM's own name for a registered number, else ""; what else stands there isn't repeated."""
+    from pydicom.config import IGNORE
+    from pydicom.uid import UID
 
-    return UID_dictionary[syntax][0] if syntax in UID_dictionary else "unknown"
+    name = UID(number, IGNORE).name
+    return name if name != number else ""
 
 
 def _decoded(path: Path, opened: BinaryIO, file, start: int, count: int, syntax: str) -> Iterator[np.ndarray]:
     from pydicom.encaps import encapsulate, generate_frames
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
     from pydicom.pixels.utils import as_pixel_options
     from pydicom.uid import UID
 
@@ -117,8 +121,8 @@ def _decoded(path: Path, opened: BinaryIO, file, start: int, count: int, syntax:
     element = opened.read(12)
     if element[4:6] not in (b"OB", b"OW", b"UN") or element[8:] != b"\xff\xff\xff\xff":
         raise DataError(f"{path}: its header says that it is compressed, but its pixels aren't in pieces")
-    options = as_pixel_options(file) | {"transfer_syntax_uid": str(syntax), "number_of_frames": 1}
-    options = {"pixel_keyword": "PixelData", "pixel_vr": "OB"} | options
+    options: dict[str, Any] = {"pixel_keyword": "PixelData", "pixel_vr": "OB"} | as_pixel_options(file)
+    options |= {"transfer_syntax_uid": str(syntax), "number_of_frames": 1}
     frames = _checked(path, generate_frames(opened, number_of_frames=count), file, syntax)
     if syntax in _APART:
         with Decoder() as apart:

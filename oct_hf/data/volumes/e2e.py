@@ -221,11 +221,12 @@ def _en_face(path: Path, data: mmap.mmap, own: list[_Item]) -> np.ndarray | None
 
 def _positions(data: mmap.mmap, heads: list[int | None], en_face: np.ndarray | None) -> np.ndarray | None:
     """Degrees from the middle of the localizer -> its pixels, as eyepy has it."""
-    if en_face is None or None in heads:
+    known = [at for at in heads if at is not None]
+    if en_face is None or len(known) < len(heads):
         return None
-    if any(struct.unpack_from("<I", data, at + 72)[0] == 2 for at in heads):  # a circle
+    if any(struct.unpack_from("<I", data, at + 72)[0] == 2 for at in known):  # a circle
         return None
-    ends = np.array([struct.unpack_from("<4f", data, at + 12) for at in heads], float)
+    ends = np.array([struct.unpack_from("<4f", data, at + 12) for at in known], float)
     pixels = (ends + _FIELD / 2) * (np.array(en_face.shape[::-1] * 2) / _FIELD)
     inside = np.isfinite(pixels).all() and (pixels >= 0).all() and (pixels <= np.array(en_face.shape[::-1] * 2)).all()
     return pixels if inside else None

@@ -105,7 +105,7 @@ def _pictures(path: Path, data: mmap.mmap, at: int, size: int) -> tuple[int, np.
     mode, _, _, width, height, count, _ = struct.unpack_from("<B6I", data, at)
     refuse_size(path, count, height, width)
     end, at = at + size, at + 25
-    bscans = None
+    bscans = np.empty(0)
     for row in range(count):
         (length,) = struct.unpack_from("<I", data, at)
         if at + 4 + length > end:
@@ -115,7 +115,7 @@ def _pictures(path: Path, data: mmap.mmap, at: int, size: int) -> tuple[int, np.
                 raise DataError(f"{path}: B-scan {row} isn't of the size that the header says")
             values = np.asarray(picture)
         values = to_gray(values) if values.dtype == np.uint8 else values.astype(np.uint16)
-        if bscans is None:  # one array from the start: a list and its stack would be twice as large
+        if row == 0:  # one array from the start: a list and its stack would be twice as large
             bscans = np.empty((count, height, width), values.dtype)
         bscans[row] = values
         at += 4 + length

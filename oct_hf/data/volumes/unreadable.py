@@ -32,7 +32,7 @@ def damage_is_one_line(path: Path, kind: str):
         raise DataError(f"{path}: not {kind} that can be read ({type(error).__name__})") from None
 
 
-def gray_levels(values: Sequence[np.ndarray]) -> np.ndarray:
+def gray_levels(values: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
     """uint8 `(n, height, width)` of B-scans of unsigned integers, by the smallest full scale that holds them all.
 
     A volume of uint8 comes back as it is; B-scans may lie in a mapped file, since no copy of all is made.
