@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -77,19 +78,38 @@ def chromium() -> str:
 
 
 @pytest.fixture(scope="module")
-def browser(chromium):
-    """A browser without a window, driven by Playwright; its pages reach no network.
+def launched(chromium):
+    """Starts a browser without a window, with options of its own, driven by Playwright; its pages reach no network.
 
     It ends with its module: worker processes that later tests fork would hold its pipes, and it would never end.
     """
     from playwright.sync_api import sync_playwright
 
-    options = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-    options += ["--disable-component-update", "--disable-sync"]
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=options, chromium_sandbox=os.geteuid() != 0)
-        yield started
-        started.close()
+    common = ["--disable-quic", "--no-first-run", "--disable-background-networking"]
+    common += ["--disable-component-update", "--disable-sync"]
+    with ExitStack() as browsers:
+        playwright = browsers.enter_context(sync_playwright())
+
+        def launch(*options: str):
+            started = playwright.chromium.launch(
+                executable_path=chromium, args=[*options, *common], chromium_sandbox=os.geteuid() != 0
+            )
+            browsers.callback(started.close)
+            return started
+
+        yield launch
+
+
+@pytest.fixture(scope="module")
+def browser(launched):
+    """A browser whose pages compute on the processor."""
+    return launched("--disable-gpu")
+
+
+@pytest.fixture(scope="module")
+def browser_with_webgpu(launched):
+    """A browser with WebGPU, on a processor that plays a graphics card (SwiftShader)."""
+    return launched("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
 
 
 @pytest.fixture(scope="session")

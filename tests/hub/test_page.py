@@ -382,6 +382,15 @@ def test_real_b_scans_get_the_package_s_probabilities_and_answers(page, sharp_mo
     assert_the_package_s(rows_of(page, len(real_files)), sharp_model, real_files)
 
 
+def test_webgpu_gives_the_package_s_probabilities(browser_with_webgpu, site, sharp_model, phantoms):
+    context = browser_with_webgpu.new_context(accept_downloads=True)
+    page = opened(context, site)
+    assert page.get_attribute("html", "data-provider") == "webgpu"
+    page.set_input_files("#files", phantoms)
+    assert_the_package_s(rows_of(page, len(phantoms)), sharp_model, phantoms)
+    context.close()
+
+
 @pytest.mark.slow  # where no other test needs the run of signs, its training takes longest
 def test_signs_are_answered_as_the_package_answers_them(finished_signs_run, web_runtime, browser, phantoms, tmp_path):
     model = finished_signs_run / "model"
