@@ -97,7 +97,8 @@ def assess_external(home: Predictions | None, other: Predictions, settings: dict
     }
     if home is not None and len(home.of("validation").hashes):
         gate = make_gate(home, settings["level"])
-        facts |= {"shift": describe_shift(home.of("test"), other), "sets": measure_sets(other, gate.conformal)}
+        facts["shift"] = describe_shift(home.of("test"), other)
+        facts["sets"] = None if gate.conformal is None else measure_sets(other, gate.conformal)
         if gate.likeness is not None and "likeness" in other.traits:
             facts["refused"] = float((other.traits["likeness"] < gate.likeness).mean())
     return facts

@@ -8,6 +8,7 @@ confidences would show: with few images that is far from 0.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
@@ -47,7 +48,7 @@ class Temperature:
         return asdict(self)
 
 
-def fit_temperature(logits, labels, groups: Sequence | None = None) -> Temperature:
+def fit_temperature(logits, labels, groups: Sequence | np.ndarray | None = None) -> Temperature:
     """The temperature that minimises the log loss, after Guo et al., "On calibration of modern neural networks" (2017).
 
     With `groups` every patient weighs the same: the B-scans of one patient are alike, so someone with two hundred of
@@ -95,7 +96,7 @@ def fit_temperature(logits, labels, groups: Sequence | None = None) -> Temperatu
     return result(value, None)
 
 
-def fit_temperatures(logits, labels, groups: Sequence | None = None) -> list[Temperature]:
+def fit_temperatures(logits, labels, groups: Sequence | np.ndarray | None = None) -> list[Temperature]:
     """One temperature for each sigmoid output of a multi-label head, each by its binary cross-entropy.
 
     Args:
@@ -109,7 +110,7 @@ def fit_temperatures(logits, labels, groups: Sequence | None = None) -> list[Tem
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels, np.float64)
     if logits.ndim != 2 or labels.shape != logits.shape:
         raise DataError(f"labels of sigmoid outputs must have the logits' shape {logits.shape}, not {labels.shape}")
-    groups = None if groups is None else np.asarray(groups)
+    patients = None if groups is None else np.asarray(groups)
     fitted = []
     for z, y in zip(logits.T, labels.T, strict=True):
         known = ~np.isnan(y)
@@ -117,7 +118,7 @@ def fit_temperatures(logits, labels, groups: Sequence | None = None) -> list[Tem
             raise DataError("labels of sigmoid outputs must be 0, 1 or NaN")
         # sigmoid(z / T) is softmax((0, z) / T).
         two = np.stack([np.zeros_like(z), z], axis=1)[known]
-        fitted.append(fit_temperature(two, y[known].astype(int), None if groups is None else groups[known]))
+        fitted.append(fit_temperature(two, y[known].astype(int), None if patients is None else patients[known]))
     return fitted
 
 
@@ -206,7 +207,7 @@ def reliability(probabilities, labels, bins: int = ECE_BINS) -> list[dict]:
     ]
 
 
-def brier_decomposition(probabilities, labels, bins: int = ECE_BINS) -> dict[str, float]:
+def brier_decomposition(probabilities, labels, bins: int = ECE_BINS) -> dict[str, Any]:
     """The Brier score (1950) of all classes and what it is made of.
 
     brier = reliability - resolution + uncertainty + within_bin_variance - within_bin_covariance, exactly, summed over
@@ -282,8 +283,9 @@ def _when_all_right(logits, weights, independent: int) -> tuple[float, str]:
     if excess(0.0) >= 0:
         return 1.0, "all validation answers are right, so none shows how sure the model may be"
     low = np.log(BOUNDS[0])
-    value = np.exp(brentq(excess, low, 0.0)) if excess(low) > 0 else BOUNDS[0]
-    return float(value), f"all validation answers are right; sharpened to a mean confidence of {limit:.3f}, no further"
+    root: Any = brentq(excess, low, 0.0) if excess(low) > 0 else None
+    value = BOUNDS[0] if root is None else float(np.exp(root))
+    return value, f"all validation answers are right; sharpened to a mean confidence of {limit:.3f}, no further"
 
 
 def _answers(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special, stats
 
+Numbers = np.ndarray | np.floating | float  # of many data sets at once, or of one
 _NONE = 1e-24  # a variance that is only rounding
 
 
@@ -25,9 +26,9 @@ class Estimate:
         influence: `(…, groups)`, a patient's part in the deviation of the value; its sum of squares is the variance.
     """
 
-    value: np.ndarray
-    alike: np.ndarray
-    patients: np.ndarray
+    value: Numbers
+    alike: Numbers
+    patients: Numbers
     influence: np.ndarray
 
     @property
@@ -51,7 +52,7 @@ class Estimate:
         return np.clip(2 / np.maximum(spread, 1e-9), 1, np.maximum(self.patients - 1, 1))
 
 
-def size(estimate: Estimate, level: float, variance: np.ndarray | None = None, doubt: float = 1.5) -> np.ndarray:
+def size(estimate: Estimate, level: float, variance: Numbers | None = None, doubt: float = 1.5) -> np.ndarray:
     """The effective sample size: of how many independent cases the value has this spread.
 
     That is value (1 - value) / variance, with two corrections where few patients carry the variance. It is divided by
@@ -101,7 +102,7 @@ def proportion(part: np.ndarray, whole: np.ndarray, level: float, doubt: float =
     return wilson(estimate.value, cases, level)
 
 
-def wilson(value: np.ndarray, size: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+def wilson(value: Numbers, size: Numbers, level: float) -> tuple[np.ndarray, np.ndarray]:
     """Wilson's score interval (1927) for a proportion of `size` cases, which needs not be whole."""
     z = stats.norm.ppf((1 + level) / 2)
     middle = (value + z**2 / (2 * size)) / (1 + z**2 / size)
@@ -109,13 +110,14 @@ def wilson(value: np.ndarray, size: np.ndarray, level: float) -> tuple[np.ndarra
     return np.maximum(middle - half, 0.0), np.minimum(middle + half, 1.0)
 
 
-def logit(value: float, size: float, level: float) -> tuple[float, float]:
+def logit(value: Numbers, size: Numbers, level: float) -> tuple[float, float]:
     """Of an area between 0 and 1, on the logit scale, which leaves more room on the far side; at 0 and 1 Wilson's."""
     room = value * (1 - value)
     if room <= 1e-12:
-        return tuple(float(limit) for limit in wilson(value, size, level))
-    reach = stats.norm.ppf((1 + level) / 2) / np.sqrt(size * room)
-    return tuple(float(special.expit(special.logit(value) + r)) for r in (-reach, reach))
+        low, high = wilson(value, size, level)
+        return float(low), float(high)
+    middle, reach = special.logit(value), stats.norm.ppf((1 + level) / 2) / np.sqrt(size * room)
+    return float(special.expit(middle - reach)), float(special.expit(middle + reach))
 
 
 def area(scores: np.ndarray, positive: np.ndarray, group: np.ndarray, groups: int) -> Estimate:
@@ -170,7 +172,7 @@ def _rarer(positive: np.ndarray, group: np.ndarray) -> tuple[float, int]:
 def mean(estimates: list[Estimate], patients: int) -> Estimate:
     """The mean of areas of several classes, which the images of `patients` bear on."""
     return Estimate(
-        np.mean([e.value for e in estimates]),
+        np.mean([float(e.value) for e in estimates]),
         min(e.alike for e in estimates),
         patients,
         np.mean([e.influence for e in estimates], 0),
@@ -189,7 +191,7 @@ def skewed(estimate: Estimate, level: float) -> tuple[float, float]:
     if spread <= np.sqrt(_NONE):
         return value, value
     bend = float((estimate.influence**3).sum()) / spread**3 / 3
-    reach = stats.t.ppf((1 + level) / 2, max(float(estimate.freedom), 3))
+    reach = float(stats.t.ppf((1 + level) / 2, max(float(estimate.freedom), 3)))
     high, low = (value - spread * _straight(side * reach, bend) for side in (-1, 1))
     return max(low, 0.0), high
 
@@ -234,7 +236,7 @@ def largest_net_gap(gaps: np.ndarray, right: np.ndarray, images: np.ndarray, lev
     return float(abs(gap.value) + reach * (np.sqrt(gap.variance / accuracy.variance) if known else 1.0))
 
 
-def mean_of(estimates: list[Estimate], limits: list[tuple[float, float]]) -> tuple[float, float]:
+def mean_of(estimates: list[Estimate], limits: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
     """The interval of a mean over classes from those of the classes (MOVER: Zou and Donner, Statist. Med. 2008).
 
     The distance to each limit stands for a standard error on that side; correlations are those of the influences, so

@@ -133,7 +133,7 @@ def _paired(first: Predictions, second: Predictions) -> tuple[Predictions, Predi
     contradicting = int((taken[0].labels != taken[1].labels).sum())
     if contradicting:
         raise DataError(f"{contradicting} of the {len(common)} common images have another true label in the two files")
-    return *taken, {"only_first": len(rows[0]) - len(common), "only_second": len(rows[1]) - len(common)}
+    return taken[0], taken[1], {"only_first": len(rows[0]) - len(common), "only_second": len(rows[1]) - len(common)}
 
 
 def _rows(side: Predictions, order: list[int]) -> Predictions:

@@ -21,7 +21,7 @@ _BLUR = 1 / 12  # of the smaller side: sigma of the blur that leaves no lesion t
 OPACITY = 0.65  # of the strongest heat over a B-scan
 _SMOOTHING = 1 / 48  # of the smaller side: sigma by which a map of single pixels is smoothed
 
-Method = Callable[[nn.Module, torch.Tensor, torch.Tensor], np.ndarray]
+Method = Callable[["_Logits", torch.Tensor, torch.Tensor], np.ndarray]
 
 
 def explain(
@@ -90,11 +90,13 @@ def feature_maps(model, pixels: np.ndarray, layers: Sequence[str] | None = None)
         finally:
             for hook in hooks:
                 hook.remove()
-    maps = {name: arrange(found[name]) if isinstance(found.get(name), torch.Tensor) else None for name in names}
-    for name, value in maps.items():
+    maps = {}
+    for name in names:
+        value = arrange(found[name]) if isinstance(found.get(name), torch.Tensor) else None
         if value is None or value.ndim != 4:
             raise ModelError(f"the layer {name} gives no map of features (channels, height, width)")
-    return {name: value.float().cpu().numpy() for name, value in maps.items()}
+        maps[name] = value.float().cpu().numpy()
+    return maps
 
 
 def stages(network: nn.Module, image: torch.Tensor) -> list[str]:
@@ -160,7 +162,7 @@ def coloured(heat: np.ndarray) -> np.ndarray:
     return cv2.applyColorMap(np.rint(80 + 175 * heat).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
 
 
-def fitted(heat: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def fitted(heat: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A map brought to another `(height, width)`, float32, bilinear."""
     heat = np.asarray(heat, np.float32)
     return heat if heat.shape == shape else cv2.resize(heat, shape[::-1], interpolation=cv2.INTER_LINEAR)
@@ -190,7 +192,7 @@ def _named(method: str) -> Method:
 
 
 def _cam(
-    network: nn.Module, pixels: torch.Tensor, targets: torch.Tensor, kind: str, depths: Sequence[int]
+    network: "_Logits", pixels: torch.Tensor, targets: torch.Tensor, kind: str, depths: Sequence[int]
 ) -> np.ndarray:
     """A CAM of pytorch-grad-cam at the ends of stages, counted from the back (-1 is the last).
 
@@ -276,6 +278,8 @@ class _Logits(nn.Module):
 
     The softmax doesn't see what is added to all logits alike, so neither should a map of what speaks for one of them.
     """
+
+    inner: nn.Module
 
     def __init__(self, model: nn.Module):
         super().__init__()

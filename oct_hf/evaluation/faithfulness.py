@@ -339,7 +339,7 @@ class _Bench:
         found["chance"] = {key: _interval([one[key] for one in by_chance], groups, self.seed) for key in _LOCATED}
         return found
 
-    def figures(self, heats: np.ndarray, located: np.ndarray) -> dict:
+    def figures(self, heats: np.ndarray, located: Sequence[np.ndarray] | np.ndarray) -> dict:
         n, groups = len(heats), [one.group for one in self.marked[: len(located)]]
         deletion, insertion = deletion_insertion(
             self.model, self.pixels[:n], heats, self.predicted[:n], self.steps, self.seed
@@ -357,7 +357,7 @@ def _locate(heat: np.ndarray, mask: np.ndarray, seed: int) -> dict[str, float]:
     return dict(zip(_LOCATED, found, strict=True))
 
 
-def _interval(values: Sequence[float], groups: Sequence[str], seed: int, resamples: int = 1000) -> dict:
+def _interval(values: Sequence[float] | np.ndarray, groups: Sequence[str], seed: int, resamples: int = 1000) -> dict:
     """Mean and its 95 % interval by the cluster bootstrap (Field and Welsh 2007), percentiles."""
     if not len(values):
         return {"mean": None, "low": None, "high": None}
@@ -374,7 +374,7 @@ def _interval(values: Sequence[float], groups: Sequence[str], seed: int, resampl
 def _noise(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Maps of noise as coarse as a CAM's: 6x6 random cells, float32 `(n, height, width)`."""
     cells = rng.random((shape[0], 6, 6), dtype=np.float32)
-    return np.stack([fitted(one, tuple(shape[2:])) for one in cells]) if shape[0] else cells
+    return np.stack([fitted(one, shape[2:]) for one in cells]) if shape[0] else cells
 
 
 def _widened(mask: np.ndarray) -> np.ndarray:

@@ -6,6 +6,8 @@ pictures is too large by an amount that depends on their number (Bińkowski et a
 no such bias, so it is the one to read.
 """
 
+from typing import Any
+
 import numpy as np
 import timm
 import torch
@@ -69,7 +71,7 @@ def picture_features(pictures: np.ndarray, device: str = "cpu") -> np.ndarray:
         ModelError: the package with its weights isn't installed.
     """
     base = BASES[NETWORK]
-    network = timm.create_model(base.architecture)
+    network: Any = timm.create_model(base.architecture)
     network.load_state_dict(base.state_dict())
     network.reset_classifier(0)
     network.eval().to(device)

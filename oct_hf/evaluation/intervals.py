@@ -126,24 +126,28 @@ class _Every:
         return _found(*clustered.logit(area.value, clustered.size(area, self.level), self.level), AREA)
 
     def _mean_area(self) -> dict:
-        why = [area for area in self.areas if isinstance(area, str)]
-        if why:
-            return {"why": f"a class with {why[0]}"}
-        return self._of_area(clustered.mean([area for area, _ in self.areas], self.data.groups))
+        joined = self._joined(0)
+        return {"why": joined} if isinstance(joined, str) else self._of_area(joined)
 
     def _mean_precision_area(self) -> dict:
-        why = [area for area in self.areas if isinstance(area, str)]
-        if why:
-            return {"why": f"a class with {why[0]}"}
-        joined = clustered.mean([area for _, area in self.areas], self.data.groups)
-        return self._precision_area(joined, self.drawn["auprc"])
+        joined = self._joined(1)
+        return {"why": joined} if isinstance(joined, str) else self._precision_area(joined, self.drawn["auprc"])
+
+    def _joined(self, which: int) -> Estimate | str:
+        """The mean over the classes of the first or second that `_area` gives, or why there is none."""
+        found = []
+        for areas in self.areas:
+            if isinstance(areas, str):
+                return f"a class with {areas}"
+            found.append(areas[which])
+        return clustered.mean(found, self.data.groups)
 
     def _precision_area(self, area: Estimate, drawn: np.ndarray) -> dict:
         """With the geometric mean of two variances: few patients make the linearised too small, the other too large."""
-        drawn = _defined(drawn)
-        if drawn is None:
+        defined = _defined(drawn)
+        if defined is None:
             return {"why": "not defined in most resamples"}
-        size = clustered.size(area, self.level, np.sqrt(area.variance * drawn.var()))
+        size = clustered.size(area, self.level, np.sqrt(area.variance * defined.var()))
         return _found(*clustered.logit(area.value, size, self.level), PRECISION)
 
     def _spread(self, name: str, lowest: float = 0) -> dict:

@@ -132,13 +132,14 @@ def plant_errors(
     Returns:
         content hash -> true label, planted label.
     """
-    units, rng = np.array(hashes if units is None else units), np.random.default_rng(seed)
-    known, index = np.unique(units), {name: i for i, name in enumerate(names)}
+    own, rng = [str(one) for one in (hashes if units is None else units)], np.random.default_rng(seed)
+    known, index = np.unique(own), {name: i for i, name in enumerate(names)}
     chosen = rng.choice(known, round(share * len(known)), replace=False)
-    shift = dict(zip(chosen.tolist(), rng.integers(1, len(names), len(chosen)).tolist(), strict=True))
+    steps: list[int] = rng.integers(1, len(names), len(chosen)).tolist()
+    shift = dict(zip(chosen.tolist(), steps, strict=True))
     return {
         value: (label, names[(index[label] + shift[one]) % len(names)])
-        for value, label, one in zip(hashes, labels, units.tolist(), strict=True)
+        for value, label, one in zip(hashes, labels, own, strict=True)
         if one in shift
     }
 

@@ -5,6 +5,7 @@ fall to one side and whoever reads the published predictions finds the same coun
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from sklearn import metrics
@@ -25,7 +26,7 @@ def operating_points(
     specificity: float = TARGET_SPECIFICITY,
     sensitivity: float = TARGET_SENSITIVITY,
     levels: Mapping[str, str] | None = None,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Operating points of every question that the probabilities answer.
 
     Args:
@@ -45,19 +46,19 @@ def operating_points(
     for target in (specificity, sensitivity):
         if not 0 < target <= 1:
             raise DataError(f"a target of sensitivity or specificity lies above 0 and at most at 1, not at {target}")
-    levels = referral_levels(predictions.names, levels)
+    graded = referral_levels(predictions.names, levels)
     sides = {side: _side(predictions.of(side)) for side in HELD_OUT}
     found = {
         key: _view(sides, predictions.names, wanted, specificity, sensitivity)
-        for key, wanted in questions(predictions.names, levels).items()
+        for key, wanted in questions(predictions.names, graded).items()
     }
     return {
         "rule": RULE,
         "targets": {"specificity": float(specificity), "sensitivity": float(sensitivity)},
         "diseases": {name: found[name] for name in predictions.names if name in found},
-        "urgent": found.get("urgent referral") or _absent(_why_not_urgent(levels)),
+        "urgent": found.get("urgent referral") or _absent(_why_not_urgent(graded)),
         "any_disease": found.get("any disease") or _absent("the model has no label for a normal retina"),
-        "referral": {"levels": levels, **weighted_error(sides["test"], predictions.names, levels)},
+        "referral": {"levels": graded, **weighted_error(sides["test"], predictions.names, graded)},
     }
 
 
@@ -110,7 +111,7 @@ def threshold_for_sensitivity(score: np.ndarray, positive: np.ndarray, target: f
     return float(reached[_at_least(target, len(reached)) - 1])
 
 
-def counts(score: np.ndarray, positive: np.ndarray, threshold: float) -> dict[str, float | int | None]:
+def counts(score: np.ndarray, positive: np.ndarray, threshold: float) -> dict[str, Any]:
     """`tp`, `fp`, `tn`, `fn`, and `sensitivity`, `specificity`, `ppv` and `npv` from them; None for 0 of 0."""
     said = score >= threshold
     tp, fp = int((said & positive).sum()), int((said & ~positive).sum())
@@ -147,7 +148,7 @@ def at_prevalence(sensitivity: float, specificity: float, prevalence: float) -> 
     return {"ppv": _ratio(tp, tp + fp), "npv": _ratio(tn, tn + fn)}
 
 
-def net_benefit(score, positive, thresholds: Sequence[float] = THRESHOLDS) -> dict[str, list[float]]:
+def net_benefit(score, positive, thresholds: Sequence[float] | np.ndarray = THRESHOLDS) -> dict[str, list[float]]:
     """A decision curve: net benefit = tp / n - fp / n * t / (1 - t), by the probability t from which one would act.
 
     Vickers and Elkin, "Decision curve analysis" (Medical Decision Making, 2006). Only of use with calibrated
@@ -256,11 +257,11 @@ def _view(sides: dict, names, wanted: list[str], specificity: float, sensitivity
     }
 
 
-def _point(cut: dict, threshold: float) -> dict:
+def _point(cut: dict[str, tuple[np.ndarray, np.ndarray]], threshold: float) -> dict:
     return {"threshold": threshold} | {side: counts(*found, threshold) for side, found in cut.items()}
 
 
-def _absent(why: str, wanted: list[str] | None = None) -> dict:
+def _absent(why: str | None, wanted: list[str] | None = None) -> dict:
     return {"labels": wanted, "at_specificity": None, "at_sensitivity": None, "why": why}
 
 

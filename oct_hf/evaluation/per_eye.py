@@ -27,13 +27,15 @@ def eyes_of(predictions: Predictions, rule: str) -> Predictions:
         predictions: with `eyes`.
         rule: a key of `aggregation.RULES`.
     """
+    eyes = predictions.eyes
+    assert eyes is not None
     rows: dict[tuple[str, str], list[int]] = {}
     # In one order, so that the sums don't depend on that of the rows.
-    for row in np.lexsort(
-        (predictions.hashes.astype(str), predictions.eyes.astype(str), predictions.groups.astype(str))
-    ):
-        if predictions.eyes[row]:
-            rows.setdefault((predictions.groups[row], predictions.eyes[row]), []).append(row)
+    order = np.lexsort((predictions.hashes.astype(str), eyes.astype(str), predictions.groups.astype(str)))
+    whose = list(zip(predictions.groups.tolist(), eyes.tolist(), strict=True))
+    for row in order.tolist():
+        if eyes[row]:
+            rows.setdefault(whose[row], []).append(row)
     keys, labels, joined = [], [], []
     for key, mine in rows.items():
         worst = _worst(set(predictions.labels[mine]))

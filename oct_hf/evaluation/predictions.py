@@ -27,6 +27,8 @@ TRAITS = {
     "device": pa.string(),
 }
 
+_COLUMNS = ("hashes", "groups", "labels", "sides", "probabilities")  # that are always there
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -59,21 +61,22 @@ class Predictions:
 
     def rows(self, chosen: np.ndarray) -> "Predictions":
         """Some of the rows, by a bool mask or by their numbers."""
-        columns = (getattr(self, c)[chosen] for c in ("hashes", "groups", "labels", "sides", "probabilities"))
-        eyes = None if self.eyes is None else self.eyes[chosen]
-        traits = {name: values[chosen] for name, values in self.traits.items()}
-        return Predictions(self.names, *columns, eyes, traits, None if self.truth is None else self.truth[chosen])
+        columns = {c: getattr(self, c) for c in (*_COLUMNS, "eyes", "truth")}
+        taken = {c: values[chosen] for c, values in columns.items() if values is not None}
+        return replace(self, **taken, traits={name: values[chosen] for name, values in self.traits.items()})
 
     def of_sign(self, name: str) -> "Predictions":
         """The answers on one sign as those of a model with the two labels `no NAME` and `NAME`, where it is known."""
+        assert self.truth is not None  # its outputs are signs
         column = self.names.index(name)
-        rows = self.rows(~np.isnan(self.truth[:, column]))
+        known = ~np.isnan(self.truth[:, column])
+        rows, shown = self.rows(known), self.truth[known, column]
         there = rows.probabilities[:, column].astype(np.float64)
         names = (f"no {name}", name)
         return replace(
             rows,
             names=names,
-            labels=np.array([names[int(known)] for known in rows.truth[:, column]], dtype=object),
+            labels=np.array([names[int(one)] for one in shown], dtype=object),
             probabilities=np.stack([1 - there, there], axis=1),
             truth=None,
         )
@@ -93,14 +96,14 @@ class Predictions:
             raise DataError("predictions of signs can't be pooled yet")
         if len({part.names for part in parts}) != 1:
             raise DataError("predictions of different labels can't be pooled")
-        columns = ("hashes", "groups", "labels", "sides", "probabilities")
-        joined = [np.concatenate([getattr(part, c) for part in parts]) for c in columns]
-        eyes = [part.eyes for part in parts]
-        eyes = None if any(found is None for found in eyes) else np.concatenate(eyes)
+        joined = {c: np.concatenate([getattr(part, c) for part in parts]) for c in _COLUMNS}
         # What one part lacks can't be said of all.
+        eyes = [part.eyes for part in parts if part.eyes is not None]
         known = [name for name in TRAITS if all(name in part.traits for part in parts)]
         traits = {name: np.concatenate([part.traits[name] for part in parts]) for name in known}
-        pooled = cls(parts[0].names, *joined, eyes, traits)
+        pooled = cls(
+            parts[0].names, **joined, eyes=np.concatenate(eyes) if len(eyes) == len(parts) else None, traits=traits
+        )
         if len(set(pooled.hashes)) < len(pooled.hashes):
             raise DataError("an image was predicted in two of the parts to be pooled")
         return pooled
@@ -124,6 +127,7 @@ class Predictions:
         result = OCTMetrics(keep_in_memory=True).compute(
             predictions=self.probabilities.astype(np.float64), references=self.indices(), label_names=list(self.names)
         )
+        assert result is not None  # it is None where another process collects
         return {"groups": len(set(self.groups)), **result}
 
     def write(self, path: Path) -> None:
@@ -135,8 +139,9 @@ class Predictions:
         table |= {name: pa.array(values.tolist(), TRAITS[name]) for name, values in self.traits.items()}
         for i, name in enumerate(self.names):
             table[f"p_{name}"] = pa.array(self.probabilities[:, i].astype(np.float32))
-        for i, name in enumerate(self.names if self.truth is not None else ()):
-            table[f"t_{name}"] = pa.array(self.truth[:, i].astype(np.float32))
+        if self.truth is not None:
+            for i, name in enumerate(self.names):
+                table[f"t_{name}"] = pa.array(self.truth[:, i].astype(np.float32))
         parquet.write_table(pa.table(table), path)
 
     @classmethod
@@ -148,7 +153,9 @@ class Predictions:
         """
         try:
             table = parquet.read_table(path)
-            text = (np.array(table[c].to_pylist(), dtype=object) for c in ("content_hash", "group", "label", "side"))
+            hashes, groups, labels, sides = (
+                np.array(table[c].to_pylist(), dtype=object) for c in ("content_hash", "group", "label", "side")
+            )
             names = tuple(c.removeprefix("p_") for c in table.column_names if c.startswith("p_"))
             values = np.stack([table[f"p_{name}"].to_numpy() for name in names], axis=1)
             eyes = np.array(table["eye"].to_pylist(), dtype=object) if "eye" in table.column_names else None
@@ -156,6 +163,6 @@ class Predictions:
             truth = None
             if f"t_{names[0]}" in table.column_names:
                 truth = np.stack([table[f"t_{name}"].to_numpy() for name in names], axis=1)
-            return cls(names, *text, values, eyes, traits, truth)
+            return cls(names, hashes, groups, labels, sides, values, eyes, traits, truth)
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             raise DataError(f"{path}: not a predictions.parquet ({' '.join(str(error).split())})") from None

@@ -4,6 +4,7 @@ matplotlib is an extra: where it is missing, `can_draw()` says so and a card goe
 Okabe and Ito, which most colour-blind people tell apart, with a line style of its own for each.
 """
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
@@ -77,7 +78,7 @@ def training_figure(epochs: list[dict], best_epoch: int, path: Path) -> None:
     figure.savefig(path)
 
 
-def curves_figure(curves: dict[str, dict | None], path: Path) -> None:
+def curves_figure(curves: Mapping[str, dict | None], path: Path) -> None:
     """Draws ROC and precision-recall curves of each label against the rest, with their bands.
 
     Args:

@@ -4,6 +4,7 @@ A model that was measured on one hospital's B-scans is a stranger at the next. T
 """
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -52,4 +53,5 @@ def _values(name: str, home: Predictions, other: Predictions) -> dict | None:
         key: [round(float(v), 4) for v in np.quantile(side.traits[name].astype(float), (0.25, 0.5, 0.75))]
         for key, side in (("home", home), ("other", other))
     }
-    return {**quartiles, "ks": float(stats.ks_2samp(home.traits[name], other.traits[name]).statistic)}
+    found: Any = stats.ks_2samp(home.traits[name], other.traits[name])
+    return {**quartiles, "ks": float(found.statistic)}

@@ -6,6 +6,7 @@ intervals, thresholds and calibration are those of every other model here.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 from scipy.special import expit, logit
@@ -20,7 +21,7 @@ from oct_hf.evaluation.intervals import AREA, MEAN, WILSON, intervals
 from oct_hf.evaluation.operating_points import counts, operating_points
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.inference.gate import SignGate
-from oct_hf.labels import DISEASE_BY_SIGNS, UNDETERMINED, disease_of
+from oct_hf.labels import DISEASE_BY_SIGNS, UNDETERMINED
 
 LEVEL = 0.95
 _RULES = [f"{disease} where {' or '.join(signs)}" for disease, signs in DISEASE_BY_SIGNS]
@@ -222,6 +223,7 @@ def _mean_areas(test: Predictions, found: dict) -> dict:
     tested = [one["results"]["test"] for one in found.values()]
     if any(row["auroc"]["value"] is None or "why" in row["auroc"] for row in tested):
         return {"auroc": {"value": None, "why": "a sign that all or none show, or one patient alone"}, "auprc": None}
+    assert test.truth is not None  # its outputs are signs
     names, group = np.unique(test.groups.astype(str), return_inverse=True)
     areas = [
         clustered.area(test.probabilities[:, i].astype(np.float64), test.truth[:, i] == 1, group, len(names))
@@ -241,14 +243,14 @@ def _disease(side: Predictions, thresholds: dict[str, float | None]) -> dict:
         "undetermined") and `confusion`, true ones as rows, in their order.
     """
     gate = SignGate(side.names, thresholds=tuple(thresholds[name] for name in side.names))
-    said = np.array([disease_of(gate.decide(row).signs) for row in side.probabilities], dtype=object)
+    said = np.array([gate.decide(row).predicted for row in side.probabilities], dtype=object)
     true = sorted(set(side.labels))
     labels = [*true, *sorted(set(said) - set(true) - {UNDETERMINED}), UNDETERMINED]
     shares = [
         (_by_group(side, (side.labels == name) & (said == name)), _by_group(side, side.labels == name)) for name in true
     ]
     recall = {name: float(part.sum() / whole.sum()) for name, (part, whole) in zip(true, shares, strict=True)}
-    found = {"value": float(np.mean(list(recall.values())))}
+    found: dict[str, Any] = {"value": float(np.mean(list(recall.values())))}
     if min((whole > 0).sum() for _, whole in shares) < 2:
         found["why"] = "a disease with cases of one patient"
     else:
