@@ -4,14 +4,6 @@ Names are imported when first used, so that `import oct_hf` loads neither torch 
 """
 
 import importlib
-import os
-
-SPINS = "10000"
-# OpenMP reads it when torch loads. Threads that spin long while they wait take the core from those they wait for as
-# soon as anything else runs on the machine; threads that sleep at once are woken late at every layer. These spin for
-# some microseconds (GNU's OpenMP, which torch brings on Linux).
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 __version__ = "0.1.0"
 

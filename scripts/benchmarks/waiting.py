@@ -9,30 +9,29 @@ from pathlib import Path
 from benchmarks.material import ENVIRONMENT, bscans, median
 
 TURNS, BATCH_SIZE, BATCHES = 3, 16, 4
-OURS = "ours"
-WAYS = {"torch's own": {}, "asleep": {"OMP_WAIT_POLICY": "PASSIVE"}}
+SPINNING, ASLEEP = {}, {"OMP_WAIT_POLICY": "PASSIVE"}  # torch's own way, and the other
 
 
 def benchmark_waiting() -> dict:
-    """Images/s of bare steps as the package sets it, as torch does by itself, and asleep at once, in turn.
+    """Images/s of bare steps with threads that spin while they wait, as torch's do, and with such that sleep, in turn.
 
     Busy: beside one process a core that never waits.
     """
-    from oct_hf import SPINS
     from oct_hf.training.arguments import bf16_is_faster
 
     bf16 = str(bf16_is_faster())
-    ways = {OURS: {"GOMP_SPINCOUNT": SPINS}, **WAYS}
-    found: dict[str, dict[str, list[float]]] = {"quiet": {}, "busy": {}}
+    pairs: dict[str, list[tuple[float, float]]] = {"quiet": [], "busy": []}
     for _ in range(TURNS):
         for state, beside in (("quiet", 0), ("busy", os.cpu_count() or 1)):
             with _working(beside):
-                for name, settings in ways.items():
-                    found[state].setdefault(name, []).append(_steps(settings, bf16))
+                pairs[state].append((_steps(SPINNING, bf16), _steps(ASLEEP, bf16)))
     return {
-        state: {name: median(speeds) for name, speeds in by_way.items()}
-        | {f"{OURS} / {name}": median(a / b for a, b in zip(by_way[OURS], by_way[name], strict=True)) for name in WAYS}
-        for state, by_way in found.items()
+        state: {
+            "spinning": median(spinning for spinning, _ in found),
+            "asleep": median(asleep for _, asleep in found),
+            "ratio": median(spinning / asleep for spinning, asleep in found),
+        }
+        for state, found in pairs.items()
     }
 
 
