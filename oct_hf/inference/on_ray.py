@@ -9,7 +9,7 @@ is narrowed down in ever smaller parts, and its row says so.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,7 +149,7 @@ class _Cluster:
         for part in gone.values():
             yield from part
 
-    def _stream(self, blocks: list[pa.Table]) -> Iterator[dict]:
+    def _stream(self, blocks: list[pa.Table]) -> Iterable[dict]:
         import ray.data
 
         context = ray.data.DataContext.get_current()
