@@ -19,9 +19,8 @@ from oct_hf.inference.fast_files import (
     INT8_ONNX,
     INT8_OPENVINO,
     ONNX_FILE,
-    files_of,
 )
-from oct_hf.inference.network import Network
+from oct_hf.inference.network import Network, whole_file
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,7 @@ class Backend:
 
     def file(self, description: Description) -> Path | None:
         """The file that it runs, on this machine; None where the repository has none."""
-        for path in self.files:
-            found = [description.file(part) for part in files_of(path)]
-            if None not in found:
-                return found[0]
-        return None
+        return next(filter(None, (whole_file(description, path) for path in self.files)), None)
 
 
 # In the order in which a single picture would rather have them: by how soon they are loaded.
@@ -94,7 +89,7 @@ def open_network(description: Description, backend: str = "auto", images: int | 
     from oct_hf.inference.choice import fastest
 
     openers = {name: _opener(description, name, file) for name, file in usable.items()}
-    return fastest(openers, next(iter(usable.values())), description.preprocessing)
+    return fastest(openers, next(filter(None, usable.values())), description.preprocessing)
 
 
 def _usable(description: Description) -> dict[str, Path | None]:
@@ -131,6 +126,7 @@ def _opened(description: Description, name: str, file: Path | None) -> Network:
         from oct_hf.inference.on_torch import TorchNetwork
 
         return TorchNetwork(description)
+    assert file is not None  # every other backend needs one
     if BACKENDS[name].package == "onnxruntime":
         from oct_hf.inference.on_onnx import OnnxNetwork
 

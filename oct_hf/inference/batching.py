@@ -124,7 +124,9 @@ class _Work:
     __slots__ = ("future", "item", "read")
 
     def __init__(self, read: Callable[[], object]):
-        self.read, self.item, self.future = read, None, Future()
+        self.read: Callable[[], object] | None = read
+        self.item: object = None
+        self.future = Future()
         self.future.add_done_callback(lambda _: self.drop())
 
     def drop(self) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import cast
 
 from oct_hf.errors import DataError
 from oct_hf.inference import table
@@ -36,9 +37,9 @@ def answer(predictor: Predictor, inputs: Iterable[Picture | DeviceFile], rule: s
     """
     for of_device, run in groupby(inputs, lambda given: isinstance(given, DeviceFile)):
         if of_device:
-            yield from (_of_device(predictor, given, rule) for given in run)
+            yield from (_of_device(predictor, given, rule) for given in cast("Iterator[DeviceFile]", run))
         else:
-            for one in predictor.predict(run):
+            for one in predictor.predict(cast("Iterator[Picture]", run)):
                 yield Answered(one.file, [table.row(one, predictor.labels)])
 
 

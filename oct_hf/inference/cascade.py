@@ -14,8 +14,8 @@ import numpy as np
 from oct_hf.errors import ModelError
 from oct_hf.images import Preprocessing
 from oct_hf.inference.description import Description
-from oct_hf.inference.fast_files import GRAY_ONNX, GRAY_OPENVINO, SMALL_INT8, files_of
-from oct_hf.inference.network import Network, probabilities_of
+from oct_hf.inference.fast_files import GRAY_ONNX, GRAY_OPENVINO, SMALL_INT8
+from oct_hf.inference.network import Network, probabilities_of, whole_file
 from oct_hf.inference.on_openvino import OpenVINONetwork, has_bfloat16
 
 DIGEST = "small_sha256"  # of the small network's files, by which an answer's origin is told
@@ -108,15 +108,14 @@ class CascadeNetwork(Network):
     def __init__(self, description: Description, file: Path):
         super().__init__(description)
         self.weights, self.rule = file, Rule.read(file, description.several)
-        small = [description.file(part) for part in files_of(SMALL_INT8)]
-        full = [description.file(part) for part in files_of(GRAY_OPENVINO)]
-        rest = full[0] if None not in full else description.file(GRAY_ONNX)
-        if None in small or rest is None:
-            missing = SMALL_INT8 if None in small else GRAY_OPENVINO
+        small = whole_file(description, SMALL_INT8)
+        full = whole_file(description, GRAY_OPENVINO) or description.file(GRAY_ONNX)
+        if small is None or full is None:
+            missing = SMALL_INT8 if small is None else GRAY_OPENVINO
             raise ModelError(f"{description.name}: no {missing} in it, which a cascade runs")
-        self.small = OpenVINONetwork(description, "openvino-int8", small[0], self.batch)
-        self.full = OpenVINONetwork(description, "openvino", rest)
-        self.quick = OpenVINONetwork(description, "openvino-bf16", rest) if has_bfloat16() else None
+        self.small = OpenVINONetwork(description, "openvino-int8", small, self.batch)
+        self.full = OpenVINONetwork(description, "openvino", full)
+        self.quick = OpenVINONetwork(description, "openvino-bf16", full) if has_bfloat16() else None
         self.passes = self.full.passes
 
     @property
@@ -133,7 +132,7 @@ class CascadeNetwork(Network):
         unsure = np.flatnonzero(~self.rule.sure(rows))
         if len(unsure):
             resize = self.description.preprocessing.resize
-            rows[unsure] = self._by_full(np.stack([resize(prepared[row][0]) for row in unsure]))
+            rows[unsure] = self._by_full(np.stack([resize(prepared[row][0]) for row in unsure.tolist()]))
         return rows
 
     def _by_full(self, gray: np.ndarray) -> np.ndarray:
@@ -152,5 +151,5 @@ class CascadeNetwork(Network):
     def takes_pixels(self) -> bool:
         return self.full.takes_pixels
 
-    def logits(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+    def logits(self, pixels: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         return self.full.logits(pixels)  # true colour is rare, and the small one takes none

@@ -51,7 +51,7 @@ def fastest(openers: dict[str, Callable[[], Network]], file: Path, preprocessing
     for name, found in zip(networks, answers, strict=True):
         if not np.abs(found - expected).max() <= AGREE:
             del speeds[name]  # a runtime with a fault of its own, or a file of another model
-    best = max(speeds, key=speeds.get)
+    best = max(speeds, key=speeds.__getitem__)
     _write(place, _read(place) | {key: best})
     return networks[best]
 

@@ -30,7 +30,7 @@ class Description:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
     @classmethod
-    def of_config(cls, config, preprocessing: Preprocessing | None) -> "Description":
+    def of_config(cls, config, preprocessing: Preprocessing) -> "Description":
         """Of a model in memory, by its `PretrainedConfig`."""
         labels = tuple(config.id2label[number] for number in range(config.num_labels))
         return cls("", labels, config.problem_type == "multi_label_classification", preprocessing)

@@ -28,8 +28,8 @@ def mark(answer: EyeAnswer) -> Image.Image:
     in: one row of it is the mean of one B-scan over its depth, the first on top.
     """
     volume, count = answer.volume, len(answer.bscans)
-    placed = volume.en_face is not None and volume.positions is not None and len(volume.positions) == count
-    if placed:
+    purpose = "For research, not for diagnosis."
+    if volume.en_face is not None and volume.positions is not None and len(volume.positions) == count:
         ground = Image.fromarray(volume.en_face)
         scale = WIDTH / ground.width
         ground = ground.resize((WIDTH, max(1, round(ground.height * scale))), Image.Resampling.BICUBIC)
@@ -38,6 +38,7 @@ def mark(answer: EyeAnswer) -> Image.Image:
         ground = Image.fromarray(projection(volume.bscans)).resize((WIDTH, WIDTH), Image.Resampling.BILINEAR)
         heights = (np.arange(count) + 0.5) * WIDTH / count
         lines = np.stack([np.zeros(count), heights, np.full(count, WIDTH - 1), heights], 1)
+        purpose += " A projection of the B-scans, the first on top: the file says no places on a fundus picture."
     fundus = ground.convert("RGB")  # lines are drawn on it, and end at its edges
     pen = ImageDraw.Draw(fundus)
     label = answer.labels.index(answer.predicted)
@@ -63,9 +64,6 @@ def mark(answer: EyeAnswer) -> Image.Image:
     sure = f"{answer.predicted} {answer.probabilities[label]:.2f}"
     pen.text((_MARGIN, 12), f"{sure}, {eye}, {count} B-scans joined by {answer.rule}", "black", _font(18))
     pen.text((_MARGIN, 38), f"numbered: the B-scans that show {answer.predicted} most", "black", _font(13))
-    purpose = "For research, not for diagnosis."
-    if not placed:
-        purpose += " A projection of the B-scans, the first on top: the file says no places on a fundus picture."
     _bar(pen, ground.height + _HEAD + 12, answer.predicted)
     pen.text((_MARGIN, ground.height + _HEAD + 34), purpose, "black", _font(13))
     return picture
@@ -92,5 +90,5 @@ def _bar(pen: ImageDraw.ImageDraw, top: int, label: str) -> None:
     pen.text((_MARGIN + 230, top - 1), f"1  probability of {label} in the B-scan", "black", _font(13))
 
 
-def _font(size: int) -> ImageFont.ImageFont:
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)

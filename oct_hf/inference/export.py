@@ -55,6 +55,7 @@ def write_onnx(model, path: Path) -> None:
             )
     except Exception as error:  # a network of timm's thousand may hold an operation that the exporter lacks
         raise ModelError(f"{model.config.architecture} can't be exported as ONNX ({first_line(error)})") from None
+    assert program is not None  # as dynamo=True has it
     proto = program.model_proto
     graph = proto.graph
     for item in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.value_info):

@@ -25,6 +25,9 @@ class FromGray(nn.Module):
         preprocessing: of its input.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, model, preprocessing: Preprocessing):
         super().__init__()
         self.model = model

@@ -7,6 +7,7 @@ first layer, no normalisation outside, and nothing left to do after them. Import
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def load_fast(path: Path) -> Callable[[np.ndarray], np.ndarray]:
         raise OCTError('ONNX Runtime is missing: pip install "oct-hf[onnx]"')
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session: Any = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda grays: session.run([OUTPUT], {INPUT: grays})[0]
 
 

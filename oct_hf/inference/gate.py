@@ -119,6 +119,10 @@ class Gate:
         """The likeness of a picture, uint8 `(height, width[, 3])`; None where this gate doesn't ask for it."""
         return None if self.likeness is None else quality.oct_likeness(shrink(image))
 
+    def refuses(self, likeness: float | None) -> bool:
+        """Whether a picture of this likeness is no B-scan; without one that isn't asked."""
+        return likeness is not None and self.likeness is not None and likeness < self.likeness
+
     def decide(self, probabilities: Sequence[float], likeness: float | None = None) -> Decision:
         """The answer for one picture.
 
@@ -126,7 +130,7 @@ class Gate:
             probabilities: `k`, in the order of `labels`.
             likeness: of `look`; None skips the question whether it is a B-scan.
         """
-        if None not in (likeness, self.likeness) and likeness < self.likeness:
+        if self.refuses(likeness):
             return Decision((), likeness)
         values = np.asarray(probabilities, np.float64)
         inside = np.arange(len(values)) == values.argmax()
@@ -184,7 +188,7 @@ class SignGate(Gate):
 
     def decide(self, probabilities: Sequence[float], likeness: float | None = None) -> SignDecision:
         """The answer for one picture; arguments as of `Gate.decide`."""
-        if None not in (likeness, self.likeness) and likeness < self.likeness:
+        if self.refuses(likeness):
             return SignDecision(None, likeness)
         cuts = self.thresholds or (0.5,) * len(self.labels)
         found = zip(self.labels, probabilities, cuts, strict=True)

@@ -97,7 +97,8 @@ def _unheard() -> Iterator[None]:
     if TELEMETRY in sys.modules:  # whoever imported it before decided for themselves
         yield
         return
-    sys.modules[TELEMETRY] = None  # what Python takes for a module that can't be imported
+    # What Python takes for a module that can't be imported; the type of `sys.modules` doesn't have it.
+    sys.modules[TELEMETRY] = None  # pyright: ignore[reportArgumentType]
     try:
         yield
     finally:

@@ -9,11 +9,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from oct_hf.errors import ModelError
 from oct_hf.inference.description import Description
-from oct_hf.inference.fast_files import ONNX_FILE
+from oct_hf.inference.fast_files import ONNX_FILE, files_of
 
 
 class Network(ABC):
@@ -53,7 +55,7 @@ class Network(ABC):
         """As `probabilities`, of n B-scans that `prepare` made ready."""
         return self.probabilities(np.stack(prepared))
 
-    def pixel_probabilities(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+    def pixel_probabilities(self, pixels: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         """float32 `(n, labels)` of n preprocessed images, each float32 `(3, height, width)`."""
         return probabilities_of(self.logits(pixels), self.description.several)
 
@@ -63,7 +65,7 @@ class Network(ABC):
         return True
 
     @abstractmethod
-    def logits(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+    def logits(self, pixels: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         """float32 `(n, labels)`, before softmax or sigmoid, of n preprocessed images."""
 
 
@@ -74,23 +76,33 @@ class FileNetwork(Network):
 
     def __init__(self, description: Description):
         super().__init__(description)
-        self._lock, self._of_pixels = threading.Lock(), None
+        self._lock = threading.Lock()
+        self._of_pixels: Any = None
 
     @property
     def takes_pixels(self) -> bool:
         return self.description.file(ONNX_FILE) is not None
 
     @property
-    def of_pixels(self):
+    def of_pixels(self) -> Any:
         """ONNX_FILE, loaded when it is first asked for."""
         with self._lock:
             if self._of_pixels is None:
-                self._of_pixels = self.load(self.description.file(ONNX_FILE))
+                file = self.description.file(ONNX_FILE)
+                if file is None:
+                    raise ModelError(f"{self.description.name}: no {ONNX_FILE} in it, which pictures in colour need")
+                self._of_pixels = self.load(file)
         return self._of_pixels
 
     @abstractmethod
-    def load(self, file: Path):
+    def load(self, file: Path) -> Any:
         """A file, ready to run; raises ModelError where it can't be loaded."""
+
+
+def whole_file(description: Description, path: str) -> Path | None:
+    """A fast file that is on this machine with what belongs to it; None where the repository lacks a part."""
+    first, *others = (description.file(part) for part in files_of(path))
+    return None if None in others else first
 
 
 def probabilities_of(logits: np.ndarray, several: bool) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -39,10 +40,10 @@ class OnnxNetwork(FileNetwork):
             return super().probabilities(gray)
         return self._of_gray.run([OUTPUT], {INPUT: gray})[0]
 
-    def logits(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+    def logits(self, pixels: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         return self.of_pixels.run(["logits"], {"pixel_values": np.asarray(pixels)})[0]
 
-    def load(self, file: Path) -> onnxruntime.InferenceSession:
+    def load(self, file: Path) -> Any:  # whose answers onnxruntime types as whatever any network may give
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
         # Threads that wait are to sleep: the cores also read images and speak HTTP.

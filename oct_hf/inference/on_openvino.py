@@ -58,7 +58,7 @@ class OpenVINONetwork(FileNetwork):
         parts = ((compiled, gray[rows]) for compiled, rows in self._batches.parts(len(gray)))
         return np.concatenate([self._run(f"gray {len(part)}", compiled, part) for compiled, part in parts])
 
-    def logits(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+    def logits(self, pixels: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         return self._run("pixels", self.of_pixels, np.asarray(pixels))
 
     def _run(self, kind: str, compiled, batch: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +153,7 @@ class _Cluster:
         for part in gone.values():
             yield from part
 
-    def _stream(self, blocks: list[pa.Table]) -> Iterator[dict]:
+    def _stream(self, blocks: list[pa.Table]) -> Generator[dict, None, None]:
         import ray.data
 
         context = ray.data.DataContext.get_current()

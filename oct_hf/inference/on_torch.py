@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,11 +53,11 @@ class TorchNetwork(Network):
         logits = self.model(pixel_values=pixels).logits.float()
         return probabilities_of(logits, self.description.several).cpu().numpy()
 
-    def pixel_probabilities(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+    def pixel_probabilities(self, pixels: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         return probabilities_of(torch.from_numpy(self.logits(pixels)), self.description.several).numpy()
 
     @torch.inference_mode()
-    def logits(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+    def logits(self, pixels: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         batch = torch.from_numpy(np.asarray(pixels)).to(self.model.device)
         return self.model(pixel_values=batch).logits.float().cpu().numpy()
 
@@ -79,7 +80,7 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _load(name: str):
+def _load(name: str) -> Any:
     with _unloadable(name):
         own = OCTConfig.get_config_dict(name)[0].get("needs_code")  # AutoConfig knows no such type
         config = (OCTConfig if own else AutoConfig).from_pretrained(name)

@@ -116,7 +116,7 @@ class Parts:
         self._files.makedirs(self._inner, exist_ok=True)
         if twice := self.look():
             raise OCTError(f"{self.out}: {twice[0]} is in two parts; did two runs write here at a time? --overwrite")
-        self._next = max((int(_PART.fullmatch(name)[1]) + 1 for name in there if _PART.fullmatch(name)), default=0)
+        self._next = max((int(part[1]) + 1 for part in map(_PART.fullmatch, there) if part), default=0)
 
     def _paths(self) -> list[str]:
         self._files.invalidate_cache(self._inner)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
@@ -85,7 +86,7 @@ def read_listed(names: Sequence[str], started_in: Path) -> Iterator[Picture | De
     """
     for (table, far), run in groupby(names, lambda name: (_table_of(name), "://" in name)):
         if table:
-            yield from _rows(table, [int(_ROW.fullmatch(name)[2]) for name in run], started_in)
+            yield from _rows(table, [int(row[2]) for row in map(_ROW.fullmatch, run) if row], started_in)
         elif far:
             for name, found in in_order(_fetched, run, _FETCHES, _AHEAD):
                 yield from _far(name, found)
@@ -182,15 +183,18 @@ def _rows(path: str, wanted: list[int], started_in: Path) -> Iterator[Picture]:
 
 def _fetched(name: str) -> bytes | BadImageError:
     files, inner = open_place(name)
-    for pause in (*range(1, _TRIES), None):
+    tried = 0
+    while True:
+        tried += 1
         try:
-            return files.cat_file(inner)
+            data: Any = files.cat_file(inner)
+            return data
         except FileNotFoundError:
             return BadImageError(name, "isn't there any more")
         except Exception as error:
-            if pause is None:
+            if tried == _TRIES:
                 return BadImageError(name, f"can't be fetched ({one_line(error)})")
-            time.sleep(pause)
+            time.sleep(tried)
 
 
 def _far(name: str, found: bytes | BadImageError) -> Iterator[Picture | DeviceFile]:

@@ -42,7 +42,7 @@ class Prediction:
             return None
         if self.decision is not None:
             return self.decision.predicted
-        return max(self.probabilities, key=self.probabilities.get)
+        return max(self.probabilities, key=self.probabilities.__getitem__)
 
 
 class _Read(NamedTuple):
@@ -110,11 +110,12 @@ class Predictor:
         self.batch_size, self._gate = batch_size or self.network.batch, gate
 
     @property
-    def model(self):
+    def model(self) -> Any:
         """The torch model; raises ModelError where the backend is another."""
-        if self.network.backend != "torch":
-            raise ModelError(f"{self.network.description.name}: runs on {self.network.backend}; give backend='torch'")
-        return self.network.model
+        network: Any = self.network
+        if network.backend != "torch":
+            raise ModelError(f"{network.description.name}: runs on {network.backend}; give backend='torch'")
+        return network.model
 
     @property
     def gate(self) -> Gate | None:
@@ -134,7 +135,7 @@ class Predictor:
         """float32 `(n, labels)` of n preprocessed images, each float32 `(3, height, width)`."""
         return self._of_pixels.logits(pixels)
 
-    def probabilities(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+    def probabilities(self, pixels: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         """As `logits`, after the softmax, or after the sigmoid where labels are signs."""
         return self._of_pixels.pixel_probabilities(pixels)
 
@@ -197,6 +198,8 @@ def _on_torch(model, preprocessing: Preprocessing | None, device) -> Network:
 
     if isinstance(model, str | Path):
         return TorchNetwork(load_description(model), None, device)
+    if preprocessing is None:
+        raise OCTError("a model in memory says nothing of its preprocessing: Predictor(model, preprocessing)")
     return TorchNetwork(Description.of_config(model.config, preprocessing), model, device)
 
 

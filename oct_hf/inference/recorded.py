@@ -57,7 +57,7 @@ def recorded_gate(model: str | Path, labels: Sequence[str], always: bool = False
 
 def recorded_rule(model: str | Path) -> tuple[str, int]:
     """The rule that a model's run chose, and on how many validation eyes; the default and 0 where it chose none."""
-    chosen = recorded(model, "per_eye")
+    chosen = recorded(model, "per_eye") or {}
     try:
         rule, eyes = chosen["rule"], int(chosen["eyes"]["validation"])
     except (KeyError, TypeError, ValueError):

@@ -39,7 +39,8 @@ def serving_predictor(model: str | Path, runtime: str = "auto", batch_size: int 
     file = file_of(model, ONNX_FILE)
     if runtime == "onnx" and file is None:
         raise ModelError(f"{model}: no {ONNX_FILE} in it")
-    if runtime == "onnx" or (runtime == "auto" and installed and file is not None and not has_accelerator()):
+    wanted = runtime == "onnx" or (runtime == "auto" and installed and not has_accelerator())
+    if wanted and file is not None:
         from oct_hf.inference.on_onnx import OnnxNetwork
 
         return Predictor(OnnxNetwork(load_description(model), "onnx", file, threads), batch_size=batch_size)

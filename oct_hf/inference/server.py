@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from fastapi import FastAPI, Request, Response
@@ -68,7 +68,7 @@ class Metrics:
 
     def __init__(self):
         self.registry = CollectorRegistry()
-        own = {"registry": self.registry}
+        own: dict[str, Any] = {"registry": self.registry}
         self.requests = Counter("oct_hf_requests", "Requests to classify, by HTTP status.", ["status"], **own)
         self.seconds = Histogram(
             "oct_hf_request_seconds",

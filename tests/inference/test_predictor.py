@@ -4,7 +4,7 @@ from PIL import Image
 from transformers import pipeline
 
 from oct_hf import Predictor, read_image
-from oct_hf.errors import BadImageError, ModelError
+from oct_hf.errors import BadImageError, ModelError, OCTError
 from oct_hf.inference.inputs import find_images
 
 
@@ -66,3 +66,10 @@ def test_images_are_found_below_folders_in_order(clinic, tmp_path):
     assert len(found) == 13 and found[:12] == sorted(found[:12]) and found[-1].name == "1.png"
     with pytest.raises(BadImageError, match="no such file"):
         find_images([tmp_path / "gone"])
+
+
+def test_a_model_in_memory_comes_with_its_preprocessing(finished_run):
+    predictor = Predictor(finished_run / "model", backend="torch")
+    assert Predictor(predictor.model, predictor.preprocessing).labels == predictor.labels
+    with pytest.raises(OCTError, match=r"Predictor\(model, preprocessing\)"):
+        Predictor(predictor.model)

@@ -138,6 +138,7 @@ def _answers(predictor: Predictor, upload: Upload, rule: str) -> Iterator[Answer
         return
     place = text_of(upload.path.as_posix())
     for picture in stream([upload.path]):
+        assert isinstance(picture, Picture)  # only a folder has devices' files in it
         inside = picture.name.removeprefix(place)  # of an archive or a table
         name = upload.name + inside
         try:
@@ -146,11 +147,11 @@ def _answers(predictor: Predictor, upload: Upload, rule: str) -> Iterator[Answer
             yield _failed(name, error.reason)
             continue
         (found,) = predictor.predict([image])
-        named = Prediction(name, found.probabilities, found.error, found.decision)
-        if named.error:
-            yield _failed(name, named.error)
+        if found.probabilities is None:
+            yield _failed(name, str(found.error))
             continue
-        shown = _shown(predictor, image, named.probabilities, named.decision)
+        named = Prediction(name, found.probabilities, decision=found.decision)
+        shown = _shown(predictor, image, found.probabilities, found.decision)
         yield Answer(name, [table.row(named, predictor.labels)], [shown])
 
 

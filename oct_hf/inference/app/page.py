@@ -9,9 +9,11 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from gradio.data_classes import ListFiles
+from gradio.themes import Base, Default
 
 from oct_hf.errors import OCTError
 from oct_hf.inference.app import visit
@@ -58,12 +60,12 @@ def _uploads(payload: ListFiles | None) -> list[Upload]:
     return [Upload(file.orig_name or Path(file.path).name, Path(file.path)) for file in payload or ()]
 
 
-def theme() -> gr.themes.Base:
+def theme() -> Base:
     """Gradio's own in the system's fonts: others would come from elsewhere."""
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-    muted = {"body_text_color_subdued": "*neutral_600", "block_info_text_color": "*neutral_600"}
+    fonts: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    muted: dict[str, Any] = {"body_text_color_subdued": "*neutral_600", "block_info_text_color": "*neutral_600"}
     muted |= {f"{name}_dark": "*neutral_300" for name in muted}
-    return gr.themes.Default(primary_hue="teal", neutral_hue="slate", **fonts).set(**muted)
+    return Default(primary_hue="teal", neutral_hue="slate", **fonts).set(**muted)
 
 
 def build(served: Served, passing: Path) -> gr.Blocks:
@@ -100,7 +102,7 @@ def _workplace(page: gr.Blocks, served: Served, passing: Path) -> None:
     kept = gr.State(nothing, time_to_live=FORGOTTEN_AFTER)
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            files = gr.File(label="B-scans and volumes", file_count="multiple", height=150, elem_id="files")
+            files: Any = gr.File(label="B-scans and volumes", file_count="multiple", height=150, elem_id="files")
             files.preprocess = _uploads
             status = _html(part("status", LIMITS), elem_id="status")
             _html(part("invitation") if served.examples else "")
@@ -135,11 +137,11 @@ def _workplace(page: gr.Blocks, served: Served, passing: Path) -> None:
             visit.picture(kept, served, with_heat),
             gr.Row(visible=count > 0 and not kept.refused),
             visit.en_face(kept),
-            visit.points(kept, chosen.get(point), prevalence),
+            visit.points(kept, chosen.get(point or ""), prevalence),
         )
 
     def listed(kept: Visit, point: str | None):
-        return visit.listing(kept, served, chosen.get(point)), gr.Button(visible=bool(kept.answers))
+        return visit.listing(kept, served, chosen.get(point or "")), gr.Button(visible=bool(kept.answers))
 
     def dropped(uploads: list[Upload]):
         yield from _reading(served, passing, uploads)
@@ -153,8 +155,8 @@ def _workplace(page: gr.Blocks, served: Served, passing: Path) -> None:
 
         return read
 
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    last = quiet | {"trigger_mode": "always_last"}
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    last: dict[str, Any] = quiet | {"trigger_mode": "always_last"}
     asked, drawn = [heat, point, prevalence], [detail, number, picture, heating, en_face, points]
     emptied = [status, kept, files]
     begun = [files.upload(dropped, files, emptied, **quiet)]
@@ -188,7 +190,8 @@ def _workplace(page: gr.Blocks, served: Served, passing: Path) -> None:
         )
 
     def left(request: gr.Request) -> None:
-        page.state_holder.delete_state(request.session_hash)
+        if request.session_hash is not None:
+            page.state_holder.delete_state(request.session_hash)
 
     page.unload(left)
 

@@ -87,7 +87,7 @@ def picture(visit: Visit, served: Served, with_heat: bool) -> str:
     if bscan is None:
         return ""
     if with_heat and not visit.refused:
-        label = max(bscan.probabilities, key=bscan.probabilities.get)
+        label = max(bscan.probabilities, key=bscan.probabilities.__getitem__)
         try:
             drawn, how = served.heat.layer(bscan.pixels, label)
             layer = data_uri(drawn, "png")
