@@ -25,13 +25,14 @@ from oct_hf.evaluation.label_errors import plant_errors, write_planted
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.evaluation.won_back import won_back
 from oct_hf.runs.facts import hardware, public_recipe
-from oct_hf.runs.folder import differing, write_json, written_beside
+from oct_hf.runs.folder import differing
 from oct_hf.runs.folds import fold_recipes
 from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data
 from oct_hf.runs.run import train_and_predict
 from oct_hf.runs.training import Stopped
 from oct_hf.training.recipe import Recipe
 from oct_hf.training.recipe_file import change_recipe, load_recipe
+from oct_hf.whole import write_json, written_beside
 
 FAST = {
     "model.base": "pip:efficientnet_lite0",

@@ -18,11 +18,11 @@ import numpy as np
 
 from oct_hf.evaluation.label_errors import find_suspects, plant_errors, recovered, write_planted
 from oct_hf.evaluation.predictions import Predictions
-from oct_hf.runs.folder import write_json
 from oct_hf.runs.labelled import load_data
 from oct_hf.runs.out_of_fold import out_of_fold
 from oct_hf.training.recipe import Recipe
 from oct_hf.training.recipe_file import load_recipe
+from oct_hf.whole import write_json
 
 SHARE = 0.1  # of the labels is wrong
 SETTINGS = ("data.height=128", "data.width=128", "epochs=8", "label_smoothing=0.1")  # on top of the recipe `demo`

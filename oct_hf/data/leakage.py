@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import datasets
 import numpy as np
@@ -57,18 +58,17 @@ def search(dataset: datasets.Dataset, copies_only: bool, mirrored: bool = False)
     hashes = np.array(dataset["content_hash"][:])
     order = np.argsort(hashes, kind="stable")  # the result doesn't depend on the order of the files
     kept = _kept_beside(dataset, hashes[order], f"{copies_only}{' mirrored' * mirrored}")
-    if kept is None or not kept.exists():
+    found = _found_before(kept)
+    if found is None:
         thumbnails = Thumbnails(dataset, order)
         found = duplicates.find(thumbnails, copies_only)
         if mirrored:
             found = duplicates.joined([found, duplicates.find_mirrored(thumbnails)])
         if kept is not None:
-            beside = kept.with_suffix(".partial.npz")
+            # A name of its own: two processes may have searched at once.
+            beside = kept.with_name(f"{kept.stem}-{os.getpid()}.partial.npz")
             np.savez(beside, **vars(found))
             beside.replace(kept)
-    else:
-        with np.load(kept) as arrays:
-            found = duplicates.Pairs(**arrays)
     names = hashes[order]
     rows = zip(found.first, found.second, found.coarse, found.fine, strict=True)
     pairs = tuple((str(names[a]), str(names[b]), float(c), float(f)) for a, b, c, f in rows)
@@ -248,6 +248,17 @@ def _components(hashes: Sequence[str], wholes: Sequence[Sequence[str]], links: L
                 others.append(first.setdefault(name, index))
     graph = coo_array((np.ones(len(ones), bool), (ones, others)), shape=(len(hashes), len(hashes)))
     return connected_components(graph, directed=False)[1]
+
+
+def _found_before(kept: Path | None) -> duplicates.Pairs | None:
+    """The pairs that were kept; None where there are none, or where the file was damaged."""
+    if kept is None:
+        return None
+    try:
+        with np.load(kept) as arrays:
+            return duplicates.Pairs(**arrays)
+    except (OSError, ValueError, TypeError, EOFError, BadZipFile):
+        return None
 
 
 def _kept_beside(dataset: datasets.Dataset, hashes: np.ndarray, what: str) -> Path | None:

@@ -7,10 +7,12 @@ prepared anew.
 """
 
 import contextlib
+import errno
 import hashlib
 import inspect
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -46,6 +48,7 @@ from oct_hf.labels import SIGNS
 from oct_hf.parallel import give_memory_back, in_order, in_processes, lean_arrow
 
 SKIPPED_FILE = "skipped.json"
+_FULL, _READ_ONLY = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EACCES, errno.EPERM)
 _ON_THREADS = 2_000  # images up to which threads do alone
 
 
@@ -182,6 +185,12 @@ class OCT(datasets.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
         return [datasets.SplitGenerator(side, gen_kwargs={"work": work}) for side, work in self.work().items()]
 
+    def _download_and_prepare(self, *args, **kwargs) -> None:
+        super()._download_and_prepare(*args, **kwargs)
+        # Beside the rows before both take their place: whoever finds the set also finds what was left out of it.
+        with self._fs.open(f"{self._output_dir}/{SKIPPED_FILE}", "w") as file:
+            json.dump(self.skipped, file)
+
     def work(self) -> dict[str, Work]:
         """What is to be read for each published side."""
         self.skipped = []
@@ -245,24 +254,51 @@ def prepare(
         All B-scans as one `Dataset` with the columns of `OCT`; and the files left out, each with `file` and `reason`.
 
     Raises:
-        DataError: nothing to read, no such set, or files that can't be read while `skip_bad` is off.
+        DataError: nothing to read, no such set, files that can't be read while `skip_bad` is off, or no room for what
+            is prepared.
     """
+    cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser()
     try:
         with lean_arrow():
-            builder = builder_of(name, data_dir, cache_dir, **options)
+            builder = builder_of(name, data_dir, cache, **options)
             builder.workers = workers
             builder.download_and_prepare()
     except DatasetGenerationError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL:
+            raise _no_place(cache, error.__cause__) from None
         if isinstance(error.__cause__, DataError | OSError):
             raise error.__cause__ from None
         raise
+    except OSError as error:
+        if error.errno not in (*_FULL, *_READ_ONLY) or not str(error.filename).startswith(str(cache)):
+            raise
+        builder = _prepared_before(name, data_dir, cache, **options)
+        if builder is None:
+            raise _no_place(cache, error) from None
     give_memory_back()
     note = Path(builder.cache_dir) / SKIPPED_FILE
-    if hasattr(builder, "skipped"):
-        note.write_text(json.dumps(builder.skipped))
     sides = builder.as_dataset()
     assert isinstance(sides, dict)  # a Dataset only where one side is asked for
     return datasets.concatenate_datasets(list(sides.values())), json.loads(note.read_text()) if note.exists() else []
+
+
+def _prepared_before(name: str, data_dir: str | Path | None, cache: Path, **options) -> OCT | None:
+    """The builder of a set that lies whole in a cache where nothing can be written, not even `datasets`' locks."""
+    with tempfile.TemporaryDirectory() as elsewhere:
+        builder = builder_of(name, data_dir, elsewhere, **options)
+        place = cache / Path(builder.cache_dir).relative_to(elsewhere)
+    if not (place / datasets.config.DATASET_INFO_FILENAME).is_file():
+        return None
+    builder._cache_dir = builder._output_dir = str(place)
+    builder.info = datasets.DatasetInfo.from_directory(str(place))
+    return builder
+
+
+def _no_place(cache: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{cache}: {os.strerror(error.errno)}, and the prepared data goes there; make room or name another place "
+        "(HF_DATASETS_CACHE=FOLDER), then give the same command again"
+    )
 
 
 def builder_of(name: str, data_dir: str | Path | None = None, cache_dir: str | Path | None = None, **options) -> OCT:

@@ -26,9 +26,14 @@ from oct_hf.errors import DataError
 from oct_hf.images import Preprocessing, read_image, to_gray
 from oct_hf.parallel import in_order
 
+_PREFIX = "pixels-"
+
 
 class PixelFile:
     """uint8 pictures of one size in a temporary file, beside the prepared sets; it goes when the object goes.
+
+    A process that is killed leaves its files. They are as large as the set, so the next one that needs the place
+    removes those that nobody holds any more.
 
     Args:
         count, height, width: how many, of what size in pixels.
@@ -37,10 +42,15 @@ class PixelFile:
     def __init__(self, count: int, height: int, width: int):
         self.shape = (count, height, width)
         folder = Path(datasets.config.HF_DATASETS_CACHE)
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, self.path = tempfile.mkstemp(prefix="pixels-", dir=folder)
-        os.close(handle)
-        weakref.finalize(self, _remove, self.path, os.getpid())
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(folder)
+            handle, self.path = _held_file(folder)
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            handle, self.path = _held_file(Path(tempfile.gettempdir()))  # a cache that is only read
+        weakref.finalize(self, _let_go, self.path, os.getpid(), handle)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -95,6 +105,44 @@ def multi_hot(dataset: datasets.Dataset) -> np.ndarray:
     for row, signs in enumerate(dataset["signs"][:]):
         found[row, signs] = 1
     return found
+
+
+def _held_file(folder: Path) -> tuple[int, str]:
+    """A new file, locked as long as its handle is open: by the system, which sees a process end in any way."""
+    while True:
+        handle, path = tempfile.mkstemp(prefix=_PREFIX, dir=folder)
+        _lock(handle)
+        if os.fstat(handle).st_nlink:  # else somebody took it for an abandoned one before it was locked
+            return handle, path
+        os.close(handle)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    for path in folder.glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # it went meanwhile, or is another user's
+            handle = os.open(path, os.O_RDWR)
+            try:
+                if _lock(handle):
+                    path.unlink()
+            finally:
+                os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Whether nobody else had it locked; never where the system has no such locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def _let_go(path: str, owner: int, handle: int) -> None:
+    if os.getpid() == owner:
+        os.close(handle)
+    _remove(path, owner)
 
 
 def _remove(path: str, owner: int) -> None:

@@ -142,6 +142,7 @@ class _Place:
     def claim(self, made_from: str) -> None:
         """Raises DataError where something else lies there."""
         there = {path[len(self.base) + 1 :] for path in self.files.find(self.base)}
+        there.discard(f"{UNFINISHED}.partial")  # of a preparation that was killed before anything else
         marks = [name for name in (FACTS_FILE, UNFINISHED) if name in there]
         known = {json.loads(self.files.cat_file(f"{self.base}/{name}")).get("made_from") for name in marks}
         if there and known != {made_from}:

@@ -23,13 +23,13 @@ from oct_hf.hub.card import render_card
 from oct_hf.hub.fast import fast_facts
 from oct_hf.hub.figures import draw_figures
 from oct_hf.hub.kinds import kind_of
-from oct_hf.hub.whole import whole_folder
 from oct_hf.images import Preprocessing
 from oct_hf.inference.export import can_export, write_onnx
 from oct_hf.inference.export_gray import write_gray_onnx
 from oct_hf.inference.fast_files import GRAY_ONNX, ONNX_FILE
 from oct_hf.inference.predictor import Predictor
 from oct_hf.labels import COARSER
+from oct_hf.whole import whole_folder
 
 
 def write_repository(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from oct_hf.hub.card import render_card
 from oct_hf.hub.repository import checksums
-from oct_hf.runs.folder import write_json
+from oct_hf.whole import write_json
 
 
 @contextmanager

@@ -26,10 +26,10 @@ from oct_hf.hub.data_card import render_data_card
 from oct_hf.hub.licences import require_redistributable
 from oct_hf.hub.publish import Published
 from oct_hf.hub.publish_data import CROISSANT_FILE, FACTS_FILE, building_folder, contents, publish_data_folder
-from oct_hf.runs.folder import write_json
 from oct_hf.runs.labelled import LabelledSet, assign_sides, is_public, load_data, one_label_only
 from oct_hf.runs.published_rows import Pictures, features_of, fold_names, published_columns, published_rows
 from oct_hf.training.recipe import DataRecipe, Recipe
+from oct_hf.whole import write_json
 
 PHANTOM_LICENCE = "apache-2.0"  # this package's own, as it draws them
 

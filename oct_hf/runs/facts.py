@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 from pathlib import Path
@@ -167,6 +169,18 @@ def public_recipe(recipe: Recipe) -> Recipe:
         adversarial=_without_paths(recipe.adversarial, "unlabelled"),
         ensemble=_without_paths(recipe.ensemble, "members"),
     )
+
+
+def training_id(recipe: Recipe, data: LabelledSet) -> str:
+    """SHA-256 that is another one for another training: other settings of it, other B-scans, sides or labels.
+
+    It is the same on every machine; the patients' pseudonyms, which are not, don't count.
+    """
+    told = public_recipe(recipe).to_dict()
+    told = {key: value for key, value in told.items() if key not in ("name", "description", "evaluation", "card")}
+    told["split"] |= {key: getattr(recipe.split, key) for key in ("test_fold", "validation_fold")}
+    rows = sorted(zip(data.hashes, data.labels, data.sides.tolist(), strict=True))
+    return hashlib.sha256(json.dumps([told, rows], sort_keys=True).encode()).hexdigest()
 
 
 def _without_paths(section, *keys: str):

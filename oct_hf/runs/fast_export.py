@@ -36,7 +36,8 @@ from oct_hf.model.folder import model_folder
 from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.runs.changed import changed
 from oct_hf.runs.fast_measured import PREDICTIONS, HeldOut, make_cascade, make_int8
-from oct_hf.runs.folder import read_run, write_json
+from oct_hf.runs.folder import read_run
+from oct_hf.whole import write_json
 
 FILES = {
     "onnx": GRAY_ONNX,

@@ -28,7 +28,8 @@ from oct_hf.inference.fast_files import CASCADE, CASCADE_ANSWERS, SMALL_INT8, fi
 from oct_hf.inference.quantise import CALIBRATION_IMAGES, quantise
 from oct_hf.parallel import in_order
 from oct_hf.runs.again import drawn_data, labelled
-from oct_hf.runs.folder import read_run, write_json
+from oct_hf.runs.folder import read_run
+from oct_hf.whole import write_json
 
 PREDICTIONS = "predictions.parquet"
 BATCH = 16  # images a forward pass

@@ -5,25 +5,27 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from oct_hf.errors import OCTError, RunError
 from oct_hf.training.recipe import Recipe
+from oct_hf.whole import BESIDE, write_json
 
+RUN = "run.json"
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def check_free(folder: Path, recipe: Recipe, overwrite: bool) -> None:
     """Refuses a folder that holds something else before any work is done."""
-    if not folder.exists() or overwrite or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or overwrite or _is_new(folder):
         return
     known = read_run(folder)
     if known is None:
         raise RunError(f"{folder} is no run of this program; choose another folder with --out")
     different = set(differing(recipe.to_dict(), known["recipe_given"]))
-    # The same images may have moved, as their fingerprint tells; who is told of the epochs changes nothing.
-    different -= {"data.path", "report_to"}
+    # The same images may have moved, as their fingerprint tells; who is told of the epochs, and
+    # where its checkpoints go, changes nothing.
+    different -= {"data.path", "report_to", "hub.checkpoints"}
     if different:
         keys = ", ".join(sorted(different)[:5])
         raise RunError(
@@ -40,35 +42,32 @@ def open_folder(folder: Path, facts: dict, overwrite: bool) -> bool:
             raise RunError(f"{folder} holds a run on other images; choose another folder with --out, or --overwrite")
         return known["status"] != "done"
     if folder.exists() and overwrite:
-        if known is None and any(folder.iterdir()):
+        if known is None and not _is_new(folder):
             raise RunError(f"{folder} is no run of this program, so --overwrite doesn't touch it")
-        shutil.rmtree(folder)
-    (folder / "log").mkdir(parents=True)
-    write_json(folder / "run.json", facts)
+        _empty(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / RUN, facts)
     return True
+
+
+def _is_new(folder: Path) -> bool:
+    """Whether nothing is in a folder, or only what a run leaves that was killed while it made its folder."""
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {RUN + BESIDE}
+
+
+def _empty(folder: Path) -> None:
+    """Removes what a run holds; last what says that it is one, or the same command would refuse what is left."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == RUN):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def read_run(folder: Path) -> dict | None:
     """The content of a run's run.json; None where there is none."""
     try:
-        run = json.loads((folder / "run.json").read_text())
+        run = json.loads((folder / RUN).read_text(encoding="utf-8"))
         return run if "recipe_given" in run and "status" in run else None
     except (OSError, ValueError):
         return None
-
-
-@contextlib.contextmanager
-def written_beside(path: Path) -> Iterator[Path]:
-    """A place to write to; what is there at the end is renamed to `path`, so that a reader never sees half of it."""
-    beside = path.with_name(path.name + ".new")
-    yield beside
-    beside.replace(path)
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Writes a whole file or none."""
-    with written_beside(path) as beside:
-        beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

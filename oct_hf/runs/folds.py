@@ -21,11 +21,12 @@ from oct_hf.evaluation.per_eye import eyes_of
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.hub.of_labels import operating_rows
 from oct_hf.runs.facts import public_recipe
-from oct_hf.runs.folder import plain_errors, read_run, write_json, written_beside
+from oct_hf.runs.folder import plain_errors, read_run
 from oct_hf.runs.labelled import load_data, one_label_only
 from oct_hf.runs.run import finetune
 from oct_hf.training import processes
-from oct_hf.training.recipe import Recipe
+from oct_hf.training.recipe import HubRecipe, Recipe
+from oct_hf.whole import write_json, written_beside
 
 POOLED, FACTS = "predictions.parquet", "folds.json"
 SCORES = ("balanced_accuracy", "accuracy", "auroc", "f1", "mcc", "log_loss", "ece")
@@ -111,7 +112,7 @@ def fold_recipes(recipe: Recipe, folds: int, cache_dir: str | None = None, own: 
             )
         change, named = {"validation_fold": None}, names
     splits = [dataclasses.replace(recipe.split, **change, test_fold=name) for name in named]
-    return [dataclasses.replace(recipe, split=split, push_to_hub=False) for split in splits]
+    return [dataclasses.replace(recipe, split=split, push_to_hub=False, hub=HubRecipe()) for split in splits]
 
 
 def own_folds(recipe: Recipe, cache_dir: str | None = None) -> list[str]:

@@ -25,17 +25,18 @@ from oct_hf.evaluation.generated import compare_pictures
 from oct_hf.images import Preprocessing
 from oct_hf.inference.on_torch import best_device
 from oct_hf.inference.predictor import Predictor
-from oct_hf.runs.folder import plain_errors, read_run, write_json
+from oct_hf.runs.folder import plain_errors, read_run
 from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data
 from oct_hf.runs.other_pictures import PICTURES, SPLIT
 from oct_hf.runs.run import quiet_libraries
 from oct_hf.runs.training import Stopped
 from oct_hf.training.adversarial import GENERATOR_FILE, Generator
 from oct_hf.training.callbacks import EpochLines, StopOnSignal
+from oct_hf.training.checkpoints import last_checkpoint
 from oct_hf.training.diffusion import DiffusionGenerator, DiffusionSettings, DiffusionTrainer, build_unet
 from oct_hf.training.recipe import Recipe
 from oct_hf.training.recipe_file import make_recipe
-from oct_hf.training.trainer import last_checkpoint
+from oct_hf.whole import write_json
 
 FACTS, SHEET, GENERATOR = "generated.json", "sheet.png", "generator"
 _SHOWN = 10  # pictures of a class on the sheet

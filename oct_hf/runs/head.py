@@ -20,7 +20,6 @@ from oct_hf.images import Preprocessing
 from oct_hf.inference.on_torch import best_device
 from oct_hf.model.combined import pass_on
 from oct_hf.model.modeling_oct import OCTForImageClassification
-from oct_hf.runs.folder import write_json
 from oct_hf.runs.labelled import LabelledSet
 from oct_hf.training.batches import normalise
 from oct_hf.training.distillation import entering_classifier
@@ -35,6 +34,7 @@ from oct_hf.training.feature_selection import (
     unseen_patients_score,
 )
 from oct_hf.training.recipe import HeadRecipe, Recipe
+from oct_hf.whole import write_json
 
 CHOICE = "head.json"
 

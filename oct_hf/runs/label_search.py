@@ -18,10 +18,10 @@ from oct_hf.evaluation.label_errors import Suspect, find_suspects, require_clean
 from oct_hf.evaluation.label_page import Shown, label_page
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.images import read_image
-from oct_hf.runs.folder import written_beside
 from oct_hf.runs.labelled import is_public, load_data
 from oct_hf.runs.out_of_fold import out_of_fold
 from oct_hf.training.recipe import Recipe
+from oct_hf.whole import written_beside
 
 PAGE, TABLE = "labels.html", "suspects.csv"
 MOST_SHOWN = 200  # pictures on the page: about 4 MB, and an hour of a reader's time

@@ -29,8 +29,8 @@ from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.runs.autoencoder import check_unseen
 from oct_hf.runs.ensemble import build_ensemble
 from oct_hf.runs.explained import measure_explanations, worst_errors
-from oct_hf.runs.facts import HOME_FACTS, public_recipe, run_facts
-from oct_hf.runs.folder import check_free, open_folder, plain_errors, write_json
+from oct_hf.runs.facts import HOME_FACTS, public_recipe, run_facts, training_id
+from oct_hf.runs.folder import check_free, open_folder, plain_errors
 from oct_hf.runs.head import check_head, fit_head, untrained
 from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data, predict_sides
 from oct_hf.runs.other_pictures import check_semi
@@ -42,7 +42,10 @@ from oct_hf.runs.training import build_model, check_adversary, train
 from oct_hf.training import processes
 from oct_hf.training.arguments import repeat_exactly
 from oct_hf.training.callbacks import epoch_rows
+from oct_hf.training.checkpoints import CHECKPOINTS, best_of, last_checkpoint
 from oct_hf.training.recipe import Recipe
+from oct_hf.training.trainer import RATE_FILE
+from oct_hf.whole import write_json
 
 ALONE = ("pretrain", "teacher", "semi", "co_teaching", "adversarial", "head", "ensemble")  # one process learns by these
 
@@ -74,7 +77,7 @@ def finetune(
     quiet_libraries()
     with plain_errors(folder):
         _check_start(recipe, folder, overwrite)
-        hub = _hub(recipe) if processes.is_main() else None
+        hub, kept = (_hub(recipe), _kept(recipe)) if processes.is_main() else (None, None)
         started = time.monotonic()
         ready = _prepare(recipe, cache_dir, check)
         facts = run_facts(recipe, ready.data, ready.skipped, ready.model)
@@ -82,8 +85,12 @@ def finetune(
             _publish(hub, folder)
             return json.loads((folder / "run.json").read_text())
         facts["seconds"] = {"data": round(time.monotonic() - started, 1)}
-        on_best = partial(_push_best, hub, recipe, ready.preprocessing) if hub else None
-        model = _learn(recipe, folder, ready, facts, on_best)
+        pushing = {"on_best": partial(_push_best, hub, recipe, ready.preprocessing)} if hub else {}
+        if kept:
+            training = training_id(recipe, ready.data)
+            _fetch_checkpoints(kept, folder / CHECKPOINTS, training)
+            pushing["on_checkpoint"] = partial(_push_checkpoint, kept, training)
+        model = _learn(recipe, folder, ready, facts, **pushing)
         if processes.is_main():
             _measure_and_write(recipe, folder, ready.data, model, ready.preprocessing, facts, ready.elsewhere)
             facts["seconds"]["total"] = round(time.monotonic() - started, 1)
@@ -179,9 +186,10 @@ def _prepare(recipe: Recipe, cache_dir: str | None, check: Callable[[LabelledSet
     return _Ready(data, skipped, model, augmentation, members, elsewhere)
 
 
-def _learn(recipe, folder, ready, facts, on_best=None) -> OCTForImageClassification:
+def _learn(recipe, folder, ready, facts, **pushing) -> OCTForImageClassification:
     """The model that has learned what the recipe says, by training, a head's fit or its members' averages."""
     if processes.is_main():
+        (folder / "log").mkdir(exist_ok=True)
         write_json(folder / "log" / "augmentation.json", ready.augmentation.to_dict())
     if recipe.head:
         return fit_head(recipe, folder, ready.data, ready.model, ready.preprocessing, facts)
@@ -189,7 +197,7 @@ def _learn(recipe, folder, ready, facts, on_best=None) -> OCTForImageClassificat
         images = int((ready.data.sides == "train").sum())
         facts |= {"ensemble": ready.members, "training": untrained(images, 0.0)}
         return ready.model
-    trainer = train(recipe, folder, ready.data, ready.model, ready.preprocessing, ready.augmentation, facts, on_best)
+    trainer = train(recipe, folder, ready.data, ready.model, ready.preprocessing, ready.augmentation, facts, **pushing)
     # Unwrapped: the Trainer's autocast would make the published model's own probabilities unreachable.
     return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
 
@@ -222,6 +230,29 @@ def _push_best(hub, recipe, preprocessing, trainer, state) -> None:
 
     row = epoch_rows(state.log_history)[-1]
     hub.push(save, recipe.name, round(row["epoch"]), round(state.num_train_epochs), row)
+
+
+def _kept(recipe: Recipe):
+    """Where `hub.checkpoints` keeps them, made before anything slow; None without it."""
+    if not recipe.hub.checkpoints:
+        return None
+    from oct_hf.hub.checkpoints import CheckpointRepository
+
+    return CheckpointRepository(recipe.hub.checkpoints)
+
+
+def _fetch_checkpoints(kept, folder: Path, training: str) -> None:
+    """Takes up what another machine has kept, where this one has nothing."""
+    kept.claim(training)
+    folder.mkdir(exist_ok=True)
+    if last_checkpoint(folder) is None and kept.fetch(folder):
+        print(f"going on from the checkpoints in {kept.repo}", file=sys.stderr)
+
+
+def _push_checkpoint(kept, training: str, checkpoint: Path) -> None:
+    """A checkpoint, the best one that it names, and the learning rate that a range test found."""
+    paths = [checkpoint, best_of(checkpoint), checkpoint.with_name(RATE_FILE)]
+    kept.push([path for path in dict.fromkeys(paths) if path.exists()], training)
 
 
 def _publish(hub, folder: Path) -> None:

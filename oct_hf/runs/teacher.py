@@ -19,14 +19,15 @@ from oct_hf.images import Preprocessing
 from oct_hf.model.folder import model_folder
 from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.runs.facts import base_facts
-from oct_hf.runs.folder import write_json
 from oct_hf.runs.labelled import LabelledSet, training_rows
 from oct_hf.runs.other_pictures import held_out_seen, without_labels
 from oct_hf.training.callbacks import steps_an_epoch
+from oct_hf.training.checkpoints import last_checkpoint
 from oct_hf.training.distillation import Teacher, draw_phantoms, width
 from oct_hf.training.recipe import ModelRecipe, Recipe, TeacherRecipe
-from oct_hf.training.trainer import OCTTrainer, last_checkpoint
+from oct_hf.training.trainer import OCTTrainer
 from oct_hf.training.unlabelled import others_a_batch
+from oct_hf.whole import write_json
 
 FACTS = "teacher.json"
 
@@ -96,6 +97,7 @@ def prepare_teacher(
     }
     if wanted.epochs and not (folder / FACTS).exists():
         write_json(folder / FACTS, about)
+        shutil.rmtree(folder / "checkpoints")
     return Teacher(model, preprocessing, student, with_maps=wanted.maps > 0), about
 
 
@@ -121,7 +123,6 @@ def _fine_tuned(recipe, data, folder, student, build, score, callbacks):
     if any(getattr(callback, "stopped", None) for callback in callbacks):
         return None
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).save_pretrained(folder / "model")
-    shutil.rmtree(checkpoints)
     state = trainer.state
     steps = steps_an_epoch(state)
     facts = {

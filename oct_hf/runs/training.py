@@ -25,21 +25,23 @@ from oct_hf.labels import describe
 from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.model.pip_bases import backbones_of, joined_weights, pip_base
 from oct_hf.runs.autoencoder import behind_autoencoder
-from oct_hf.runs.folder import read_run, write_json
+from oct_hf.runs.folder import read_run
 from oct_hf.runs.labelled import LabelledSet, training_rows
 from oct_hf.runs.other_pictures import generated_pictures, pictures_to_denoise, semi_pictures, without_labels
 from oct_hf.runs.teacher import other_pictures, prepare_teacher
 from oct_hf.runs.tracking import TOLD, Tracking
 from oct_hf.training import processes
 from oct_hf.training.adversarial import GENERATOR_FILE, AdversarialTrainer
-from oct_hf.training.callbacks import SNAPSHOTS, EpochLines, OnBest, Snapshots, StopOnSignal, epoch_rows, steps_an_epoch
+from oct_hf.training.callbacks import SNAPSHOTS, EpochLines, OnSave, Snapshots, StopOnSignal, epoch_rows, steps_an_epoch
+from oct_hf.training.checkpoints import CHECKPOINTS, checkpoint_of, last_checkpoint, step_of
 from oct_hf.training.co_teaching import CoTeachingTrainer
 from oct_hf.training.distillation import DistillingTrainer, width
 from oct_hf.training.fixmatch import FixMatchTrainer
 from oct_hf.training.pretrain import pretrain
 from oct_hf.training.recipe import Recipe
-from oct_hf.training.trainer import OCTTrainer, last_checkpoint
+from oct_hf.training.trainer import OCTTrainer
 from oct_hf.training.unlabelled import Together, others_a_batch
+from oct_hf.whole import write_json
 
 HISTORY = ("epoch", *TOLD)
 
@@ -126,6 +128,7 @@ def train(
     augmentation: Augmentation,
     facts: dict,
     on_best: Callable[[OCTTrainer, TrainerState], None] | None = None,
+    on_checkpoint: Callable[[Path], None] | None = None,
 ) -> OCTTrainer:
     """Fine-tunes a model as a recipe says, after its pretraining and beside its teacher, where it has them.
 
@@ -138,6 +141,7 @@ def train(
         facts: of the run; `training` and `seconds` are filled in, `pretraining`, `teacher`, `semi`, `adversarial` and
             `generated` where there are such.
         on_best: called after each checkpoint that is the best so far.
+        on_checkpoint: called with each checkpoint.
 
     Returns:
         the trainer, whose model holds the best weights.
@@ -161,12 +165,15 @@ def train(
     facts["seconds"]["decoding"] = round(time.monotonic() - began, 1)
     stop, score = StopOnSignal(), sign_scores if recipe.data.signs else validation_score(data.names)
     known = processes.from_main(lambda: read_run(folder))
-    checkpoints = folder / "checkpoints"
+    checkpoints = folder / CHECKPOINTS
+    checkpoint = processes.from_main(lambda: last_checkpoint(checkpoints))
+    # Where the last checkpoint turns out to be damaged, the training goes on from the one before.
+    trained = known["status"] == "trained" and checkpoint and step_of(checkpoint) == known["training"]["steps"]
     callbacks = [EpochLines(folder / "log" / "epochs.csv"), stop]
     if recipe.train.snapshots:
         callbacks.append(Snapshots(folder / SNAPSHOTS, recipe.train.snapshots, preprocessing.to_dict()))
     kind, more = OCTTrainer, {}
-    if recipe.teacher and known["status"] == "trained":
+    if recipe.teacher and trained:
         facts["teacher"] = known["teacher"]
         facts["seconds"] |= {part: known["seconds"][part] for part in ("teacher", "phantoms")}
     elif recipe.teacher:
@@ -179,7 +186,7 @@ def train(
         kind, more = FixMatchTrainer, _unlabelled(recipe, data, preprocessing, facts)
     elif recipe.co_teaching:
         kind, more = CoTeachingTrainer, {"peer": _peer(recipe, data.names), "settings": recipe.co_teaching}
-    elif recipe.adversarial and known["status"] == "trained":
+    elif recipe.adversarial and trained:
         facts["adversarial"] = known["adversarial"]
     elif recipe.adversarial:
         kind, more = AdversarialTrainer, _adversarial(recipe, data, preprocessing, augmentation, facts)
@@ -187,9 +194,10 @@ def train(
     if recipe.report_to:
         trainer.add_callback(Tracking(folder, recipe, facts, data.outputs, validation, lambda: trainer.answers))
     if on_best:
-        trainer.add_callback(OnBest(lambda state: on_best(trainer, state)))
-    checkpoint = processes.from_main(lambda: last_checkpoint(checkpoints))
-    if known["status"] == "trained" and checkpoint:
+        trainer.add_callback(OnSave(lambda state: on_best(trainer, state), best_alone=True))
+    if on_checkpoint:
+        trainer.add_callback(OnSave(lambda state: on_checkpoint(checkpoint_of(checkpoints, state.global_step))))
+    if trained:
         trainer.restore_best(checkpoint)
         facts["training"] = known["training"]
         return trainer

@@ -21,13 +21,14 @@ from oct_hf.data.pixels import Pixels
 from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import TrainingError
 from oct_hf.images import Preprocessing
-from oct_hf.runs.folder import write_json
 from oct_hf.runs.training import Stopped, build_model, validation_score
 from oct_hf.training.arguments import repeat_exactly
 from oct_hf.training.callbacks import StopOnSignal, epoch_rows, selection
+from oct_hf.training.checkpoints import last_checkpoint
 from oct_hf.training.recipe import Recipe
 from oct_hf.training.recipe_file import change_recipe
-from oct_hf.training.trainer import OCTTrainer, last_checkpoint
+from oct_hf.training.trainer import OCTTrainer
+from oct_hf.whole import write_json
 
 _FIRST = 4  # trials that no pruning stops: a median needs something to be the middle of
 

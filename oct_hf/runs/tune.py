@@ -22,7 +22,7 @@ from oct_hf.data.leakage import units
 from oct_hf.data.splits import fingerprint, split_folds
 from oct_hf.errors import OCTError, RunError, did_you_mean
 from oct_hf.parallel import ray_cluster
-from oct_hf.runs.folder import differing, plain_errors, write_json, written_beside
+from oct_hf.runs.folder import differing, plain_errors
 from oct_hf.runs.folds import own_folds
 from oct_hf.runs.labelled import LabelledSet, assign_sides, load_data, one_label_only
 from oct_hf.runs.run import quiet_libraries
@@ -33,6 +33,7 @@ from oct_hf.training.callbacks import selection
 from oct_hf.training.recipe import Recipe
 from oct_hf.training.recipe_file import change_recipe
 from oct_hf.training.search import USUAL, check_space, suggest
+from oct_hf.whole import write_json, written_beside
 
 STUDY, BEST, TABLE = "study.json", "best.yaml", "trials.csv"
 ENGINES = ("process", "ray")

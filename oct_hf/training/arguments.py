@@ -54,7 +54,6 @@ def training_arguments(recipe: TrainRecipe, output_dir: str | Path) -> TrainingA
         eval_strategy="epoch",
         save_strategy="epoch",
         logging_strategy="epoch",
-        save_total_limit=2,
         load_best_model_at_end=True,
         metric_for_best_model=SELECTION,
         greater_is_better=True,

@@ -62,14 +62,14 @@ class EpochLines(TrainerCallback):
             self.bar.close()
 
 
-class OnBest(TrainerCallback):
-    """Hands the Trainer's state to a function after each checkpoint that is the best so far."""
+class OnSave(TrainerCallback):
+    """Hands the Trainer's state to a function after each checkpoint, or each that is the best so far."""
 
-    def __init__(self, act: Callable[[TrainerState], None]):
-        self.act = act
+    def __init__(self, act: Callable[[TrainerState], None], best_alone: bool = False):
+        self.act, self.best_alone = act, best_alone
 
     def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero and state.best_global_step == state.global_step:
+        if state.is_world_process_zero and (not self.best_alone or state.best_global_step == state.global_step):
             self.act(state)
 
 

@@ -10,7 +10,10 @@ _WAYS = ("teacher", "semi", "co_teaching", "adversarial", "head", "ensemble")
 def contradictions(recipe: Recipe) -> list[str]:
     """All faults of a recipe; none where it can be run."""
     faults = training_contradictions(recipe.train) + _pretraining(recipe.pretrain) + _ways_to_learn(recipe)
-    return faults + _generator(recipe) + _signs(recipe) + _cleaning(recipe) + _untrained(recipe)
+    faults += _generator(recipe) + _signs(recipe) + _cleaning(recipe) + _untrained(recipe)
+    if recipe.hub.checkpoints and recipe.train.snapshots:
+        faults.append("hub.checkpoints: snapshots aren't among them; leave out train.snapshots")
+    return faults
 
 
 def training_contradictions(train: TrainRecipe) -> list[str]:
@@ -143,6 +146,8 @@ def _untrained(recipe: Recipe) -> list[str]:
             faults.append(f"{name}: nothing is trained by gradients, so leave out {', '.join(given)}")
         if recipe.data.stream:
             faults.append(f"{name}: takes no streamed data; data.stream=false")
+        if recipe.hub.checkpoints:
+            faults.append(f"hub.checkpoints: {name} makes none; leave it out")
         if recipe.report_to:
             faults.append(f"report_to: {name} has no epochs to tell of; leave it out")
     members = recipe.ensemble.members if recipe.ensemble else ()

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
 from oct_hf.data.pixels import Pixels
 from oct_hf.errors import ModelError, OCTError, TrainingError
@@ -26,6 +26,7 @@ from oct_hf.parallel import kept_memory
 from oct_hf.training.arguments import bf16_is_faster
 from oct_hf.training.averages import MovingAverage
 from oct_hf.training.batches import EpochSampler, collate
+from oct_hf.training.checkpoints import WholeCheckpoints
 from oct_hf.training.recipe import Count, NotNegative, Positive, Share
 from oct_hf.training.trainer import EMA_FILE
 
@@ -103,7 +104,7 @@ class _Denoiser(nn.Module):
         return self.unet(noisy, times, class_labels=labels).sample
 
 
-class DiffusionTrainer(Trainer):
+class DiffusionTrainer(WholeCheckpoints):
     """Trains a UNet to tell the noise in noisy B-scans, of `Pixels` of its size.
 
     Args:
@@ -196,7 +197,6 @@ def _arguments(settings: DiffusionSettings, output_dir: str | Path) -> TrainingA
         seed=settings.seed,
         save_strategy="steps",
         save_steps=0.1,  # of all steps
-        save_total_limit=1,
         logging_strategy="epoch",
         dataloader_num_workers=0,
         remove_unused_columns=False,

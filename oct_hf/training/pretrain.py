@@ -29,10 +29,11 @@ from oct_hf.images import Preprocessing
 from oct_hf.model.denoised import PyramidHead
 from oct_hf.model.modeling_oct import OCTForImageClassification, calm_head
 from oct_hf.parallel import in_order
+from oct_hf.training.checkpoints import last_checkpoint
 from oct_hf.training.denoising import HEAD, DenoisingTrainer, NoisyPictures, write_seen
 from oct_hf.training.feature_maps import FeatureMaps
 from oct_hf.training.recipe import PretrainRecipe, TrainRecipe
-from oct_hf.training.trainer import OCTTrainer, collate, last_checkpoint
+from oct_hf.training.trainer import OCTTrainer, collate
 
 WEIGHTS, DECODER, FACTS, SEEN = "weights.safetensors", "decoder.safetensors", "facts.json", "pictures.txt"
 _POPULATION = 1_000_000  # added to the seed, so that nobody meets the phantoms of a data set that is itself drawn

@@ -282,11 +282,15 @@ class CardRecipe:
 
 @checked(frozen=True, config=_STRICT)
 class HubRecipe:
-    """Where `push_to_hub` publishes to. Not part of the published recipe: a rerun must not push to its author."""
+    """Where `push_to_hub` publishes to, and checkpoints go.
+
+    Not part of the published recipe: a rerun must not push to its author.
+    """
 
     repo: str | None = None  # you/name; the token's account and the recipe's name where not given
     private: bool = False  # makes a new repository private
     gated: Literal["auto", "manual"] | None = None  # who downloads must ask; you grant it, or the Hub does
+    checkpoints: str | None = None  # you/other-name, private: every checkpoint, for a machine that may disappear
 
 
 @checked(frozen=True, config=_STRICT)

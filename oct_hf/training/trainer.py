@@ -7,7 +7,6 @@ finds the recipe's own loss in `training_loss`.
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count, islice
@@ -17,14 +16,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Sampler
-from transformers import (
-    EarlyStoppingCallback,
-    PrinterCallback,
-    ProgressCallback,
-    Trainer,
-    TrainerState,
-)
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerState
 
 from oct_hf.data.pixels import Pixels
 from oct_hf.errors import RecipeError
@@ -35,6 +27,7 @@ from oct_hf.training.arguments import SELECTION, training_arguments
 from oct_hf.training.averages import make_average, measure_statistics
 from oct_hf.training.batches import EpochSampler, collate, make_mixing, normalise, shrink, training_size
 from oct_hf.training.callbacks import selection, steps_an_epoch
+from oct_hf.training.checkpoints import WholeCheckpoints, checkpoint_of, last_checkpoint
 from oct_hf.training.contradictions import training_contradictions
 from oct_hf.training.faults import is_out_of_memory, no_number, out_of_memory
 from oct_hf.training.losses import make_loss, plain_loss
@@ -42,6 +35,7 @@ from oct_hf.training.optimisers import make_optimizer, make_schedule, parameter_
 from oct_hf.training.range_test import range_test
 from oct_hf.training.recipe import TrainRecipe
 from oct_hf.training.thawing import Thawing
+from oct_hf.whole import write_json
 
 EMA_FILE = "ema.safetensors"  # the averaged weights
 LOSS_FILE = "loss.safetensors"  # what the loss remembers of each image
@@ -49,7 +43,7 @@ RATE_FILE = "learning_rate.json"  # what the range test found
 STATISTICS = 50  # batches for batch norm's statistics, as many as schedulefree's authors take
 
 
-class OCTTrainer(Trainer):
+class OCTTrainer(WholeCheckpoints):
     """Fine-tunes a timm-backed classifier on `Pixels`.
 
     Args:
@@ -154,7 +148,7 @@ class OCTTrainer(Trainer):
         else:
             self.range_test = range_test(self)
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(self.range_test))
+            write_json(file, self.range_test)
         self.args.learning_rate = self.range_test["learning_rate"]
 
     def restore_best(self, checkpoint: str | Path) -> None:
@@ -352,8 +346,7 @@ class OCTTrainer(Trainer):
             save_weights(companion, Path(output_dir) / file)
 
     def _load_best_model(self) -> None:
-        # By step and not by the stored path, which is wrong once the run's folder has been moved.
-        best = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+        best = checkpoint_of(self.args.output_dir, self.state.best_global_step)
         self.state.best_model_checkpoint = str(best)
         if self.ema is None:
             super()._load_best_model()
@@ -374,15 +367,3 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def sigmoid(logits: np.ndarray) -> np.ndarray:
     """float64 probabilities `(n, classes)`, each label's on its own, of logits of that shape."""
     return torch.from_numpy(np.asarray(logits)).double().sigmoid().numpy()
-
-
-def last_checkpoint(folder: str | Path) -> Path | None:
-    """The newest whole checkpoint; a half-written one is removed. The Trainer's state is the last file written."""
-    found = [p for p in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.name.split("-")[-1].isdigit()]
-    for checkpoint in sorted(found, key=lambda p: int(p.name.split("-")[-1]), reverse=True):
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text())
-            return checkpoint
-        except (OSError, ValueError):
-            shutil.rmtree(checkpoint, ignore_errors=True)
-    return None

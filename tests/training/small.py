@@ -10,8 +10,9 @@ from oct_hf.data.pixels import Pixels
 from oct_hf.data.transforms import Augmentation
 from oct_hf.evaluation.oct_metrics import measure
 from oct_hf.training.callbacks import StopOnSignal
+from oct_hf.training.checkpoints import last_checkpoint
 from oct_hf.training.recipe import TrainRecipe
-from oct_hf.training.trainer import OCTTrainer, last_checkpoint
+from oct_hf.training.trainer import OCTTrainer
 
 NAMES = ["A", "B"]
 

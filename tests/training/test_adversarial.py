@@ -21,10 +21,10 @@ from oct_hf.training.adversarial import (
     real_or_generated_loss,
     recording_statistics,
 )
+from oct_hf.training.checkpoints import last_checkpoint
 from oct_hf.training.distillation import NO_LABEL
 from oct_hf.training.recipe import AdversarialRecipe
 from oct_hf.training.recipe_file import load_recipe
-from oct_hf.training.trainer import last_checkpoint
 
 SMALL = Preprocessing(64, 64)
 

@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from oct_hf.data.pixels import Pixels
 from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import ModelError, TrainingError
+from oct_hf.training.checkpoints import last_checkpoint
 from oct_hf.training.diffusion import (
     DiffusionGenerator,
     DiffusionSettings,
@@ -14,7 +15,7 @@ from oct_hf.training.diffusion import (
     build_unet,
     make_scheduler,
 )
-from oct_hf.training.trainer import EMA_FILE, last_checkpoint
+from oct_hf.training.trainer import EMA_FILE
 from tests.training.small import StopAtStep
 
 QUICK = {"image_size": 32, "epochs": 2, "batch_size": 8, "width": 8, "ema": 0.9, "steps": 3}

@@ -14,6 +14,7 @@ from oct_hf.data.pixels import Pixels
 from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import ModelError, RecipeError
 from oct_hf.evaluation.oct_metrics import measure
+from oct_hf.training.checkpoints import last_checkpoint
 from oct_hf.training.distillation import (
     DistillingTrainer,
     Hints,
@@ -25,7 +26,6 @@ from oct_hf.training.distillation import (
     maps_loss,
 )
 from oct_hf.training.recipe import TeacherRecipe, TrainRecipe
-from oct_hf.training.trainer import last_checkpoint
 from oct_hf.training.unlabelled import NO_LABEL
 
 NAMES = ["DME", "NORMAL"]

@@ -15,9 +15,9 @@ from transformers import TrainerCallback
 from oct_hf import OCTForImageClassification, Preprocessing
 from oct_hf.errors import RecipeError, TrainingError
 from oct_hf.training.batches import make_mixing, training_size
+from oct_hf.training.checkpoints import last_checkpoint
 from oct_hf.training.recipe import LOSSES, TrainRecipe
 from oct_hf.training.recipe_file import make_recipe
-from oct_hf.training.trainer import last_checkpoint
 
 OPTIONS = {  # each optimiser and schedule once, and what else may remember something, spread over them
     "adam": {"optimizer": "adam", "schedule": "linear", "loss": "gce", "label_smoothing": 0.1},

@@ -12,8 +12,9 @@ from oct_hf import OCTForImageClassification, Preprocessing
 from oct_hf.errors import RecipeError
 from oct_hf.evaluation.oct_metrics import measure
 from oct_hf.training.arguments import images_a_pass
+from oct_hf.training.checkpoints import last_checkpoint
 from oct_hf.training.recipe import TrainRecipe
-from oct_hf.training.trainer import OCTTrainer, last_checkpoint
+from oct_hf.training.trainer import OCTTrainer
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

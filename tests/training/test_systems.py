@@ -18,13 +18,13 @@ from oct_hf.data.transforms import Augmentation
 from oct_hf.evaluation.oct_metrics import measure
 from oct_hf.evaluation.signs import sign_scores
 from oct_hf.model.pip_bases import backbones_of, pip_base
-from oct_hf.runs.folder import write_json
 from oct_hf.runs.head import features_of, make_machine, put_on
 from oct_hf.runs.training import build_model
 from oct_hf.training.adversarial import AdversarialTrainer
 from oct_hf.training.recipe import Recipe
 from oct_hf.training.recipe_file import load_recipe
 from oct_hf.training.trainer import OCTTrainer
+from oct_hf.whole import write_json
 
 NAMES = list(LABELS)[:4]
 SLOW = pytest.mark.slow

@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -14,8 +12,9 @@ from oct_hf.data.stream import StreamedPixels
 from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import RecipeError
 from oct_hf.training.callbacks import StopOnSignal
+from oct_hf.training.checkpoints import last_checkpoint
 from oct_hf.training.losses import class_weights
-from oct_hf.training.trainer import EpochSampler, OCTTrainer, last_checkpoint, normalise
+from oct_hf.training.trainer import EpochSampler, OCTTrainer, normalise
 
 NAMES_OF_PHANTOMS = ("DME", "NORMAL")
 
@@ -119,17 +118,6 @@ def test_a_resumed_training_from_shards_ends_with_the_same_weights(tmp_path, wor
     again.train(resume_from_checkpoint=last_checkpoint(tmp_path / "cut"))
     for (name, one), other in zip(whole.model.state_dict().items(), again.model.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
-
-
-def test_a_half_written_checkpoint_is_passed_over(tmp_path):
-    for step, state in ((3, {"global_step": 3}), (6, None)):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        (folder / "model.safetensors").write_bytes(b"half")
-        if state:
-            (folder / "trainer_state.json").write_text(json.dumps(state))
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-3"
-    assert last_checkpoint(tmp_path / "none") is None
 
 
 def test_training_stops_early_and_keeps_the_best_epoch(tmp_path):
