@@ -269,7 +269,7 @@ def _speeds(recipe, models: dict[str, Path]) -> dict[str, float]:
 
 def _write(out: Path, result: dict) -> None:
     from oct_hf.evaluation.report import can_draw, forest_figure
-    from oct_hf.runs.folder import write_json
+    from oct_hf.whole import write_json
 
     write_json(out / "leaderboard.json", result)
     with open(out / "leaderboard.csv", "w", newline="", encoding="utf-8") as file:
