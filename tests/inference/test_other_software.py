@@ -81,3 +81,28 @@ def test_steps_that_cannot_be_followed_are_refused(timms, tmp_path, change):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="can't be followed here"):
         Predictor(tmp_path)
+
+
+def test_the_app_answers_with_them_and_says_what_they_lack(vit, timms, browser, real_files):
+    pytest.importorskip("gradio")
+    from oct_hf import serving
+    from oct_hf.inference.app import LAST_SECONDS
+    from oct_hf.inference.app.server import running_app
+
+    for folder in (vit, timms[0]):
+        taken = serving.take_port(0)
+        page = browser.new_page()
+        page.set_default_timeout(60_000)
+        with running_app(str(folder)) as app, serving.running(app, taken, LAST_SECONDS):
+            page.goto(f"http://127.0.0.1:{taken.getsockname()[1]}/")
+            page.wait_for_selector("#files input[type=file]", state="attached")
+            page.set_input_files("#files input[type=file]", str(real_files[0]))
+            page.wait_for_selector("#detail table.bars")
+            shown = page.inner_text("#detail")
+            (answer,) = Predictor(folder).predict([real_files[0]])
+            assert "Probabilities, not calibrated" in shown and f"{answer.probabilities['DME']:.3f}" in shown
+            page.check("#heat input[type=checkbox]")
+            page.wait_for_selector("#picture img.heat")
+            page.click("[role=tab]:has-text('Model card')")
+            assert "This model has no card" in page.inner_text("body")
+            page.close()
