@@ -5,6 +5,7 @@ of transformers' image processor on its pillow backend, to the last bit, without
 """
 
 import io
+import re
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,13 @@ EXTENSIONS = (".jpeg", ".jpg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 MIN_SIDE = 16  # pixels; below this nothing of a retina is left
 ORIENTATION = 0x0112  # EXIF's tag; from 5 on the picture lies on its side
 _FULL_SCALES = (255.0, 4095.0, 65535.0)
+# Where which bytes tell it, and what it then is.
+_OTHER_KINDS = (
+    (128, b"DICM", "DICOM: its name must end in .dcm"),
+    (0, b"%PDF", "a PDF"),
+    (0, b"PK\x03\x04", "a zip"),
+    (0, b"\x1f\x8b", "gzip"),
+)
 MAX_PIXELS = 100_000_000  # a B-scan has under 3 million; more is a mistake or a decompression bomb
 
 
@@ -56,13 +64,27 @@ def read_image(source: bytes | str | Path, name: str | None = None, max_pixels: 
             _check_shape(image, name, max_pixels)
             return _gray_where_gray(_eight_bits(ImageOps.exif_transpose(image)))
     except Image.UnidentifiedImageError:
-        raise BadImageError(name, f"is not an image (it begins with {source[:12]!r})") from None
+        raise BadImageError(name, f"is not an image ({_other_kind(source)})") from None
     except Image.DecompressionBombError:
         raise BadImageError(name, f"has more than {max_pixels // 10**6} megapixels") from None
     except BadImageError:
         raise
     except Exception as error:  # pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        raise BadImageError(name, f"can't be decoded ({error})") from None
+        raise BadImageError(name, f"can't be decoded ({_without_quotes(error)})") from None
+
+
+def _other_kind(source: bytes) -> str:
+    """What a file is that is no image. Its bytes aren't shown: they may be somebody's name."""
+    for at, magic, kind in _OTHER_KINDS:
+        if source.startswith(magic, at):
+            return f"it is {kind}"
+    head = source[:64]
+    return "it is text" if head.isascii() and b"\0" not in head else "it begins as none does that is read"
+
+
+def _without_quotes(error: Exception) -> str:
+    """A decoder's words without what they quote of the file, for the same reason."""
+    return re.sub(r"b?(['\"]).*?\1", "…", " ".join(str(error).split()))
 
 
 def picture_size(source: bytes) -> tuple[int, int]:

@@ -115,3 +115,22 @@ def test_pixels_are_the_image_processors_to_the_last_bit(real_files, interpolati
 def test_preprocessing_survives_its_own_file():
     preprocessing = Preprocessing(96, 128, "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert Preprocessing.from_dict(preprocessing.to_dict()) == preprocessing
+
+
+@pytest.mark.parametrize("kind", ["text", "binary", "DICOM", "pdf", "broken PNG", "broken TIFF"])
+def test_what_a_broken_file_says_is_not_repeated(bscan, kind):
+    name = b"Mustermann^Erika 19550317"
+    png = encoded(Image.fromarray(bscan))
+    found = {
+        "text": name,
+        "binary": b"\0\xff" + name,
+        "DICOM": name.ljust(128) + b"DICM" + name,
+        "pdf": b"%PDF-1.7 " + name,
+        "broken PNG": png[:33] + b"\0\0\0\4Must" + name + png[33:],
+        "broken TIFF": b"II*\0\x08\0\0\0\xff\xff" + name * 9,
+    }
+    with pytest.raises(BadImageError) as refused:
+        read_image(found[kind])
+    said = str(refused.value)
+    assert not any(part in said for part in ("Must", "Erika", "1955", name.hex()[:8])), said
+    assert kind not in ("text", "DICOM", "pdf") or kind.lower() in said.lower()
