@@ -5,6 +5,7 @@ of transformers' image processor on its pillow backend, to the last bit, without
 """
 
 import io
+import math
 import re
 import warnings
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ EXTENSIONS = (".jpeg", ".jpg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 MIN_SIDE = 16  # pixels; below this nothing of a retina is left
 ORIENTATION = 0x0112  # EXIF's tag; from 5 on the picture lies on its side
 _FULL_SCALES = (255.0, 4095.0, 65535.0)
+MOST_INPUT = 2048 * 2048  # pixels of a model's input; B-scans have fewer, and a batch of these is 800 MB
 # Where which bytes tell it, and what it then is.
 _OTHER_KINDS = (
     (128, b"DICM", "DICOM: its name must end in .dcm"),
@@ -155,6 +157,17 @@ class Preprocessing:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     before_crop: int | tuple[int, int] | None = None
 
+    def __post_init__(self):
+        """Raises ModelError of numbers that no model's input has: they may come from a stranger's file."""
+        sides = (self.height, self.width)
+        if not all(isinstance(side, int) and side > 0 for side in sides) or self.height * self.width > MOST_INPUT:
+            raise ModelError(f"an input of {self.height!r:.20}x{self.width!r:.20} pixels can't be")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3 or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+                raise ModelError(f"its preprocessing can't be followed here: {name} is {values!r:.80}")
+        if min(self.std) <= 0:
+            raise ModelError(f"its preprocessing can't be followed here: std is {self.std!r:.80}")
+
     @classmethod
     def from_pretrained_cfg(cls, cfg: dict) -> "Preprocessing":
         """Reads timm's `pretrained_cfg` (`input_size`, `interpolation`, `mean`, `std`)."""
@@ -173,6 +186,8 @@ class Preprocessing:
         """
         try:
             plain, share = cls.from_pretrained_cfg(cfg), cfg.get("crop_pct") or 0.875  # timm's own defaults
+            if not 0.1 <= share <= 10:
+                raise ModelError(f"its preprocessing can't be followed here: crop_pct is {share!r:.20}")
             mode, scaled = cfg.get("crop_mode") or "center", (int(plain.height / share), int(plain.width / share))
             followed = mode == "squash" or (mode == "center" and plain.height == plain.width)
             if not followed or cfg.get("interpolation", "bicubic") not in _RESAMPLE:

@@ -11,9 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from oct_hf.errors import OCTError
 
+HEAD_SECONDS = 30  # for a request's header to arrive
+HEAD_BYTES = 64 * 1024  # of it
+CONNECTIONS = 512  # at a time; a process may have 1,024 files open, as systems set it
 SHUTDOWN_SECONDS = 60  # what was accepted is answered within it; a connection that still hangs is then cut
 
 
@@ -79,4 +83,53 @@ def run_until_stopped(
 
 
 def _config(app, patience: int) -> uvicorn.Config:
-    return uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=patience)
+    return uvicorn.Config(app, http=_Patient, log_level="warning", timeout_graceful_shutdown=patience)
+
+
+class _Patient(AutoHTTPProtocol):
+    """One connection. uvicorn itself waits for a request's header without end, and keeps it however long it grows."""
+
+    _deadline, _in_head, _head_bytes = None, False, 0
+
+    def connection_made(self, transport) -> None:
+        super().connection_made(transport)
+        if len(self.connections) > CONNECTIONS:
+            transport.abort()
+        else:
+            self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        if not self._answering():
+            self._await_head()  # or the rest of a body that was refused, which has the same time
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES:
+                self.transport.abort()
+        if self._answering():
+            self._stop_waiting()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    # Told by httptools; h11, the other parser, has such a limit of its own.
+    def on_message_begin(self) -> None:
+        self._in_head, self._head_bytes = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _await_head(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+    def _stop_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

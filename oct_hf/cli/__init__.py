@@ -30,7 +30,7 @@ from oct_hf.cli.generate import generate
 from oct_hf.cli.options import AsJson
 from oct_hf.cli.page import page
 from oct_hf.cli.predict import predict
-from oct_hf.cli.printing import print_json, print_table, say
+from oct_hf.cli.printing import print_json, print_table, say, tell
 from oct_hf.cli.publish import publish, publish_data, verify
 from oct_hf.cli.serve import hub, serve
 from oct_hf.cli.train import finetune
@@ -123,7 +123,7 @@ def _in_words(fact: Any) -> str:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"oct-hf {__version__}")
+        tell(f"oct-hf {__version__}")
         raise typer.Exit
 
 

@@ -17,7 +17,7 @@ from oct_hf.cli.options import (
     exit_when_stopped,
     overrides_of,
 )
-from oct_hf.cli.printing import print_json, print_table, say
+from oct_hf.cli.printing import print_json, print_table, say, tell
 from oct_hf.errors import OCTError, did_you_mean
 
 app = typer.Typer(help="Public sets by name; what a data set holds, and whether it leaks.", no_args_is_help=True)
@@ -71,7 +71,7 @@ def list_sets(as_json: AsJson = False) -> None:
         for fact in facts
     ]
     print_table("public OCT sets", ("name", "classes", "told apart by", "licence", "download"), rows)
-    print("oct-hf data list --json has pages, citations and layouts; oct-hf data prepare NAME gets one or says how")
+    tell("oct-hf data list --json has pages, citations and layouts; oct-hf data prepare NAME gets one or says how")
 
 
 @app.command()
@@ -116,7 +116,7 @@ def prepare(
         print_json(facts | {"skipped": skipped})
         return
     print_table(recipe.data.title or name, ("class", "B-scans"), [(k, f"{v:,}") for k, v in counts.items()])
-    print(f"{facts['images']:,} B-scans of {facts['patients']:,} patients, ready in {time.monotonic() - began:.1f} s")
+    tell(f"{facts['images']:,} B-scans of {facts['patients']:,} patients, ready in {time.monotonic() - began:.1f} s")
     _say_skipped(skipped)
 
 
@@ -130,8 +130,8 @@ def _prepare_shards(data, out: str, workers: int | None, engine: str, as_json: b
         print_json(facts)
         return
     print_table(data.title or data.name, ("class", "B-scans"), [(k, f"{v:,}") for k, v in facts["classes"].items()])
-    print(f"{facts['images']:,} B-scans in {len(facts['shards'])} shards: {out}")
-    print(f"train on them: oct-hf finetune parquet data.path={out}")
+    tell(f"{facts['images']:,} B-scans in {len(facts['shards'])} shards: {out}")
+    tell(f"train on them: oct-hf finetune parquet data.path={out}")
     _say_skipped(facts["skipped"])
 
 
@@ -169,7 +169,7 @@ def check(
     for note in checked.notes:
         say(f"note: {note}")
     _say_skipped(checked.skipped)
-    print("clean" if checked.clean else "not clean")
+    tell("clean" if checked.clean else "not clean")
     raise typer.Exit(0 if checked.clean else 1)
 
 
@@ -202,7 +202,7 @@ def show(
     if as_json:
         print_json({"page": str(out), **checked.to_dict()})
         return
-    print(out)
+    tell(out)
 
 
 @app.command()
@@ -233,9 +233,9 @@ def labels(
         facts = {"images": len(found.predictions.labels), "page": str(found.page), "table": str(out / TABLE)}
         print_json(facts | {"suspects": suspects})
         return
-    print(f"{len(found.suspects):,} of {len(found.predictions.labels):,} B-scans have a label that networks contradict")
-    print(f"{found.page}  the page: decide, save corrections.csv, and train with data.corrections=corrections.csv")
-    print(f"{out / TABLE}  all of them as a table")
+    tell(f"{len(found.suspects):,} of {len(found.predictions.labels):,} B-scans have a label that networks contradict")
+    tell(f"{found.page}  the page: decide, save corrections.csv, and train with data.corrections=corrections.csv")
+    tell(f"{out / TABLE}  all of them as a table")
 
 
 def _recipe(name: str, overrides: list[str] | None, data: Path | None, skip_bad: bool):
@@ -253,7 +253,7 @@ def _recipe(name: str, overrides: list[str] | None, data: Path | None, skip_bad:
 
 def _print_split(checked, split, unit: str) -> None:
     if split.error:
-        print(f"{split.name}: can't be made. {split.error}")
+        tell(f"{split.name}: can't be made. {split.error}")
         return
     names = checked.dataset.features["label"].names
     rows = [
@@ -273,9 +273,9 @@ def _print_split(checked, split, unit: str) -> None:
     ]
     print_table("leakage certificate", ("", ""), [(what, f"{number:,}") for what, number in found])
     for what, which, where in split.offenders[:SHOWN]:
-        print(f"{what} {which}: on {where}")
+        tell(f"{what} {which}: on {where}")
     if len(split.offenders) > SHOWN:
-        print(f"… and {len(split.offenders) - SHOWN} more; --json has them all")
+        tell(f"… and {len(split.offenders) - SHOWN} more; --json has them all")
 
 
 def _say_skipped(skipped: list[dict]) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from oct_hf.cli.options import AsJson, Data, check_place, overrides_of, prepare_for_other_hubs
-from oct_hf.cli.printing import print_json, print_result, print_table, score
+from oct_hf.cli.printing import print_json, print_result, print_table, score, tell
 from oct_hf.errors import OCTError
 
 
@@ -42,4 +42,4 @@ def ensemble(
     print_result(run["results"]["test"], f"{run['name']} on the test side", run["data"]["grouped_by"], run["intervals"])
     rows = [(one["name"], one["architecture"], score(one["balanced_accuracy"])) for one in run["ensemble"]["members"]]
     print_table("members on the same test side", ("member", "network", "balanced accuracy"), rows)
-    print(f"{folder / 'model'}  the repository: weights, card, predictions, split")
+    tell(f"{folder / 'model'}  the repository: weights, card, predictions, split")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from oct_hf.cli.options import AsJson, Data, check_file_place, overrides_of, prepare_for_other_hubs
-from oct_hf.cli.printing import print_disease, print_json, print_result, print_signs, print_table, say, score
+from oct_hf.cli.printing import print_disease, print_json, print_result, print_signs, print_table, say, score, tell
 from oct_hf.errors import OCTError
 
 
@@ -143,4 +143,4 @@ def _print_shift(found: dict) -> None:
     ]
     print_table("how these B-scans differ", ("median", "model's test side", "here", "distance"), rows)
     if found["refused"] is not None:
-        print(f"refused as no B-scan: {found['refused']:.1%}")
+        tell(f"refused as no B-scan: {found['refused']:.1%}")

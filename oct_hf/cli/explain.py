@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from oct_hf.cli.options import AsJson, check_place
-from oct_hf.cli.printing import print_json, print_table, say, score
+from oct_hf.cli.printing import print_json, print_table, say, score, tell
 
 
 def explain(
@@ -46,7 +46,7 @@ def explain(
             for row in rows
         ]
         print_table("explanations", ("file", "label", "probability", "picture"), cells)
-        print("For research, not for diagnosis.")
+        tell("For research, not for diagnosis.")
     say(f"{len(rows) - failed} pictures by {chosen} ({why}): {out}")
     if failed:
         say(f"{failed} file(s) couldn't be read; see the column {'error' if as_json else 'label'}")

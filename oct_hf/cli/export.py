@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from oct_hf.cli.options import AsJson, check_place, prepare_for_other_hubs
-from oct_hf.cli.printing import print_json, say
+from oct_hf.cli.printing import print_json, say, tell
 
 
 def export(
@@ -45,6 +45,6 @@ def export(
         print_json({"files": [*map(str, done.files)], "report": done.report})
         return
     for path in done.files:
-        print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+        tell(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
     if done.report:
         say(in_words(done.report))

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from oct_hf.cli.options import AsJson, Data, Overrides, SkipBad, check_place, exit_when_stopped, overrides_of
-from oct_hf.cli.printing import print_json, print_table, say
+from oct_hf.cli.printing import print_json, print_table, say, tell
 from oct_hf.errors import OCTError
 
 
@@ -60,7 +60,7 @@ def generate(
         return
     _print_facts(facts)
     for name, what in ((FACTS, "all of it"), (SHEET, "some of the pictures"), ("pictures", "a folder a class")):
-        print(f"{out / name}  {what}")
+        tell(f"{out / name}  {what}")
 
 
 def _diffusion(act, source: str, given: list[str], out: Path, images: int, options: dict) -> dict:
@@ -99,7 +99,7 @@ def _print_facts(facts: dict) -> None:
         for row in compared["pairs"]
     ]
     print_table(f"features: {compared['features']}", ("pictures", "kernel distance", "Fréchet distance"), rows)
-    print("read the kernel distance: the Fréchet distance of few pictures is too large; real against real is the scale")
+    tell("read the kernel distance: the Fréchet distance of few pictures is too large; real against real is the scale")
 
 
 def _number(value: float | None) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from oct_hf.cli.options import AsJson, prepare_for_other_hubs, quiet_libraries
-from oct_hf.cli.printing import print_json, say
+from oct_hf.cli.printing import print_json, say, tell
 
 
 def page(
@@ -33,7 +33,7 @@ def page(
     if as_json:
         print_json({"folder": str(folder), "files": sizes})
         return
-    print(f"{folder}  {len(sizes)} files, {sum(sizes.values()) / 1e6:.1f} MB")
+    tell(f"{folder}  {len(sizes)} files, {sum(sizes.values()) / 1e6:.1f} MB")
     say(f"open it: python -m http.server --bind 127.0.0.1 --directory {folder}, then http://localhost:8000")
     say("publish it: hf repos create you/oct-page --type space --sdk static")
     say(f"            hf upload you/oct-page {folder} --type space")

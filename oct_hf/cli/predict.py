@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from oct_hf.cli.options import check_file_place, check_place, quiet_libraries
-from oct_hf.cli.printing import print_json, print_table, say, score
+from oct_hf.cli.printing import print_json, print_table, say, score, tell
 from oct_hf.errors import OCTError, did_you_mean
 
 
@@ -223,4 +223,4 @@ def _print_eyes(eyes: list) -> None:
     ]
     columns = ("file", "eye", "B-scans", "predicted", *eyes[0].labels, "shown most in")
     print_table(f"eyes, B-scans joined by {eyes[0].rule}; B-scans are counted from 0", columns, table)
-    print("For research, not for diagnosis.")
+    tell("For research, not for diagnosis.")

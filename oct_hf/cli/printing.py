@@ -4,16 +4,25 @@ import json
 import sys
 from typing import Any
 
+from oct_hf.untrusted import ORDERS, shown
+
 WIDE = 180
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr)
+    """A remark or an error on stderr."""
+    print(shown(text), file=sys.stderr)
+
+
+def tell(text: object) -> None:
+    """A result on stdout."""
+    print(shown(str(text)))
 
 
 def print_json(content: Any) -> None:
     """The one document that a verb with --json prints."""
-    print(json.dumps(content, indent=2, ensure_ascii=False))
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    print(ORDERS.sub(lambda found: f"\\u{ord(found[0]):04x}", text))  # the same document, and harmless to a terminal
 
 
 def print_table(title: str, columns: tuple, rows: list[tuple]) -> None:
@@ -22,12 +31,12 @@ def print_table(title: str, columns: tuple, rows: list[tuple]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    print(title)  # not the table's own title, which is wrapped to the table's width
+    tell(title)  # not the table's own title, which is wrapped to the table's width
     table = Table(box=box.SIMPLE, show_header=any(columns))
     for index, column in enumerate(columns):
-        table.add_column(Text(column), justify="left" if index == 0 or not column else "right", overflow="fold")
+        table.add_column(Text(shown(column)), justify="left" if index == 0 or not column else "right", overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))  # Text: file names and labels are no markup
+        table.add_row(*(Text(shown(cell)) for cell in row))  # Text: file names and labels are no markup
     # A pipe or a log has no width of its own; rich's 80 columns would break file names.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
     with console.capture() as drawn:  # printed by print, as all else is: rich ends the program at a closed pipe

@@ -17,7 +17,7 @@ from oct_hf.cli.options import (
     overrides_of,
     prepare_for_other_hubs,
 )
-from oct_hf.cli.printing import print_json, print_table, say
+from oct_hf.cli.printing import print_json, print_table, say, tell
 from oct_hf.errors import OCTError
 
 SHOWN = 10  # untrue things of one kind; all of them with --json
@@ -61,7 +61,7 @@ def publish(
     if as_json:
         print_json(dataclasses.asdict(done))
     else:
-        print(done.url)
+        tell(done.url)
     if create_pr and done.commit is not None:
         say("a pull request carries the branch's files; tag and remote-code branch come when it is published itself")
     elif done.commit is None:
@@ -112,7 +112,7 @@ def publish_data(
         if as_json:
             print_json(dataclasses.asdict(done))
         else:
-            print(done.url)
+            tell(done.url)
         say("nothing had changed" if done.commit is None else f"{len(done.files)} files in one commit")
     if not is_public(chosen.data):
         say(
@@ -152,8 +152,9 @@ def verify(
         rows = [(c.name, "–" if c.skipped else "UNTRUE" if c.faults else "holds", c.note) for c in checks]
         print_table(f"{model}{f' ({found.commit})' if found.commit else ''}", ("claim", "", ""), rows)
         for one in checks:
-            print("".join(f"{fault}\n" for fault in one.faults[:SHOWN]), end="")
+            for fault in one.faults[:SHOWN]:
+                tell(fault)
             if len(one.faults) > SHOWN:
-                print(f"… and {len(one.faults) - SHOWN} more of {one.name}; --json has them all")
-        print(f"{len(untrue)} untrue" if untrue else "everything that was checked holds")
+                tell(f"… and {len(one.faults) - SHOWN} more of {one.name}; --json has them all")
+        tell(f"{len(untrue)} untrue" if untrue else "everything that was checked holds")
     raise typer.Exit(1 if untrue else 0)

@@ -17,7 +17,7 @@ from oct_hf.cli.options import (
     overrides_of,
     prepare_for_other_hubs,
 )
-from oct_hf.cli.printing import print_disease, print_json, print_result, print_signs, print_table, say, score
+from oct_hf.cli.printing import print_disease, print_json, print_result, print_signs, print_table, say, score, tell
 from oct_hf.errors import OCTError
 
 
@@ -133,8 +133,8 @@ def _cross_validate(recipe, folder: Path, folds: int, seeds: str | None, overwri
     if numbers:
         columns = ("pooled", *(f"seed {seed}" for seed in found["seeds"]), "mean", "sd")
         _print_spread("by seed", columns, found["over_seeds"], SCORES)
-    print(f"{folder / POOLED}  every B-scan by the network that never saw its patient")
-    print(f"{folder / 'folds.json'}  all of it; each fold's run lies beside it")
+    tell(f"{folder / POOLED}  every B-scan by the network that never saw its patient")
+    tell(f"{folder / 'folds.json'}  all of it; each fold's run lies beside it")
 
 
 def _print_spread(title: str, columns: tuple, spread: dict, names: tuple) -> None:
@@ -162,14 +162,14 @@ def _print_difference(difference, published: str) -> None:
     columns = ("test side", "published", "again", "published 95 % interval")
     print_table(f"{published}, trained again", columns, rows)
     if difference.identical:
-        print("the weights are the same to the last bit")
+        tell("the weights are the same to the last bit")
         return
-    print(f"the weights differ; test probabilities by at most {difference.furthest:.3f}")
+    tell(f"the weights differ; test probabilities by at most {difference.furthest:.3f}")
     if difference.changed:
         changes = (f"{name} {then} → {now}" for name, (then, now) in difference.changed.items())
-        print("changed since: " + ", ".join(changes))
+        tell("changed since: " + ", ".join(changes))
     else:
-        print("nothing of machine and versions has changed")
+        tell("nothing of machine and versions has changed")
 
 
 def _print_places(folder: Path) -> None:
@@ -181,4 +181,4 @@ def _print_places(folder: Path) -> None:
     ):
         if not path.exists():
             continue
-        print(f"{path!s:<{len(str(folder)) + 18}}{what}")
+        tell(f"{path!s:<{len(str(folder)) + 18}}{what}")

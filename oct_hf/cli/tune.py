@@ -15,7 +15,7 @@ from oct_hf.cli.options import (
     exit_when_stopped,
     overrides_of,
 )
-from oct_hf.cli.printing import print_json, print_table, score
+from oct_hf.cli.printing import print_json, print_table, score, tell
 
 
 def tune(
@@ -65,8 +65,8 @@ def tune(
         return
     _print_study(found)
     if found["best"] is not None:
-        print(f"{folder / BEST}  the best recipe: oct-hf finetune it; only its test side says how good it is")
-    print(f"{folder / TABLE}  all trials")
+        tell(f"{folder / BEST}  the best recipe: oct-hf finetune it; only its test side says how good it is")
+    tell(f"{folder / TABLE}  all trials")
 
 
 def _print_study(found: dict, shown: int = 10) -> None:

@@ -6,7 +6,7 @@ from oct_hf.errors import RunError
 
 CODE_BRANCH = "remote-code"
 # Of the custom class, on that branch alone.
-CODE = ("architectures.py", "combined.py", "configuration_oct.py", "denoised.py", "modeling_oct.py")
+CODE = ("architectures.py", "combined.py", "configuration_oct.py", "denoised.py", "modeling_oct.py", "stated.py")
 # What may be published on `main`: nothing that executes when it is read, no pickle.
 ALLOWED = (".safetensors", ".json", ".yaml", ".md", ".png", ".csv", ".parquet", ".onnx", ".xml", ".bin")
 

@@ -4,7 +4,6 @@ Apart from `verify.py`, which compares the two: here nothing is judged.
 """
 
 import copy
-import json
 import math
 import re
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from oct_hf.inference.predictor import Predictor
 from oct_hf.training.callbacks import selection
 from oct_hf.training.feature_selection import features_used
 from oct_hf.training.recipe_file import load_recipe
+from oct_hf.untrusted import read_json
 
 REFIT = 1e-3  # relative, of a temperature fitted again
 
@@ -212,7 +212,7 @@ def read_claims(model: Downloaded) -> Claims:
         ModelError: it isn't a repository of this package.
     """
     try:
-        said = json.loads((model.folder / "run.json").read_text(encoding="utf-8"))
+        said = read_json(model.folder / "run.json")
         known = "files" in said and ("results" in said) != ("signs" in said)  # of one kind, not of both
     except (OSError, ValueError, TypeError):
         known = False

@@ -3,10 +3,8 @@
 A name says little, so the content is looked at too: a pickle called weights.json is a pickle.
 """
 
-import json
 import pickletools
 import re
-import struct
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +12,8 @@ from xml.etree import ElementTree
 
 from oct_hf import model
 from oct_hf.hub.allowed import ALLOWED, CODE, CODE_BRANCH
+from oct_hf.model.stated import header_of
+from oct_hf.untrusted import json_of, read_json
 
 _STARTS = {".png": b"\x89PNG\r\n\x1a\n", ".parquet": b"PAR1"}
 # The first is of every pickle since 2003; the others call something, which is what makes a pickle dangerous.
@@ -54,7 +54,7 @@ def _real_root(folder: Path) -> Path:
 
 def _read_json(path: Path) -> dict:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         return found if isinstance(found, dict) else {}
     except (OSError, ValueError):
         return {}
@@ -83,7 +83,7 @@ def _text_fault(path: Path) -> str | None:
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
-            json.loads(text)
+            json_of(text)
     except ValueError as error:
         return f"is no {path.suffix[1:]} text ({error})"
     return None
@@ -91,18 +91,14 @@ def _text_fault(path: Path) -> str | None:
 
 def _safetensors_fault(path: Path) -> str | None:
     """The header must be JSON whose tensors fill the rest of the file exactly, without gap or overlap."""
-    with open(path, "rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        rest = path.stat().st_size - 8 - length
-        if not 2 <= length <= 100_000_000 or rest < 0:
-            return "is no safetensors file (its header's length is wrong)"
-        try:
-            header = json.loads(file.read(length))
-            spans = sorted(about["data_offsets"] for name, about in header.items() if name != "__metadata__")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return "is no safetensors file (its header is no JSON of tensors)"
-    ends = [0, *(end for _, end in spans)]
+    try:
+        header, rest = header_of(path)
+        spans = sorted(tuple(about["data_offsets"]) for name, about in header.items() if name != "__metadata__")
+        ends = [0, *(end for _, end in spans)]
+    except ValueError as error:
+        return str(error).removeprefix(f"{path.name}: ")
+    except (KeyError, TypeError, AttributeError):
+        return "is no safetensors file (its header is no JSON of tensors)"
     if any(start != before for (start, _), before in zip(spans, ends, strict=False)) or ends[-1] != rest:
         return "is no safetensors file (its tensors don't fill it)"
     return None
@@ -118,10 +114,27 @@ def _onnx_fault(path: Path) -> str | None:
         proto = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own error types differ between its versions
         return f"is no ONNX file ({type(error).__name__})"
-    if any(tensor.external_data for tensor in proto.graph.initializer):
+    tensors, nodes = [], []
+    for graph in (proto.graph, *proto.functions):
+        _walk(graph, tensors, nodes)
+    if any(tensor.external_data for tensor in tensors):
         return "its weights lie in another file"
-    strange = sorted({node.domain for node in proto.graph.node} - {"", "ai.onnx", "ai.onnx.ml"})
+    own = {function.domain for function in proto.functions}  # made of other operators, which are among `nodes`
+    strange = sorted({node.domain for node in nodes} - {"", "ai.onnx", "ai.onnx.ml"} - own)
     return f"uses operators of {', '.join(strange)}" if strange else None
+
+
+def _walk(graph, tensors: list, nodes: list) -> None:
+    """Adds what a graph or function holds, also within its operators."""
+    tensors += getattr(graph, "initializer", ())
+    for sparse in getattr(graph, "sparse_initializer", ()):
+        tensors += [sparse.values, sparse.indices]
+    for node in graph.node:
+        nodes.append(node)
+        for attribute in node.attribute:
+            tensors += [attribute.t, *attribute.tensors]
+            for inner in (attribute.g, *attribute.graphs):
+                _walk(inner, tensors, nodes)
 
 
 def _openvino_fault(path: Path) -> str | None:

@@ -2,7 +2,7 @@
 
 import re
 
-import yaml
+from oct_hf.untrusted import yaml_of
 
 
 def yaml_block(text: str) -> dict | None:
@@ -12,4 +12,4 @@ def yaml_block(text: str) -> dict | None:
         yaml.YAMLError: it isn't YAML.
     """
     match = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
-    return yaml.safe_load(match[1]) if match else None
+    return yaml_of(match[1]) if match else None

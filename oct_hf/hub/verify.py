@@ -6,6 +6,7 @@ time, is only as true as run.json.
 """
 
 import math
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from oct_hf.inference.on_torch import probabilities_of
 
 HEAT_TOLERANCE = 0.02  # of figures from 0 to 1 that are measured on heat maps
 SAME_PIXELS = 1e-6  # between torch loaders, on one machine
+SAFE = {"trust_remote_code": False, "use_safetensors": True}
 ANOTHER_MACHINE = 1e-3  # between the publisher's machine and this one
 
 
@@ -215,6 +217,8 @@ def _examples(claims: Claims) -> Check:
     said = claims.said["examples"]
     if not said:
         return Check("reference answers", "the repository has no pictures", skipped=True)
+    if strange := [name for name in said if not re.fullmatch(r"examples/[^/\\]+", name)]:
+        raise ValueError(f"run.json: {strange[0]!r:.80} is no picture in examples/")
     answers = claims.predictor.predict(claims.folder / name for name in said)
     faults, worst = [], 0.0
     for (name, expected), answer in zip(said.items(), answers, strict=True):
@@ -243,7 +247,7 @@ def _loaders(claims: Claims) -> Check:
 
     found = {}
     if "code" not in claims.found["model"]:
-        found["transformers"] = ask(AutoModelForImageClassification.from_pretrained(claims.folder)), SAME_PIXELS
+        found["transformers"] = ask(AutoModelForImageClassification.from_pretrained(claims.folder, **SAFE)), SAME_PIXELS
         found["timm"] = ask(timm.create_model(f"local-dir:{claims.folder}", pretrained=True)), SAME_PIXELS
     if claims.said["onnx"] == "yes" and can_export():
         found["onnxruntime"] = onnx_probabilities(claims.folder / ONNX_FILE, pixels.numpy(), several), ONNX_TOLERANCE

@@ -4,7 +4,6 @@ Its files lie in a folder of the repository beside the full model's, and nothing
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from oct_hf.inference.description import Description
 from oct_hf.inference.fast_files import GRAY_ONNX, GRAY_OPENVINO, SMALL_INT8
 from oct_hf.inference.network import Network, probabilities_of, whole_file
 from oct_hf.inference.on_openvino import OpenVINONetwork, has_bfloat16
+from oct_hf.untrusted import read_json
 
 DIGEST = "small_sha256"  # of the small network's files, by which an answer's origin is told
 CLOSE = 0.03  # between a label and the next one; of 620 B-scans bfloat16 turned none that was further apart than 0.017
@@ -43,7 +43,7 @@ class Rule:
     def read(cls, path: Path, several: bool = False) -> "Rule":
         """Reads CASCADE; raises ModelError where it isn't one."""
         try:
-            about = json.loads(path.read_text(encoding="utf-8"))
+            about = read_json(path)
             threshold, temperature = float(about["threshold"]), float(about["temperature"])
             if not temperature > 0:
                 raise ValueError(f"a temperature of {temperature}")

@@ -3,14 +3,16 @@
 Of a repository on the Hub single files are fetched through huggingface_hub; neither torch nor transformers is needed.
 """
 
-import json
+import re
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from oct_hf.errors import ModelError
 from oct_hf.images import Preprocessing
 from oct_hf.model.folder import model_folder
+from oct_hf.model.stated import config_fault
+from oct_hf.untrusted import read_json
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ def load_description(name: str | Path) -> Description:
     if Path(name).exists() and not (Path(name) / "config.json").is_file():
         raise ModelError(f"{name}: no config.json, so this is no model folder")
     config = _json(name, "config.json")
+    if fault := config_fault(config):
+        raise ModelError(f"{name}: no model that can be loaded (config.json: {fault})")
     several = config.get("problem_type") == "multi_label_classification"
     return Description(name, _labels(name, config), several, _preprocessing(name, config))
 
@@ -75,8 +79,10 @@ def file_of(name: str | Path, path: str) -> Path | None:
 def _fetched(name: str, path: str) -> Path:
     """
     Raises:
-        ModelError: it can't be had.
+        ModelError: it can't be had, or its path, which may stand in the repository's own files, leaves it.
     """
+    if PurePosixPath(path).is_absolute() or ".." in re.split(r"[/\\]", path) or PureWindowsPath(path).drive:
+        raise ModelError(f"{path!r} leads out of it")
     if Path(name).is_dir():
         found = Path(name) / path
         if not found.is_file():
@@ -93,7 +99,7 @@ def _fetched(name: str, path: str) -> Path:
 
 def _json(name: str, path: str) -> dict[str, Any]:
     try:
-        found = json.loads(_fetched(name, path).read_text(encoding="utf-8"))
+        found = read_json(_fetched(name, path))
         if not isinstance(found, dict):
             raise ValueError(f"{path} holds no object")
         return found
@@ -105,7 +111,7 @@ def _labels(name: str, config: dict[str, Any]) -> tuple[str, ...]:
     """As transformers reads them: without names there are LABEL_0, LABEL_1 and so on."""
     names = config.get("id2label")
     if not names and "label_names" in config:  # timm's
-        return tuple(config["label_names"])
+        names = {str(number): label for number, label in enumerate(config["label_names"])}
     if not names:
         count = config.get("num_labels", config.get("num_classes", 2))
         return tuple(f"LABEL_{number}" for number in range(count))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ from transformers import AutoConfig, AutoModelForImageClassification
 from transformers.utils import logging
 
 from oct_hf.errors import ModelError
-from oct_hf.inference.description import Description
+from oct_hf.inference.description import Description, file_of
 from oct_hf.inference.network import Network
 from oct_hf.model.configuration_oct import OCTConfig
-from oct_hf.model.modeling_oct import OCTForImageClassification
+from oct_hf.model.modeling_oct import OCTForImageClassification, refuse_partial, weight_files
+from oct_hf.model.stated import SHARDS, WEIGHTS, no_larger_than
 
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")  # where transformers keeps them
+NO_CODE = {"trust_remote_code": False}
+ADAPTER = "adapter_config.json"
 
 
 class TorchNetwork(Network):
@@ -39,7 +42,7 @@ class TorchNetwork(Network):
         super().__init__(description)
         if model is None:
             model = _load(description.name)
-            self.weights = next(filter(None, map(description.file, _WEIGHTS)), None)
+            self.weights = next(filter(None, map(description.file, (WEIGHTS, SHARDS))), None)
             model = model.to(memory_format=torch.channels_last)  # a fifth faster on a CPU, to the same answers
         self.model = model.to(device or best_device()).eval()
         self._table = torch.from_numpy(np.ascontiguousarray(description.preprocessing.table().T))
@@ -83,13 +86,26 @@ def best_device() -> str:
 def _load(name: str) -> Any:
     with _unloadable(name):
         own = OCTConfig.get_config_dict(name)[0].get("needs_code")  # AutoConfig knows no such type
-        config = (OCTConfig if own else AutoConfig).from_pretrained(name)
+        # Said aloud: where nothing is said, transformers asks whoever sits at a terminal whether to run their code.
+        config = (OCTConfig if own else AutoConfig).from_pretrained(name, **({} if own else NO_CODE))
         if config.model_type != "timm_wrapper":
-            return AutoModelForImageClassification.from_pretrained(name)
+            return _of_transformers(name)
         config = OCTConfig.from_pretrained(name)
         if config.model_args:  # timm writes their number there too, and transformers then hands it on twice
             config.model_args = {key: value for key, value in config.model_args.items() if key != "num_classes"}
         return OCTForImageClassification.from_pretrained(name, config=config)
+
+
+def _of_transformers(name: str):
+    """A model of any other type that transformers has."""
+    if find_spec("peft") and file_of(name, ADAPTER):
+        raise ValueError(f"{ADAPTER} in it names another model, of which this would be a change")
+    with no_larger_than(weight_files(name)):
+        model, info = AutoModelForImageClassification.from_pretrained(
+            name, use_safetensors=True, output_loading_info=True, **NO_CODE
+        )
+    refuse_partial(info)
+    return model
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """What a model's run recorded for those who predict with it: its gate, its rule for eyes, its method for heat maps."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from oct_hf.errors import ModelError
 from oct_hf.evaluation.aggregation import DEFAULT, RULES
 from oct_hf.inference.description import file_of
 from oct_hf.inference.gate import Gate, SignGate
+from oct_hf.untrusted import read_json
 
 
 def recorded_run(model: str | Path) -> dict:
@@ -19,7 +19,7 @@ def recorded_run(model: str | Path) -> dict:
     """
     try:
         file = file_of(model, "run.json")
-        found = json.loads(file.read_text(encoding="utf-8")) if file else {}
+        found = read_json(file) if file else {}
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

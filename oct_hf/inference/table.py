@@ -3,7 +3,8 @@
 `predicted` is the most probable label, empty for what is no B-scan; `answer` says where the model is unsure.
 
 Where files of a device are among them, `level`, `volume`, `eye`, `bscan`, `rule` and `driving` stand before `error`:
-a row a B-scan (level "bscan"), then one an eye (level "eye").
+a row a B-scan (level "bscan"), then one an eye (level "eye"). In CSV, a text that a spreadsheet would take for a
+formula has a `'` before it.
 """
 
 import csv
@@ -17,6 +18,7 @@ from typing import TextIO
 
 from oct_hf.errors import OCTError
 from oct_hf.parallel import give_memory_back, lean_arrow
+from oct_hf.untrusted import cell
 
 GROUP, BLOCK = 1024, 256  # rows of a group of a Parquet file; of them as Python's objects, ten times as large
 FORMATS = (".csv", ".parquet", ".json")
@@ -102,7 +104,7 @@ def _write_csv(rows: Iterator[dict], names: list[str], path: Path) -> None:
 def _rows_to_csv(rows: Iterable[dict], names: list[str], file: TextIO) -> None:
     writer = csv.DictWriter(file, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
 
 
 def _write_json(rows: Iterator[dict], names: list[str], path: Path) -> None:

@@ -2,14 +2,16 @@
 
 One config.json serves four readers: this class, AutoConfig, the native TimmWrapper and `timm.create_model`. That of a
 network which timm lacks says another type, so that no reader takes it for one that loads without code. This file and
-its neighbours architectures.py, combined.py, denoised.py and modeling_oct.py import nothing else of the package: the
-Hub's remote-code branch carries just the five.
+its neighbours architectures.py, combined.py, denoised.py, modeling_oct.py and stated.py import nothing else of the
+package: the Hub's remote-code branch carries just the six.
 """
 
 from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from transformers import TimmWrapperConfig
+
+from .stated import config_fault
 
 OWN_TYPE = "oct_network"  # the type in config.json of a network that timm lacks; transformers knows none of that name
 
@@ -42,8 +44,10 @@ class OCTConfig(TimmWrapperConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As the parent's; both types are this class's own."""
+        """As the parent's; both types are this class's own. Raises ValueError of one that isn't to be followed."""
         config, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if fault := config_fault(config):
+            raise ValueError(f"config.json: {fault}")
         if config.get("model_type") == OWN_TYPE:
             config = config | {"model_type": cls.model_type}
         return config, rest

@@ -6,7 +6,8 @@ reason a calibration lies in the classifier's weights: a number in the config al
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ import timm
 import torch
 from safetensors import SafetensorError
 from transformers import TimmWrapperForImageClassification
+from transformers.utils import cached_file
 
 from .architectures import NETWORKS
 from .combined import PARTS
 from .configuration_oct import OCTConfig
+from .stated import SHARDS, WEIGHTS, no_larger_than, shards_of
 
 PREFIX = "timm_model."
+WHERE = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder", "proxies")
 
 
 class OCTForImageClassification(TimmWrapperForImageClassification):
@@ -75,6 +79,22 @@ class OCTForImageClassification(TimmWrapperForImageClassification):
         model.timm_model.load_state_dict(base.state_dict())
         return model
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As the parent's, which loads a folder or Hub repository, but of safetensors alone and all of its weights.
+
+        Raises:
+            ValueError: its config.json or weights aren't what they should be (`stated`), or some weights are missing.
+            OSError: it can't be read or downloaded.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        place = {key: kwargs[key] for key in WHERE if kwargs.get(key) is not None}
+        kwargs |= {"output_loading_info": True, "use_safetensors": True}
+        with no_larger_than(weight_files(pretrained_model_name_or_path, **place)):
+            model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        refuse_partial(info)
+        return (model, info) if with_info else model
+
     def save_pretrained(self, save_directory, state_dict=None, **kwargs) -> None:
         """Writes config.json and model.safetensors with timm's keys, whether the model was built or loaded."""
         state_dict = self.state_dict() if state_dict is None else state_dict
@@ -110,6 +130,32 @@ class OCTForImageClassification(TimmWrapperForImageClassification):
         del self.config.calibration_temperature
 
 
+def weight_files(repository: str | Path, **place) -> list[Path]:
+    """The safetensors files of a folder or Hub repository, fetched; `place` is told to transformers' `cached_file`.
+
+    Raises:
+        ValueError: it has none, or its index of shards leads out of it.
+        OSError: they can't be had.
+    """
+    place |= {"_raise_exceptions_for_missing_entries": False}
+    if whole := cached_file(repository, WEIGHTS, **place):
+        return [Path(whole)]
+    index = cached_file(repository, SHARDS, **place)
+    if index is None:
+        raise ValueError(f"no {WEIGHTS} in it; weights of another kind aren't read, since reading them can run code")
+    found = {name: cached_file(repository, name, **place) for name in shards_of(Path(index))}
+    if missing := [name for name, file in found.items() if file is None]:
+        raise ValueError(f"{missing[0]} is missing, which {SHARDS} names")
+    return [Path(file) for file in found.values()]
+
+
+def refuse_partial(info: dict) -> None:
+    """Raises ValueError where transformers' `loading_info` tells of weights that were drawn at random."""
+    if missing := sorted(info["missing_keys"]):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(f"its weights lack {missing[0]}{more}, so its answers would be random")
+
+
 def _timm_network(
     architecture: str, labels: int, pretrained: bool, weights: str | dict | None, model_args: dict
 ) -> Any:
@@ -126,13 +172,14 @@ def _timm_network(
             near = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.3)
             raise ValueError(f"timm knows no model {name}" + (f' (did you mean "{near[0]}"?)' if near else ""))
     try:
-        network: Any = timm.create_model(
-            name,
-            pretrained=pretrained or weights is not None,
-            pretrained_cfg_overlay=overlay,
-            num_classes=labels,
-            **model_args,
-        )
+        with _bounded(architecture) if name != architecture else nullcontext():
+            network: Any = timm.create_model(
+                name,
+                pretrained=pretrained or weights is not None,
+                pretrained_cfg_overlay=overlay,
+                num_classes=labels,
+                **model_args,
+            )
         classifier = network.get_classifier()
         is_classifier = isinstance(classifier, torch.nn.Module) and any(True for _ in classifier.parameters())
     except AttributeError:
@@ -151,6 +198,19 @@ def _timm_network(
     elif name != architecture:
         _undo_calibration(network, architecture, labels)
     return network
+
+
+@contextmanager
+def _bounded(repository: str) -> Iterator[None]:
+    """Within it, timm builds what a folder or Hub repository states, which is looked at first."""
+    _described(repository)
+    where, _, revision = repository.partition("@") if not Path(repository).is_dir() else (repository, "", "")
+    try:
+        files = weight_files(where, **({"revision": revision} if revision else {}))
+    except ValueError as error:
+        raise ValueError(f"{repository}: {error}") from None
+    with no_larger_than(files):
+        yield
 
 
 def _parts_of(architecture: str) -> dict:

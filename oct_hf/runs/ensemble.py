@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import HELD_OUT, learned_from
@@ -24,7 +23,7 @@ from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.runs.labelled import LabelledSet
 from oct_hf.training.callbacks import SNAPSHOTS
 from oct_hf.training.recipe import Recipe
-from oct_hf.training.recipe_file import change_recipe, load_recipe, make_recipe
+from oct_hf.training.recipe_file import change_recipe, load_recipe, make_recipe, value_of
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def ensemble_recipe(members: list[str], name: str, overrides: list[str]) -> Reci
     parts = {"pretrain": None, "teacher": None, "head": None, "push_to_hub": False, "search": {}, "train": {}}
     about = f"The mean of the probabilities of {len(members)} networks."
     parts |= {"name": name, "description": about, "ensemble": {"members": members}}
-    values = {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in overrides)}
+    values = {key: value_of(value) for key, _, value in (text.partition("=") for text in overrides)}
     return change_recipe(make_recipe(base.to_dict() | parts), values)
 
 

@@ -29,6 +29,7 @@ from oct_hf.evaluation.per_eye import ONE_EYE
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.images import picture_size
 from oct_hf.inference.predictor import Predictor
+from oct_hf.model.stated import label_fault
 from oct_hf.training.recipe import DataRecipe, Recipe, SplitRecipe
 
 
@@ -78,8 +79,14 @@ def one_label_only(data: DataRecipe, verb: str) -> None:
 def load_data(
     data: DataRecipe, cache_dir: str | None = None, workers: int | None = None
 ) -> tuple[datasets.Dataset, list[dict]]:
-    """The B-scans that a recipe names, and the files left out."""
+    """The B-scans that a recipe names, and the files left out.
+
+    Raises:
+        DataError: also of a label that no published model could have.
+    """
     dataset, skipped = prepare(data.name, data.path, cache_dir, workers, **builder_options(data))
+    if fault := next(filter(None, map(label_fault, dataset.features["label"].names)), None):
+        raise DataError(f"{fault}; rename its folder, or what the CSV calls it")
     if data.min_quality is not None or data.require_oct:
         dataset, skipped = _good_enough(dataset, skipped, data)
     if data.corrections is None:

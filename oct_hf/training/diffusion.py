@@ -223,7 +223,7 @@ class DiffusionGenerator:
     def __init__(self, folder: str | Path, device: str = "cpu"):
         library = _diffusers()
         try:
-            self.unet = library.UNet2DModel.from_pretrained(folder).eval().to(device)
+            self.unet = library.UNet2DModel.from_pretrained(folder, use_safetensors=True).eval().to(device)
             self.scheduler = library.DDIMScheduler.from_pretrained(folder, subfolder=SCHEDULER)
         except (OSError, ValueError, json.JSONDecodeError) as error:
             raise ModelError(f"{folder}: no generator that can be loaded ({str(error).splitlines()[0]})") from None

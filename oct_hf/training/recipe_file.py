@@ -29,6 +29,7 @@ from oct_hf.training.recipe import (
     SemiRecipe,
     TeacherRecipe,
 )
+from oct_hf.untrusted import yaml_of
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -43,7 +44,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = _find(str(source))
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = yaml_of(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     except OSError as error:
@@ -180,15 +181,19 @@ def _override(content: dict, text: str) -> None:
     if not equals:
         raise RecipeError(f'"{text}" is not key=value')
     parts = (key if key.startswith("data.columns.") else whole_key(key)).split(".")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        parsed = value
     for part in parts[:-1]:
         content = content.setdefault(part, {})
         if not isinstance(content, dict):
             raise RecipeError(f"{'.'.join(parts)}: {part} is no section")
-    content[parts[-1]] = parsed
+    content[parts[-1]] = value_of(value)
+
+
+def value_of(text: str) -> Any:
+    """What a text on the command line means as YAML; the text itself where it is none."""
+    try:
+        return yaml_of(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _is_type_name(part: str) -> bool:

@@ -17,6 +17,7 @@ import yaml
 from oct_hf.errors import RecipeError, did_you_mean
 from oct_hf.training.recipe import Recipe
 from oct_hf.training.recipe_file import change_recipe, whole_key
+from oct_hf.untrusted import yaml_of
 
 SEARCHED = ("model", "train", "augment")  # the sections that a search may change: never what is measured, nor on whom
 USUAL = {
@@ -35,7 +36,7 @@ def read_space(file: str | Path) -> dict[str, Any]:
         RecipeError: it isn't there, or is no mapping.
     """
     try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        content = yaml_of(Path(file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"{file}: no YAML that can be read ({' '.join(str(error).split())})") from None
     space = content.get("search", content) if isinstance(content, dict) else content

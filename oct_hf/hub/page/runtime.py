@@ -5,9 +5,11 @@ page. A closed network gives the package's archive or folder.
 """
 
 import hashlib
+import lzma
 import shutil
 import subprocess
 import tarfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,7 @@ SHA256 = {
     GLUE: "3d1c85995364bb643302fc6fd877a0c3ba5ae72401815e0f24828a53d9191e28",
     WASM: "39f9f0894d478800487ed9f7dbe92618498db320cf55c8e3d89adff8dce658da",
 }
+LARGEST = 64 << 20  # bytes of a file; the largest has 27 MB
 _BY_HAND = f"fetch it where there is a network, with: npm pack {PACKAGE}@{VERSION}, and give --runtime {ARCHIVE}"
 
 
@@ -81,8 +84,11 @@ def _contents(given: Path) -> Iterator[Path]:
         try:
             with tarfile.open(given) as archive:
                 for name in SHA256:
-                    archive.extract(f"package/dist/{name}", scratch, filter="data")
-        except (OSError, KeyError, tarfile.TarError) as error:
+                    entry = archive.getmember(f"package/dist/{name}")
+                    if not entry.isfile() or entry.size > LARGEST:
+                        raise OSError(f"{name} is no file of at most {LARGEST >> 20} MB")
+                    archive.extract(entry, scratch, filter="data")
+        except (OSError, KeyError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
             why = str(error).splitlines()[0]
             raise OCTError(f"{given}: no archive of {PACKAGE} {VERSION} ({why}); {_BY_HAND}") from None
         yield Path(scratch) / "package"
