@@ -80,6 +80,7 @@ def large(archive: zipfile.ZipFile) -> None:
     zeros(archive, "t.csv", 300, 0)
 
 
+@pytest.mark.promise("A changed or damaged file is read or refused: no crash, no hang, no more than 2 GB.")
 @pytest.mark.parametrize(
     "make, options, left_out, said",
     [
@@ -118,6 +119,7 @@ def test_a_table_that_is_far_too_large_is_not_read(png, tmp_path, monkeypatch):
             prepare("folder", tmp_path / name, tmp_path / "c", csv="t.csv")
 
 
+@pytest.mark.promise("A changed or damaged file is read or refused: no crash, no hang, no more than 2 GB.")
 def test_pipes_links_to_nothing_and_huge_files_are_listed_and_nothing_waits(clinic, tmp_path):
     os.mkfifo(clinic / "DME/D0/pipe.png")
     os.symlink(tmp_path / "nowhere.png", clinic / "DME/D0/gone.png")

@@ -66,6 +66,7 @@ def after(chromium, tmp_path):
     return run
 
 
+@pytest.mark.promise("Labels and file names are text wherever they are shown; nothing obeys them.")
 def test_labels_and_file_names_are_shown_and_never_run(after):
     page = make_page()
     tags = Tags(page)

@@ -87,6 +87,7 @@ def test_the_licence_is_what_base_and_data_allow(run, data, weights, base, said,
     assert ("No licence is stated" in body) == (expected is None)
 
 
+@pytest.mark.promise("Labels and file names are text wherever they are shown; nothing obeys them.")
 def test_text_from_outside_can_not_break_the_card(run):
     run["data"]["title"] = "Clinic | <script>alert(1)</script>\n---\nlicense: mit"
     run["data"]["license"] = "apache-2.0"

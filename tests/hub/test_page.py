@@ -479,6 +479,7 @@ def test_a_pasted_picture_is_answered(page, bscan):
 EVIL = "<img src=x onerror=document.title='broken'>"
 
 
+@pytest.mark.promise("Labels and file names are text wherever they are shown; nothing obeys them.")
 def test_a_wrong_file_is_one_line_and_the_others_are_answered(page, bscan, tmp_path):
     for name, content in ((f"{EVIL}.png", saved(Image.fromarray(bscan), "PNG")), ("b.png", b"text"), ("c.png", b"")):
         (tmp_path / name).write_bytes(content)

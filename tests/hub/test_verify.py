@@ -145,6 +145,7 @@ def test_one_changed_weight_is_caught_and_a_changed_network_even_with_its_checks
     assert any("examples/DME.png: the weights answer" in fault for fault in found["reference answers"])
 
 
+@pytest.mark.promise("No file that is read as a model or as data can run code.")
 def test_code_and_pickles_are_named_whatever_they_are_called_and_nothing_is_loaded_after_them(repository):
     (repository / "modeling.py").write_text("print('hello')")
     (repository / "training_args.bin").write_bytes(pickle.dumps({"a": 1}))
@@ -168,6 +169,7 @@ def test_code_and_pickles_are_named_whatever_they_are_called_and_nothing_is_load
         assert part in said
 
 
+@pytest.mark.promise("No file that is read as a model or as data can run code.")
 def test_files_that_are_not_what_they_are_called_are_named(repository):
     safetensors = repository / "model.safetensors"
     original = safetensors.read_bytes()

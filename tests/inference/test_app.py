@@ -284,6 +284,7 @@ def test_predictive_values_follow_the_prevalence_and_the_operating_point(page, m
     assert page.inner_text("#points p").startswith("Positive" if positive else "Negative")
 
 
+@pytest.mark.promise("Labels and file names are text wherever they are shown; nothing obeys them.")
 def test_names_and_labels_from_outside_are_shown_and_never_run(page, pictures, tmp_path):
     shutil.copy(pictures[0], tmp_path / NASTY.replace("/", ""))
     give(page, tmp_path / NASTY)

@@ -105,6 +105,7 @@ def test_real_bscans_are_answered_as_the_predictor_answers_them(port, predictor,
         assert_same(ask(port, file.read_bytes())[2], answer.probabilities)
 
 
+@pytest.mark.promise("Whatever a request holds, the server answers as its description says.")
 def test_a_picture_that_unpacks_to_far_more_than_a_bscan_is_refused_before_it_is_decoded(port, image):
     bomb = png(np.zeros((4001, 4000), np.uint8))
     assert len(bomb) < 100_000
@@ -113,6 +114,7 @@ def test_a_picture_that_unpacks_to_far_more_than_a_bscan_is_refused_before_it_is
     assert ask(port, image)[0] == 200
 
 
+@pytest.mark.promise("Whatever a request holds, the server answers as its description says.")
 @pytest.mark.parametrize(
     "body, status, text",
     [

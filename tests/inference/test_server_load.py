@@ -166,6 +166,7 @@ def test_a_model_that_fails_is_a_500_and_the_next_request_is_answered():
         assert ask(port, b"x")[0] == 200
 
 
+@pytest.mark.promise("A server that is stopped answers what it accepted.")
 def test_a_server_that_ends_answers_what_it_accepted():
     slow = Slow()
     with ThreadPoolExecutor(9) as pool:
@@ -231,6 +232,7 @@ async def flood(port: int, clients: int, seconds: float, body: bytes) -> Counter
     return statuses
 
 
+@pytest.mark.promise("A flooded server answers every sound request, refuses the others, and its memory stays flat.")
 @pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process is read as Linux tells it")
 def test_a_flood_gets_answers_and_429_and_no_memory():
     def most_memory() -> int:  # KB
@@ -247,6 +249,7 @@ def test_a_flood_gets_answers_and_429_and_no_memory():
         assert ask(port, b"x")[0] == 200 and metrics(port)["oct_hf_queue_length"] == 0
 
 
+@pytest.mark.promise("A server that is stopped answers what it accepted.")
 def test_sigterm_under_load_answers_what_was_accepted_and_takes_no_more():
     with slow_server(0.5) as (process, port), ThreadPoolExecutor(12) as pool:
         waiting = [pool.submit(ask, port, b"x" * n) for n in range(1, 13)]

@@ -47,6 +47,7 @@ def test_axe_finds_nothing_and_no_request_leaves_the_page(finished_run, browser,
     assert [url[:40] for url in asked if not url.startswith(("data:", "file:"))] == []
 
 
+@pytest.mark.promise("Labels and file names are text wherever they are shown; nothing obeys them.")
 def test_names_from_outside_are_shown_and_never_run(facts, finished_run, tmp_path, browser):
     evil = "<img src=x onerror=document.title='broken'>"
     run = facts | {"name": evil, "data": facts["data"] | {"title": evil, "license": evil}}

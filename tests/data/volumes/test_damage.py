@@ -35,6 +35,7 @@ def same(one: list, two: list) -> bool:
     return len(one) == len(two) and all(np.array_equal(a.bscans, b.bscans) for a, b in zip(one, two, strict=True))
 
 
+@pytest.mark.promise("A changed or damaged file is read or refused: no crash, no hang, no more than 2 GB.")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_cut_anywhere_is_an_error_or_still_whole(kind, tmp_path):
     path = KINDS[kind](tmp_path)
@@ -60,6 +61,7 @@ def mutated(whole: bytes, random: np.random.Generator) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.promise("A changed or damaged file is read or refused: no crash, no hang, no more than 2 GB.")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_changed_anywhere_is_an_error_or_a_volume(kind, tmp_path):
     path, random = KINDS[kind](tmp_path), np.random.default_rng(0)
@@ -102,6 +104,7 @@ if __name__ == "__main__":
     bomb(Path(sys.argv[1]))
 
 
+@pytest.mark.promise("A changed or damaged file is read or refused: no crash, no hang, no more than 2 GB.")
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measured by Linux alone")
 def test_whatever_a_header_claims_memory_stays_small(tmp_path):
     command = [sys.executable, "-m", "tests.data.volumes.test_damage", tmp_path]
@@ -110,6 +113,7 @@ def test_whatever_a_header_claims_memory_stays_small(tmp_path):
     assert int(done.stdout) / 1024 < 600  # megabytes, 2,000 are allowed; Python with numpy and pydicom has 330
 
 
+@pytest.mark.promise("A changed or damaged file is read or refused: no crash, no hang, no more than 2 GB.")
 def test_a_decoder_that_hangs_is_ended(monkeypatch):
     monkeypatch.setattr(decoding_apart, "MOST_SECONDS", 0.2)
     with decoding_apart.Decoder() as decoder:
