@@ -15,7 +15,7 @@ MOST_YAML = 1 << 20
 MOST_PARTS = 200_000  # of a YAML file with what its aliases stand for
 # Orders to a terminal, and what turns the direction in which text is shown; line ends and tabs are none.
 ORDERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_FORMULA = ("=", "+", "-", "@", "\t", "\n")
 
 
 def shown(text: str) -> str:
@@ -24,8 +24,14 @@ def shown(text: str) -> str:
 
 
 def cell(value: Any) -> Any:
-    """A value for a CSV file: a text that a spreadsheet would compute gets a `'` before it; all others stay."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    """A value for a CSV file: a text as `shown`, with a `'` before it where a spreadsheet would compute it.
+
+    Python's writer leaves a carriage return without quotes where lines end otherwise, and readers then see two rows.
+    """
+    if not isinstance(value, str):
+        return value
+    text = shown(value)
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def read_json(path: Path, most: int = MOST_JSON) -> Any:
