@@ -9,9 +9,7 @@ from PIL import Image
 from oct_hf.untrusted import MOST_JSON, cell, json_of, read_json, shown
 
 ORDERS = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp.exe\r"
-PROMISE = pytest.mark.promise(
-    "Labels and file names are text wherever they are shown: no page, terminal or table obeys."
-)
+PROMISE = pytest.mark.promise("Labels and file names are text wherever they are shown; nothing obeys them.")
 
 
 @PROMISE

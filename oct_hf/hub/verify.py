@@ -20,7 +20,7 @@ from oct_hf import __version__
 from oct_hf.data.duplicates import METHOD
 from oct_hf.data.leakage import LINKS_FILE, Links, certificate
 from oct_hf.data.splits import HELD_OUT, on_two_sides
-from oct_hf.errors import OCTError
+from oct_hf.errors import ModelError, OCTError
 from oct_hf.evaluation.faithfulness import best_method
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.evaluation.report import can_draw
@@ -99,8 +99,16 @@ def verify(
             # A file that can't be understood is a fault of the repository, not of the program.
             why = " ".join(str(error).split())[:300] or type(error).__name__
             checks.append(Check(name, "stopped", (f"{name}: {why}",)))
-    # Outside of the above: what is wrong with the data given is no fault of the repository.
-    return [*checks, _images(claims, predict), _near_duplicates(claims, search), _heat_maps(claims, explain)]
+    for name, check in (
+        ("images", lambda: _images(claims, predict)),
+        ("near-duplicates", lambda: _near_duplicates(claims, search)),
+        ("heat maps", lambda: _heat_maps(claims, explain)),
+    ):
+        try:
+            checks.append(check())
+        except ModelError as error:  # all else is wrong with the data given, which is no fault of the repository
+            checks.append(Check(name, "stopped", (f"{name}: {error}",)))
+    return checks
 
 
 # --- files ---

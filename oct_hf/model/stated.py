@@ -205,6 +205,9 @@ def _numbers(file: Path, about: Any) -> int:
         start, end = about["data_offsets"]
         if not 0 <= start <= end <= file.stat().st_size:
             raise ValueError
-        return min(math.prod(about["shape"]), end - start)
+        count = math.prod(about["shape"])
+        if count > 2 * (end - start):  # the smallest have half a byte
+            raise ValueError
+        return min(count, end - start)
     except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{file.name}: is no safetensors file (a tensor lies outside of it)") from None
+        raise ValueError(f"{file.name}: is no safetensors file (a tensor lies outside of its place)") from None

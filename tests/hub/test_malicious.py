@@ -188,8 +188,8 @@ IN_WEIGHTS = {
     ),
     "a header as long as a disk": (header(lambda whole, _: b"\xff" * 8 + whole[8:]), "header's length is wrong"),
     "a header that is none": (header(lambda whole, _: whole[:8] + b"{" * 200 + whole[208:]), "header is no JSON"),
-    "a tensor outside the file": (header(far_away), "lies outside of it"),
-    "a tensor as large as a disk": (header(as_large_as_a_disk), ""),
+    "a tensor outside the file": (header(far_away), "lies outside of its place"),
+    "a tensor as large as a disk": (header(as_large_as_a_disk), "lies outside of its place"),
     "shards outside": (shards_outside, "is no safetensors file beside it"),
     "half the weights": (half_the_weights, "so its answers would be random"),
 }

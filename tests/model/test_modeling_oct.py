@@ -131,9 +131,10 @@ def test_a_wrong_base_is_said_in_one_line(saved, arguments, text):
 
 
 def test_a_base_without_a_classification_head_is_refused(tmp_path):
-    from transformers import BertConfig
+    from transformers import BertConfig, BertModel
 
-    BertConfig().save_pretrained(tmp_path)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    BertModel(BertConfig(vocab_size=10, **sizes)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"holds no timm model"):
         OCTForImageClassification.from_timm(str(tmp_path), LABELS)
 

@@ -358,7 +358,10 @@ function csv() {
     ...model.labels.map((_, i) => probabilities?.[i] ?? ""),
     error ?? "",
   ]);
-  const field = (value) => (/[",\r\n]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : value);
+  // A name that a spreadsheet would compute gets a ' before it, as the package writes it.
+  const text = (value) => (typeof value === "string" && /^[=+\-@\t\r\n]/.test(value) ? `'${value}` : String(value));
+  const quoted = (value) => (/[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
+  const field = (value) => quoted(text(value));
   return [head, ...rows].map((row) => row.map(field).join(",") + "\n").join("");
 }
 
