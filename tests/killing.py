@@ -138,8 +138,8 @@ class Runs:
         lie |= {path.name for path in (root / "cache").glob("pixels-*")}
         return files, sorted(lie)
 
-    def check_ends_the_same(self, root: Path, case) -> None:
-        ended = self.run(root)
+    def check_ends_the_same(self, root: Path, case, *options) -> None:
+        ended = self.run(root, *options)
         assert ended.code == 0, (case, ended.said)
         files, lie = self.content(root)
         assert files == self._wanted[0], case
@@ -147,10 +147,12 @@ class Runs:
         shutil.rmtree(root)
 
     def kills(self) -> list[tuple[int, bool]]:
-        """Before each event, and in the middle of each write."""
-        events = self.whole.events
-        torn = [(n, True) for n in range(1, len(events)) if events[n - 1].startswith(("open", "write"))]
-        return sorted([(n, False) for n in range(len(events))] + torn)
+        """One before each event, in the middle of the write before it where there was one; before a rename both."""
+        events, found = self.whole.events, []
+        for number, event in enumerate(events):
+            wrote = number > 0 and events[number - 1].startswith(("open", "write"))
+            found += [(number, True)] * wrote + [(number, False)] * (not wrote or event.startswith("os.rename"))
+        return found
 
 
 # --- in the process --------------------------------------------------------------------------------------------------

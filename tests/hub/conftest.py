@@ -16,8 +16,9 @@ TOKENS = {"hf_writer": User("clinic"), "hf_reader": User("clinic", write=False),
 
 @dataclass(frozen=True)
 class Site:
-    """A loopback Hub: its address, its log of (method, path, status), and the environment for its clients."""
+    """A loopback Hub: its folder, its address, its log of (method, path, status), and the environment of clients."""
 
+    root: Path
     address: str
     log: list
     environment: dict
@@ -31,7 +32,7 @@ def site(tmp_path_factory) -> Site:
         address = app.state.address
         hub = {"HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_writer"}
         homes = {"HF_HOME": str(folder / "home"), "OCT_HF_HOME": str(folder / "oct")}
-        yield Site(address, app.state.log, {**os.environ, **hub, **homes})
+        yield Site(folder / "hub", address, app.state.log, {**os.environ, **hub, **homes})
 
 
 @pytest.fixture(scope="module")
