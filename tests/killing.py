@@ -24,7 +24,6 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-KILLED = "A fine-tuning that is killed at any moment ends, by the same command, with the same weights to the last bit."
 # What changes folders, and which of its arguments is the open folder that a path may be relative to.
 CHANGING = {"os.rename": 2, "os.remove": 1, "os.mkdir": 2, "os.rmdir": 1, "os.link": 2, "os.symlink": 2}
 # As where they aren't installed: drawing and exporting take most of the time of a small run, and lie in its model

@@ -7,11 +7,14 @@ import signal
 from pathlib import Path
 
 import pytest
-from killing import KILLED, RECIPE, Ended, Killing, Runs
+from killing import RECIPE, Ended, Killing, Runs
 
 from oct_hf.hub.local.accounts import User
 from oct_hf.hub.local.bare_git import Repository
 
+KILLED = pytest.mark.promise(
+    "A fine-tuning that is killed at any moment ends, by the same command, with the same weights to the last bit."
+)
 KEPT = pytest.mark.promise(
     "Checkpoints kept on the Hub let an empty machine go on by the same command, to the same weights to the last bit."
 )
@@ -110,7 +113,7 @@ def test_other_repositories_are_refused_before_any_work(runs, site):
         assert ended.code == 2 and text in ended.said and len(ended.said.splitlines()) == 1, ended.said
 
 
-@pytest.mark.promise(KILLED)
+@KILLED
 def test_killed_while_it_publishes(runs, site, cases):
     """With push_to_hub: while the best weights go out, and the finished model."""
 

@@ -8,12 +8,14 @@ import signal
 import subprocess
 
 import pytest
-from killing import KILLED, RECIPE, Killing, Runs
+from killing import RECIPE, Killing, Runs
 
 from oct_hf.training.checkpoints import CHECKSUMS, damage
 
+KILLED = pytest.mark.promise(
+    "A fine-tuning that is killed at any moment ends, by the same command, with the same weights to the last bit."
+)
 PARTS = 4  # which workers of a test run share
-PROMISE = pytest.mark.promise(KILLED)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def runs(killing, tmp_path_factory) -> Runs:
     return Runs(killing, tmp_path_factory.mktemp("killed"), RECIPE)
 
 
-@PROMISE
+@KILLED
 @pytest.mark.parametrize("part", range(PARTS))
 def test_killed_before_any_write_or_rename_and_in_the_middle_of_any_write(runs, cases, part):
     kills = runs.kills()[part::PARTS]
@@ -42,7 +44,7 @@ def test_killed_before_any_write_or_rename_and_in_the_middle_of_any_write(runs, 
         runs.check_ends_the_same(root, (at, torn, runs.whole.events[at]))
 
 
-@PROMISE
+@KILLED
 @pytest.mark.parametrize("part", range(PARTS))
 def test_killed_at_random_moments(runs, cases, part):
     moments = random.Random(part)
@@ -53,7 +55,7 @@ def test_killed_at_random_moments(runs, cases, part):
         runs.check_ends_the_same(root, after)
 
 
-@PROMISE
+@KILLED
 def test_killed_again_and_again(runs, cases):
     """Each start comes a little further than the one before it."""
     root, moments, kills = runs.new(), random.Random(9), 0
@@ -64,7 +66,7 @@ def test_killed_again_and_again(runs, cases):
     runs.check_ends_the_same(root, "again and again")
 
 
-@PROMISE
+@KILLED
 def test_killed_while_it_replaces_another_run(runs, cases):
     """`--overwrite` is part of the command that is given again."""
     root = runs.new()
@@ -80,7 +82,7 @@ def test_killed_while_it_replaces_another_run(runs, cases):
     runs.check_ends_the_same(root, "overwritten")
 
 
-@PROMISE
+@KILLED
 def test_killed_after_the_training_with_its_last_checkpoint_damaged(runs):
     """Of a training that was over, too, the checkpoint before is gone on from and not taken for the end."""
     root = runs.new()
@@ -139,7 +141,7 @@ def test_a_full_disk_is_one_line_and_leaves_a_whole_checkpoint(runs, disk, cases
     assert kept
 
 
-@PROMISE
+@KILLED
 def test_sections_with_a_state_of_their_own_are_killed_too(killing, tmp_path, cases):
     """Pretraining, a teacher, a learning rate that is searched for."""
     recipe = RECIPE | {
