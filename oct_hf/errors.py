@@ -54,12 +54,12 @@ class RunError(OCTError):
     """A run's folder can't be used as asked."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: object, known: Iterable[str]) -> str:
     """` (did you mean "x"?)` for the nearest of `known`, or an empty string where none is near."""
-    word = str(word)
-    near = difflib.get_close_matches(word, [str(k) for k in known], n=3, cutoff=0.5)
+    text = str(word)
+    near = difflib.get_close_matches(text, [str(k) for k in known], n=3, cutoff=0.5)
     # Of two that are equally near, the one that begins alike: "octd" is octdl rather than octid.
-    near.sort(key=lambda one: (difflib.SequenceMatcher(a=one, b=word).ratio(), _begins(word, one)), reverse=True)
+    near.sort(key=lambda one: (difflib.SequenceMatcher(a=one, b=text).ratio(), _begins(text, one)), reverse=True)
     return f' (did you mean "{near[0]}"?)' if near else ""
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain, islice
+from typing import Any
 
 from oct_hf.errors import OCTError
 
@@ -105,7 +106,8 @@ def in_processes(function: Callable, items: Iterable, workers: int) -> Iterator:
     if not head:
         return  # no process is started for nothing
     # loky's processes don't run the caller's script again, so it needs no `if __name__ == "__main__"`.
-    pool = Parallel(n_jobs=workers, backend="loky", return_as="generator", batch_size=1, pre_dispatch="2*n_jobs")
+    options: dict[str, Any] = {"return_as": "generator", "batch_size": 1, "pre_dispatch": "2*n_jobs"}
+    pool = Parallel(n_jobs=workers, backend="loky", **options)
     try:
         yield from pool(delayed(function)(item) for item in chain(head, items))
     except BrokenProcessPool as error:
@@ -114,7 +116,7 @@ def in_processes(function: Callable, items: Iterable, workers: int) -> Iterator:
         ) from None
 
 
-def import_ray():
+def import_ray() -> Any:
     """Ray's module, which then tells nobody of its use.
 
     Raises:

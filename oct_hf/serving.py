@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
@@ -86,7 +87,10 @@ def _config(app, patience: int) -> uvicorn.Config:
     return uvicorn.Config(app, http=_Patient, log_level="warning", timeout_graceful_shutdown=patience)
 
 
-class _Patient(AutoHTTPProtocol):
+_Protocol: Any = AutoHTTPProtocol  # one of two classes, of which its type says what asyncio's has
+
+
+class _Patient(_Protocol):
     """One connection. uvicorn itself waits for a request's header without end, and keeps it however long it grows."""
 
     _deadline, _in_head, _head_bytes = None, False, 0

@@ -19,7 +19,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from oct_hf.data import duplicates
-from oct_hf.data.splits import UNUSED, on_two_sides
+from oct_hf.data.splits import UNUSED, Strings, on_two_sides
 from oct_hf.errors import DataError
 
 LINKS_FILE = "near_duplicates.csv"
@@ -91,12 +91,12 @@ class Thumbnails:
         return np.frombuffer(joined, np.uint8).reshape(-1, duplicates.SIDE, duplicates.SIDE)
 
 
-def stand_in_patients(hashes: Sequence[str], links: Links, volumes: Sequence[str] = ()) -> list[str]:
+def stand_in_patients(hashes: Sequence[str], links: Links | None, volumes: Sequence[str] = ()) -> list[str]:
     """A name for each group that a volume or near-duplicates hold together: "g" and the beginning of its first hash.
 
     Args:
         hashes: `n` content hashes.
-        links: near-duplicates.
+        links: near-duplicates; None where none were searched for.
         volumes: `n` names, empty where unknown; none where no volume is known.
     """
     numbers = _components(hashes, [volumes], links)
@@ -129,7 +129,7 @@ def units(
 def certificate(
     hashes: Sequence[str],
     patients: Sequence[str],
-    sides: Sequence[str],
+    sides: Strings,
     links: Links | None,
     volumes: Sequence[str] | None = None,
 ) -> dict:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import datasets.config
 from datasets.exceptions import DatasetGenerationError
 
 from oct_hf.data import phantom, speckle
@@ -296,7 +297,7 @@ def _prepared_before(name: str, data_dir: str | Path | None, cache: Path, **opti
 
 def _no_place(cache: Path, error: OSError) -> DataError:
     return DataError(
-        f"{cache}: {os.strerror(error.errno)}, and the prepared data goes there; make room or name another place "
+        f"{cache}: {error.strerror or error}, and the prepared data goes there; make room or name another place "
         "(HF_DATASETS_CACHE=FOLDER), then give the same command again"
     )
 

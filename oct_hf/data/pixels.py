@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import datasets
 import datasets.config
@@ -27,6 +27,24 @@ from oct_hf.images import Preprocessing, read_image, to_gray
 from oct_hf.parallel import in_order
 
 _PREFIX = "pixels-"
+
+
+class Pictures(Protocol):
+    """What a training reads by number: `Pixels`, or what is made of them. A key is as that of `Pixels`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Any, /) -> dict: ...
+
+    def file_of(self, index: int) -> str:
+        """The file of a picture, for messages."""
+        ...
+
+
+class LabelledPictures(Pictures, Protocol):
+    """With `labels` as those of `Pixels`."""
+
+    labels: np.ndarray
 
 
 class PixelFile:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -63,7 +64,11 @@ def threshold() -> float:
     return float(numbers()["gate"]["threshold"])
 
 
-def is_oct(likeness: float | np.ndarray):
+@overload
+def is_oct(likeness: float) -> bool: ...
+@overload
+def is_oct(likeness: np.ndarray) -> np.ndarray: ...
+def is_oct(likeness: float | np.ndarray) -> bool | np.ndarray:
     """Whether a picture with this likeness passes the gate."""
     return likeness >= threshold()
 

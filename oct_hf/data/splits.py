@@ -244,16 +244,14 @@ def choose_labelled(
     return chosen
 
 
-def check_disjoint(
-    patients: Sequence[str], sides: Sequence[str], hashes: Sequence[str], volumes: Sequence[str] = ()
-) -> None:
+def check_disjoint(patients: Sequence[str], sides: Strings, hashes: Sequence[str], volumes: Sequence[str] = ()) -> None:
     """Raises DataError where a patient, a file or a volume is on two sides. Called on every split before it is used."""
     for kind, values in (("patient", patients), ("file", hashes), ("volume", volumes)):
         for value, found in (on_two_sides(values, sides) if values else {}).items():
             raise DataError(f"{kind} {value} is on two sides, {' and '.join(found)}")
 
 
-def on_two_sides(values: Sequence[str], sides: Sequence[str]) -> dict[str, list[str]]:
+def on_two_sides(values: Sequence[str], sides: Strings) -> dict[str, list[str]]:
     """Every patient, file or volume that is on more than one side, and which; `unused` is none.
 
     Args:
@@ -282,7 +280,7 @@ def count_sides(labels: Strings, patients: Strings, sides: Strings, names: Seque
     return counts
 
 
-def fingerprint(hashes: Sequence[str], patients: Sequence[str], labels: Sequence[str]) -> str:
+def fingerprint(hashes: Strings, patients: Strings, labels: Strings) -> str:
     """SHA-256 over every image's content hash, patient (as published) and label, in sorted order."""
     rows = sorted(zip(hashes, patients, labels, strict=True))
     return hashlib.sha256("\n".join("\t".join(row) for row in rows).encode()).hexdigest()

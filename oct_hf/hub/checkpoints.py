@@ -14,7 +14,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 
 from oct_hf.errors import OCTError, RunError
-from oct_hf.hub.commit import commit, listing
+from oct_hf.hub.commit import commit, head_of, listing
 from oct_hf.hub.patience import Patience
 from oct_hf.hub.plain_errors import PublishError
 from oct_hf.hub.talking import talking_to, usable_token
@@ -45,7 +45,7 @@ class CheckpointRepository:
                 raise PublishError(
                     f"hub.checkpoints: {repo} is public, and checkpoints are for nobody else; choose another name"
                 )
-            files = self._patience(lambda: listing(self._api, repo, there.sha))
+            files = self._patience(lambda: listing(self._api, repo, head_of(repo, there.sha)))
             if files and ABOUT_FILE not in files:
                 raise PublishError(f"hub.checkpoints: {repo} holds something else; choose another name")
 
@@ -88,7 +88,7 @@ class CheckpointRepository:
     def _download(self, folder: Path, *wanted: str) -> bool:
         """Files of the last commit; False where it has none."""
         with self._talking():
-            head = self._patience(lambda: self._api.model_info(self.repo)).sha
+            head = head_of(self.repo, self._patience(lambda: self._api.model_info(self.repo)).sha)
             if not self._patience(lambda: listing(self._api, self.repo, head)):
                 return False
             options = {"revision": head, "local_dir": folder, "allow_patterns": list(wanted), "token": self._api.token}
@@ -108,7 +108,7 @@ class CheckpointRepository:
             files |= {file.relative_to(path.parent).as_posix(): file for file in inside}
         try:
             with self._talking():
-                head = self._patience(lambda: self._api.model_info(self.repo)).sha
+                head = head_of(self.repo, self._patience(lambda: self._api.model_info(self.repo)).sha)
                 commit(self._api, self.repo, files, "main", head, f"After step {_age(paths[0])}", self._patience)
         except OCTError as error:
             print(f"a checkpoint wasn't pushed, training goes on: {error}", file=sys.stderr)

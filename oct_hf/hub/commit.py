@@ -6,6 +6,7 @@ it is where it was, it holds our files, or somebody else has moved it.
 
 import hashlib
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ class Committed:
 def commit(
     api: HfApi,
     repo: str,
-    files: dict[str, Path | bytes],
+    files: Mapping[str, Path | bytes],
     revision: str,
     parent: str,
     title: str,
@@ -75,7 +76,7 @@ def commit(
             new = {number: oid for number, oid in asked.items() if number not in asked_before}
             mine = (n for n, oid in new.items() if _same(listing(api, repo, oid, repo_type), additions))
             return next((Committed(new[n], f"{home}/discussions/{n}", True) for n in mine), None)
-        head = api.repo_info(repo, revision=revision, repo_type=repo_type).sha
+        head = head_of(repo, api.repo_info(repo, revision=revision, repo_type=repo_type).sha)
         if head == parent:
             return None
         if not _same(listing(api, repo, head, repo_type), additions):
@@ -107,6 +108,17 @@ def commit(
         return Committed(made.oid, made.pr_url or made.commit_url, made.oid != parent)
 
     return patience(step)
+
+
+def head_of(repo: str, sha: str | None) -> str:
+    """The commit that a branch is at, if the Hub told it.
+
+    Raises:
+        PublishError: it didn't, and without it a commit in between would be lost.
+    """
+    if not sha:
+        raise PublishError(f"{repo}: the Hub doesn't say at which commit it is; without that nothing is published")
+    return sha
 
 
 def listing(api: HfApi, repo: str, revision: str, repo_type: str = "model") -> dict[str, str]:

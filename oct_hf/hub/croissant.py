@@ -4,6 +4,8 @@ Written as plain data, because the library that reads it isn't needed to write i
 and reads the records back. Paths are relative: it describes the folder it lies in, wherever that was downloaded to.
 """
 
+from typing import Any
+
 from oct_hf.hub.licences import REDISTRIBUTABLE
 
 # The context that the specification gives, https://docs.mlcommons.org/croissant/docs/croissant-spec-1.0.html
@@ -112,8 +114,8 @@ def _enumeration(name: str, kind: str | None, values: list[str]) -> dict:
 
 
 def _field(name: str, sides: list[str]) -> dict:
-    field = {"@type": "cr:Field", "@id": f"default/{name}", "name": name, "dataType": "sc:Text"}
-    source = {"fileSet": {"@id": "shards"}, "extract": {"column": name}}
+    field: dict[str, Any] = {"@type": "cr:Field", "@id": f"default/{name}", "name": name, "dataType": "sc:Text"}
+    source: dict[str, Any] = {"fileSet": {"@id": "shards"}, "extract": {"column": name}}
     if name == "split":
         pattern = rf"^(?:.*/)?({'|'.join(sides)})-\d+-of-\d+\.parquet$"
         source |= {"extract": {"fileProperty": "fullpath"}, "transform": {"regex": pattern}}

@@ -49,7 +49,7 @@ def download(name: str) -> Downloaded:
     revision = revision or "main"
     try:
         about = HfApi().model_info(repo, revision=revision)
-        files = tuple(sorted(entry.rfilename for entry in about.siblings))
+        files = tuple(sorted(entry.rfilename for entry in about.siblings or ()))
         # By commit: a branch that moves meanwhile can't give a mix.
         where = snapshot_download(repo, revision=about.sha, allow_patterns=[f"*{kind}" for kind in (*ALLOWED, ".py")])
     except HFValidationError:

@@ -156,11 +156,18 @@ def _openvino_fault(path: Path) -> str | None:
     weights = path.with_suffix(".bin")
     held = weights.stat().st_size if weights.is_file() else 0
     try:
-        spans = [one.find("data").attrib for one in layers if one.get("type") == "Const"]
-        outside = any(int(span["offset"]) + int(span["size"]) > held for span in spans)
-    except (KeyError, ValueError, AttributeError):
+        outside = max((_end(one) for one in layers if one.get("type") == "Const"), default=0) > held
+    except (KeyError, ValueError):
         return "is no OpenVINO file (its constants say no place)"
     return "its constants don't lie in the .bin file beside it" if outside else None
+
+
+def _end(constant: ElementTree.Element) -> int:
+    """Where its bytes end in the .bin file."""
+    place = constant.find("data")
+    if place is None:
+        raise ValueError("it says no place")
+    return int(place.attrib["offset"]) + int(place.attrib["size"])
 
 
 def _is_pickle(path: Path) -> bool:

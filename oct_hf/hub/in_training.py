@@ -15,7 +15,7 @@ from huggingface_hub import HfApi
 from oct_hf.errors import OCTError
 from oct_hf.hub.allowed import check_allowed
 from oct_hf.hub.card import render_interim_card
-from oct_hf.hub.commit import commit, listing
+from oct_hf.hub.commit import commit, head_of, listing
 from oct_hf.hub.patience import Patience
 from oct_hf.hub.publish import Published, publish, refuse_foreign
 from oct_hf.hub.talking import talking_to, usable_token
@@ -53,7 +53,7 @@ class TrainingBranch:
         with self._talking(repo or f"you/{name}"):
             self.repo = repo or f"{self._patience(self._api.whoami)['name']}/{name}"
             self._patience(lambda: self._api.create_repo(self.repo, private=private, exist_ok=True))
-            head = self._patience(lambda: self._api.model_info(self.repo)).sha
+            head = head_of(self.repo, self._patience(lambda: self._api.model_info(self.repo)).sha)
             refuse_foreign(self.repo, self._patience(lambda: listing(self._api, self.repo, head)))
 
     def push(self, save: Callable[[Path], None], name: str, epoch: int, epochs: int, validation: dict) -> bool:
@@ -74,7 +74,8 @@ class TrainingBranch:
                 check_allowed(folder)
                 files = {path.name: path for path in sorted(folder.iterdir())}
                 self._patience(lambda: self._api.create_branch(self.repo, branch=BRANCH, exist_ok=True))
-                head = self._patience(lambda: self._api.model_info(self.repo, revision=BRANCH)).sha
+                about = self._patience(lambda: self._api.model_info(self.repo, revision=BRANCH))
+                head = head_of(self.repo, about.sha)
                 title = f"Epoch {epoch} of {epochs}: validation balanced accuracy {validation['balanced_accuracy']:.3f}"
                 commit(self._api, self.repo, files, BRANCH, head, title, self._patience)
         except OCTError as error:

@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from huggingface_hub import get_session
 
@@ -129,7 +129,7 @@ def _cut_by_ctrl_c() -> Iterator[Callable[[str, dict], None]]:
             connection.shutdown(socket.SHUT_RDWR)
 
     def watch(event: str, about: dict) -> None:
-        stream = about.get("return_value")
+        stream: Any = about.get("return_value")
         if event.endswith(("connect_tcp.complete", "start_tls.complete")) and hasattr(stream, "get_extra_info"):
             open_sockets.add(stream.get_extra_info("socket"))
             if stopped.is_set():

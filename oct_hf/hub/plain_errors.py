@@ -86,6 +86,8 @@ def _reason(error: HfHubHTTPError) -> str:
 def _raised_by_client(error: Exception) -> bool:
     """Whether it is huggingface_hub that raised it, and so not a defect of this package."""
     trace = error.__traceback__
+    if trace is None:
+        return False
     while trace.tb_next is not None:
         trace = trace.tb_next
     return trace.tb_frame.f_globals.get("__name__", "").startswith("huggingface_hub")

@@ -17,7 +17,7 @@ from huggingface_hub import HfApi
 from oct_hf import model
 from oct_hf.hub.allowed import CODE, CODE_BRANCH, check_allowed
 from oct_hf.hub.card import render_card
-from oct_hf.hub.commit import commit, listing
+from oct_hf.hub.commit import commit, head_of, listing
 from oct_hf.hub.files import file_faults
 from oct_hf.hub.kinds import kind_of
 from oct_hf.hub.patience import Patience
@@ -95,13 +95,14 @@ def publish(
         before = patience(lambda: api.model_info(repo, revision=revision))
         if private and not before.private:
             raise PublishError(f"{repo} is public already, and --private doesn't change that; choose another name")
-        there = patience(lambda: listing(api, repo, before.sha))
+        head = head_of(repo, before.sha)
+        there = patience(lambda: listing(api, repo, head))
         refuse_foreign(repo, there)
         if gated and before.gated != gated:  # before there is anything to download
             patience(lambda: api.update_repo_settings(repo, gated=gated))
         files = contents(folder, repo)
         title = _title(folder)
-        done = commit(api, repo, files, revision, before.sha, title, patience, there=there, create_pr=create_pr)
+        done = commit(api, repo, files, revision, head, title, patience, there=there, create_pr=create_pr)
         sent = tuple(files) if done.changed else ()
         new = done.commit if done.changed else None
         if create_pr or revision != "main":
@@ -147,7 +148,8 @@ def contents(folder: Path, repo: str) -> dict[str, Path | bytes]:
 
 def with_code(files: dict[str, Path | bytes]) -> dict[str, Path | bytes]:
     """What goes onto the code branch: the same model, its class, and the `auto_map` that names it."""
-    config = json.loads(Path(files["config.json"]).read_text()) | {"auto_map": AUTO_MAP}
+    stored = files["config.json"]
+    config = json.loads(stored.read_bytes() if isinstance(stored, Path) else stored) | {"auto_map": AUTO_MAP}
     code = {name: Path(model.__file__).with_name(name) for name in CODE}
     return {**files, **code, "config.json": (json.dumps(config, indent=2) + "\n").encode()}
 
@@ -172,12 +174,16 @@ def _tag(api: HfApi, repo: str, commit: str, tags: list, patience: Patience) -> 
     if _version(tags, commit):
         return None
 
+    tried = False
+
     def step() -> str:
-        nonlocal tags
-        if tags is None and (made := _version(tags := api.list_repo_refs(repo).tags, commit)):
+        nonlocal tried
+        known = api.list_repo_refs(repo).tags if tried else tags
+        if tried and (made := _version(known, commit)):
             return made  # by the try before this one, whose answer was lost
-        numbers = [int(tag.name[1:]) for tag in tags if re.fullmatch(r"v\d+", tag.name)]
-        tag, tags = f"v{max(numbers, default=0) + 1}", None
+        tried = True
+        numbers = [int(tag.name[1:]) for tag in known if re.fullmatch(r"v\d+", tag.name)]
+        tag = f"v{max(numbers, default=0) + 1}"
         api.create_tag(repo, tag=tag, revision=commit)
         return tag
 

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import datasets
+import datasets.config
 from huggingface_hub import HfApi
 
 from oct_hf.errors import OCTError
-from oct_hf.hub.commit import commit, listing
+from oct_hf.hub.commit import commit, head_of, listing
 from oct_hf.hub.patience import Patience
 from oct_hf.hub.plain_errors import PublishError
 from oct_hf.hub.publish import Published
@@ -61,14 +61,15 @@ def publish_data_folder(
         about = patience(lambda: api.dataset_info(repo))
         if private and not about.private:
             raise PublishError(f"{repo} is public already, and --private doesn't change that; choose another name")
-        there = set(patience(lambda: listing(api, repo, about.sha, "dataset")))
+        head = head_of(repo, about.sha)
+        there = set(patience(lambda: listing(api, repo, head, "dataset")))
         _refuse_foreign(repo, there)
-        previous = patience(lambda: _published_croissant(api, repo, about.sha)) if CROISSANT_FILE in there else None
+        previous = patience(lambda: _published_croissant(api, repo, head)) if CROISSANT_FILE in there else None
     with building_folder() as folder:
         title = build(folder, f"{api.endpoint}/datasets/{repo}", previous)
         files = contents(folder)
         with talking_to(api, repo, "give the same command again", patience):
-            done = commit(api, repo, files, "main", about.sha, title, patience, repo_type="dataset")
+            done = commit(api, repo, files, "main", head, title, patience, repo_type="dataset")
     changed = done.changed
     return Published(repo, done.url, done.commit if changed else None, None, tuple(files) if changed else ())
 

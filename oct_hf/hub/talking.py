@@ -38,7 +38,8 @@ def talking_to(api: HfApi, repo: str, again: str, patience: Patience) -> Iterato
         again: what to do after a fault, for its line.
         patience: with the Hub; its limit on silence holds for each request.
     """
-    with plain_errors(repo, api.endpoint, again, api.token), one_try_a_request(patience.stall_s), _bars_on_terminals():
+    token = api.token if isinstance(api.token, str) else None
+    with plain_errors(repo, api.endpoint, again, token), one_try_a_request(patience.stall_s), _bars_on_terminals():
         if repo.count("/") != 1:
             raise HFValidationError("the account is missing")
         yield

@@ -284,6 +284,8 @@ def _images(claims: Claims, predict: Callable[[Path], Predictions] | None) -> Ch
     if predict is None:
         return Check("images", "no data at hand; --data PATH predicts it again", skipped=True)
     published, again = claims.answers, predict(claims.folder)
+    if published.truth is not None and again.truth is None:
+        return Check("images", "", ("the data given doesn't say which signs its pictures show",))
     row = {value: index for index, value in enumerate(again.hashes)}
     faults, worst, missing = [], 0.0, 0
     for index, value in enumerate(published.hashes):
@@ -294,8 +296,9 @@ def _images(claims: Claims, predict: Callable[[Path], Predictions] | None) -> Ch
         worst = max(worst, float(np.abs(off).max()))
         if label != published.labels[index]:
             faults.append(f"image {value[:12]}…: published as {published.labels[index]}, in the data it is {label}")
-        if published.truth is not None and not np.array_equal(published.truth[index], again.truth[row[value]]):
-            shown = ", ".join(name for name, there in zip(again.names, again.truth[row[value]], strict=True) if there)
+        shows = None if again.truth is None else again.truth[row[value]]
+        if published.truth is not None and shows is not None and not np.array_equal(published.truth[index], shows):
+            shown = ", ".join(name for name, there in zip(again.names, shows, strict=True) if there)
             faults.append(f"image {value[:12]}…: its published signs are untrue, it shows {shown or 'none'}")
         if not np.abs(off).max() <= ANOTHER_MACHINE:
             faults.append(f"image {value[:12]}…: its published probabilities are {np.abs(off).max():.3f} off")
@@ -310,6 +313,7 @@ def _near_duplicates(claims: Claims, search: Callable[[Path, Links], list[str]] 
     if search is None or not said or not said["method"].startswith(METHOD):
         why = "no data at hand; --data PATH searches it again" if search is None else "searched for otherwise, or not"
         return Check(name, why, skipped=True)
+    assert claims.links is not None  # `said` has them
     faults = search(claims.folder, claims.links)
     return Check(name, f"{len(claims.links.pairs)} pairs, searched for again", tuple(faults))
 

@@ -15,6 +15,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from tqdm import tqdm
@@ -170,11 +171,12 @@ class _Cluster:
         )
         # Not iter_rows: where it is left early, threads of its own go on asking for blocks; once the cluster is shut
         # down, one that asks ends this process without a word.
-        bundles = work.iter_internal_ref_bundles()
+        bundles: Any = work.iter_internal_ref_bundles()
         try:
             for bundle in bundles:
                 for block in bundle.blocks:
-                    yield from ray.get(block.ref).to_pylist()
+                    rows: Any = ray.get(block.ref)
+                    yield from rows.to_pylist()
         finally:
             del bundles  # has the executor stop, and waits two seconds for it
             for thread in threading.enumerate():

@@ -87,7 +87,7 @@ def _load(name: str) -> Any:
     with _unloadable(name):
         own = OCTConfig.get_config_dict(name)[0].get("needs_code")  # AutoConfig knows no such type
         # Said aloud: where nothing is said, transformers asks whoever sits at a terminal whether to run their code.
-        config = (OCTConfig if own else AutoConfig).from_pretrained(name, **({} if own else NO_CODE))
+        config = OCTConfig.from_pretrained(name) if own else AutoConfig.from_pretrained(name, **NO_CODE)
         if config.model_type != "timm_wrapper":
             return _of_transformers(name)
         config = OCTConfig.from_pretrained(name)

@@ -9,13 +9,13 @@ import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
 from safetensors import SafetensorError
 from transformers import TimmWrapperForImageClassification
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from .architectures import NETWORKS
 from .combined import PARTS
@@ -35,6 +35,12 @@ class OCTForImageClassification(TimmWrapperForImageClassification):
     config_class = OCTConfig
     config: OCTConfig
     timm_model: Any  # timm's networks have attributes, such as `pretrained_cfg`, that torch's type doesn't know
+
+    if TYPE_CHECKING:  # transformers wraps torch's own in a way that takes `self` for its first argument
+
+        def to(self, *args: Any, **kwargs: Any) -> "OCTForImageClassification":
+            """As torch's."""
+            ...
 
     @classmethod
     def from_timm(
@@ -80,7 +86,7 @@ class OCTForImageClassification(TimmWrapperForImageClassification):
         return model
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> Any:
         """As the parent's, which loads a folder or Hub repository, but of safetensors alone and all of its weights.
 
         Raises:
@@ -91,7 +97,8 @@ class OCTForImageClassification(TimmWrapperForImageClassification):
         place = {key: kwargs[key] for key in WHERE if kwargs.get(key) is not None}
         kwargs |= {"output_loading_info": True, "use_safetensors": True}
         with no_larger_than(weight_files(pretrained_model_name_or_path, **place)):
-            model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model, info = loaded
         refuse_partial(info)
         return (model, info) if with_info else model
 
@@ -146,7 +153,7 @@ def weight_files(repository: str | Path, **place) -> list[Path]:
     found = {name: cached_file(repository, name, **place) for name in shards_of(Path(index))}
     if missing := [name for name, file in found.items() if file is None]:
         raise ValueError(f"{missing[0]} is missing, which {SHARDS} names")
-    return [Path(file) for file in found.values()]
+    return [Path(file) for file in found.values() if file is not None]
 
 
 def refuse_partial(info: dict) -> None:

@@ -130,7 +130,7 @@ class Rerun:
     def agrees(self) -> bool:
         """Identical, or every metric that has an interval lies in it."""
         return self.identical or all(
-            low <= now <= high for _, _, now, span in self.metrics if span for low, high in [span]
+            now is not None and span[0] <= now <= span[1] for _, _, now, span in self.metrics if span
         )
 
 

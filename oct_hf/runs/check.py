@@ -4,7 +4,6 @@ Names of patients and files are given as they are: what is found is for the scre
 """
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -13,7 +12,7 @@ import numpy as np
 from oct_hf.data.catalog import CATALOG
 from oct_hf.data.leakage import Links, certificate, leaks, search, stand_in_patients
 from oct_hf.data.quality import is_oct
-from oct_hf.data.splits import SIDES, UNUSED, count_sides, on_two_sides, read_split_table
+from oct_hf.data.splits import SIDES, UNUSED, Strings, count_sides, on_two_sides, read_split_table
 from oct_hf.errors import DataError
 from oct_hf.model.folder import model_folder
 from oct_hf.runs.labelled import assign_sides, load_data
@@ -113,7 +112,7 @@ def check(recipe: Recipe, split_file: str | Path | None = None, cache_dir: str |
     if nameless:
         patients = stand_in_patients(hashes, links, volumes)
 
-    def looked_at(name: str, sides: Sequence[str]) -> Split:
+    def looked_at(name: str, sides: Strings) -> Split:
         counted = certificate(hashes, patients, sides, links, volumes)
         return Split(
             name,
@@ -153,8 +152,8 @@ def _quality(dataset: datasets.Dataset, labels: list[str], names: list[str]) -> 
     likeness, quality = (np.array(dataset[column][:]) for column in ("oct_likeness", "quality"))
     strange = np.flatnonzero(~is_oct(likeness))
     strange = strange[np.argsort(likeness[strange], kind="stable")]
-    sources, labels = dataset["source"], np.array(labels)
-    quantiles = {name: np.quantile(quality[labels == name], (0.1, 0.5, 0.9)) for name in names if name in labels}
+    sources, own = dataset["source"], np.array(labels)
+    quantiles = {name: np.quantile(quality[own == name], (0.1, 0.5, 0.9)) for name in names if name in labels}
     return {
         "not_oct": [{"file": sources[int(n)], "oct_likeness": round(float(likeness[n]), 4)} for n in strange],
         "by_class": {name: [round(float(value), 3) for value in values] for name, values in quantiles.items()},

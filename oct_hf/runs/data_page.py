@@ -127,7 +127,7 @@ def _histogram(groups: dict[str, list[np.ndarray]]) -> list[dict]:
     shares = {}
     for name, images in groups.items():
         if images:
-            counted = sum(np.bincount(i.ravel(), minlength=256) / i.size for i in images) / len(images)
+            counted = np.mean([np.bincount(i.ravel(), minlength=256) / i.size for i in images], axis=0)
             shares[name] = counted.reshape(_BINS, -1).sum(1)
     # Black background would press everything else against the axis.
     top = max((share[1:].max() for share in shares.values()), default=1) or 1

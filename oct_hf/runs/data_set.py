@@ -178,7 +178,7 @@ def _facts(
             classes = {name: _count(patients[here & (labels == name)]) for name in data.names}
             sides[side] = {**_count(patients[here]), "classes": classes}
     test_fold = None
-    if split.by == "fold":
+    if split.by == "fold" and split.test_fold is not None:
         test_fold = fold_names(data.dataset["fold"][:], data.hashes, about)[split.test_fold]
     return {
         "format": 1,

@@ -102,6 +102,7 @@ def build_ensemble(recipe: Recipe, data: LabelledSet) -> tuple[OCTForImageClassi
         ModelError: a member that can't be loaded, knows other labels, or doesn't say what it learned from.
         DataError: a member learned from what is held out here.
     """
+    assert recipe.ensemble is not None
     members = [Member.at(name) for name in recipe.ensemble.members]
     for member in members:
         check_held_out(member, data, recipe.data.title or recipe.data.name)

@@ -71,7 +71,7 @@ def worst_errors(predictor: Predictor, data: LabelledSet, predictions: Predictio
         return []
     place = {value: row for row, value in enumerate(data.hashes)}
     encoded = Encoded(data.dataset)
-    images = [to_gray(read_image(encoded[place[test.hashes[row]]])) for row in wrong]
+    images = [to_gray(read_image(encoded[place[str(test.hashes[row])]])) for row in wrong]
     heats = [None] * len(wrong)
     if can_explain():
         method = (facts["explanations"] or {}).get("method") or DEFAULT
@@ -81,10 +81,10 @@ def worst_errors(predictor: Predictor, data: LabelledSet, predictions: Predictio
         WrongAnswer(
             image,
             heat,
-            test.labels[row],
+            str(test.labels[row]),
             test.names[answers[row]],
             float(test.probabilities[row, answers[row]]),
-            test.groups[row],
+            str(test.groups[row]),
         )
         for image, heat, row in zip(images, heats, wrong, strict=True)
     ]

@@ -138,7 +138,8 @@ def hardware() -> dict:
 
 
 def _default_tag(base: str) -> str | None:
-    return timm.get_pretrained_cfg(base).tag if timm.is_model(base) else None
+    cfg = timm.get_pretrained_cfg(base) if timm.is_model(base) else None
+    return cfg.tag if cfg else None
 
 
 def _name_only(text: str) -> str:

@@ -169,7 +169,7 @@ def _export_measured(
     held_out = HeldOut(model, folder, data, predictor.preprocessing)
     with TemporaryDirectory() as scratch, _gray_onnx(folder, predictor) as source:
         scratch = Path(scratch)
-        if to == "cascade":
+        if small is not None:  # of a cascade
             of_small = Predictor(small := model_folder(small), device="cpu")
             with _gray_onnx(small, of_small) as its_source:
                 made = make_cascade(source, small, its_source, of_small.preprocessing, scratch, held_out)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -192,7 +193,8 @@ def most_alike(small: np.ndarray, full: np.ndarray, several: bool = False) -> fl
         other = (1 - told) * np.log(1 - found) if several else 0
         return -float((told * np.log(found) + other).mean())
 
-    return float(np.exp(minimize_scalar(cross_entropy, bounds=np.log(TEMPERATURES), method="bounded").x))
+    found: Any = minimize_scalar(cross_entropy, bounds=np.log(TEMPERATURES), method="bounded")
+    return float(np.exp(found.x))
 
 
 def lowest_threshold(small: np.ndarray, full: np.ndarray, several: bool = False) -> float:

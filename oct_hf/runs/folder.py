@@ -84,7 +84,7 @@ def plain_errors(folder: Path):
         full = "No space left" in str(error) or "os error 28" in str(error)
         if cause is None and not full:
             raise
-        why = os.strerror(cause.errno) if cause is not None else os.strerror(errno.ENOSPC)
+        why = os.strerror(getattr(cause, "errno", None) or errno.ENOSPC)
         where = getattr(cause, "filename", None) or folder
         raise RunError(f"{where}: {why}; make room or choose another place, then run the same command again") from None
 

@@ -210,12 +210,13 @@ def add_points(found: Sequence[dict]) -> list[dict]:
 
 
 def _joined(parts: Sequence[Predictions], found: Sequence[dict | None]) -> dict | None:
-    if any(one is None for one in found):
+    rules = [one["rule"] for one in found if one is not None]
+    if len(rules) < len(found):
         return None
-    eyes = Predictions.pool([eyes_of(part, one["rule"]) for part, one in zip(parts, found, strict=True)])
+    eyes = Predictions.pool([eyes_of(part, rule) for part, rule in zip(parts, rules, strict=True)])
     measured = eyes.measure()
     return {
-        "rules": [one["rule"] for one in found],
+        "rules": rules,
         "n": len(eyes.hashes),
         "results": {name: measured[name] for name in SCORES},
         "intervals": {name: span for name, span in intervals(eyes)["metrics"].items() if name in SCORES},
@@ -236,10 +237,11 @@ def _facts(recipe: Recipe, folds: int, by_seed: dict[str, dict]) -> dict:
 
 def _spread(values: list[float | None]) -> dict:
     """Of folds or seeds; `sd` with n - 1, None for one value or where a value is missing."""
-    if any(value is None for value in values):
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
         return {"mean": None, "sd": None, "low": None, "high": None, "values": values}
-    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "sd": sd, "low": min(values), "high": max(values), "values": values}
+    sd = float(np.std(known, ddof=1)) if len(known) > 1 else None
+    return {"mean": float(np.mean(known)), "sd": sd, "low": min(known), "high": max(known), "values": values}
 
 
 def _write(out: Path, facts: dict, pooled: Predictions) -> None:

@@ -118,6 +118,7 @@ def generate_from_run(run: str | Path, out: str | Path, images: int, seed: int =
         if facts["status"] == "done":
             return facts
         predictor = Predictor(run / "model", backend="torch")
+        assert recipe.adversarial is not None  # `known` has the section
         generator = Generator.of(recipe.adversarial, predictor.preprocessing)
         generator.load_state_dict(load_file(run / GENERATOR_FILE))
         drawn = generator.to(best_device()).pictures(_ROUNDS * images * len(data.names), seed)
@@ -182,7 +183,7 @@ def _train(out: Path, settings: DiffusionSettings, seen: Pixels, classes: int) -
 # --- what was drawn --------------------------------------------------------------------------------------------------
 
 
-def learned_by_heart(drawn: np.ndarray, seen: np.ndarray) -> np.ndarray:
+def learned_by_heart(drawn: np.ndarray, seen) -> np.ndarray:
     """Which generated pictures are near-duplicates of training pictures, also turned left to right.
 
     Args:

@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,6 +63,7 @@ def fit_head(
         RecipeError: a class has too few patients to leave any out.
     """
     began, wanted, seed = time.monotonic(), recipe.head, recipe.train.seed
+    assert wanted is not None
     check_head(model)
     rows = {side: np.flatnonzero(data.sides == side) for side in ("train", "validation")}
     print(f"reading features of {len(rows['train'])} B-scans", file=sys.stderr)
@@ -190,12 +192,13 @@ def put_on(
         return model
     layers, arguments = as_neighbours(machine, choice, features[:, choice], labels, wanted.temperature)
     names = [model.config.id2label[number] for number in range(model.config.num_labels)]
+    made_of: dict[str, Any] = {**(model.config.model_args or {}), "neighbours": arguments}
     ended = OCTForImageClassification.from_timm(
         "joined",
         names,
         image_size=tuple(model.config.pretrained_cfg["input_size"][1:]),
         descriptions=model.config.label_descriptions,
-        **model.config.model_args | {"neighbours": arguments},
+        **made_of,
     )
     network = ended.timm_model
     for part in ("backbones", "inputs"):

@@ -1,6 +1,7 @@
 """The labelled B-scans of a run: loaded as a recipe names them, split, and with patient ids that may be published."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import datasets
 import numpy as np
@@ -102,8 +103,8 @@ def _good_enough(
     Raises:
         DataError: nothing of a class is left.
     """
-    columns = (dataset[name][:] for name in ("oct_likeness", "quality", "fault"))
-    reasons = left_out(*columns, data.min_quality, data.require_oct)
+    likeness, quality, fault = (dataset[name][:] for name in ("oct_likeness", "quality", "fault"))
+    reasons = left_out(likeness, quality, fault, data.min_quality, data.require_oct)
     kept = dataset.select([row for row in range(len(dataset)) if row not in reasons])
     names, left = dataset.features["label"].names, set(kept["label"][:])
     if gone := [name for number, name in enumerate(names) if number not in left]:
@@ -123,7 +124,7 @@ def builder_options(data: DataRecipe) -> dict:
     """
     if data.name == "phantom" and data.path:
         raise RecipeError(f"data.path: {data.path}, where phantoms are drawn; the recipe folder trains on a folder")
-    options = {"skip_bad": data.skip_bad}
+    options: dict[str, Any] = {"skip_bad": data.skip_bad}
     if data.labels:
         options["labels"] = data.labels
     if data.name == "phantom":
@@ -198,9 +199,9 @@ def _sides(split: SplitRecipe, labels: list[str], patients: list[str], hashes: l
         validation = "validation" if "validation" in folds else split.validation
         folds = ["guard" if side == UNUSED else side for side in folds]
         return split_by_fold(labels, patients, folds, "test", validation, split.seed)
-    elif split.by == "fold" and split.test_fold is None:
-        raise DataError("split.by is fold, but split.test_fold names none")
     if split.by == "fold" or split.folds:
+        if split.test_fold is None:
+            raise DataError(f"split.by is {split.by}, but split.test_fold names none")
         validation = split.validation_fold or split.validation
         return split_by_fold(labels, patients, folds, split.test_fold, validation, split.seed)
     if shares["train"] <= 0:
@@ -219,28 +220,36 @@ def training_rows(data: LabelledSet, split: SplitRecipe) -> tuple[np.ndarray, np
     rows = np.flatnonzero(data.sides == "train")
     if split.labelled_per_class is None:
         return rows, rows[:0]
-    columns = ([column[row] for row in rows] for column in (data.hashes, data.patients, data.labels))
-    chosen = choose_labelled(*columns, split.labelled_per_class, split.seed)
+    hashes, patients, labels = ([column[row] for row in rows] for column in (data.hashes, data.patients, data.labels))
+    chosen = choose_labelled(hashes, patients, labels, split.labelled_per_class, split.seed)
     return rows[chosen], rows[~chosen]
 
 
 def predict_sides(predictor: Predictor, data: LabelledSet) -> Predictions:
-    """Predicts the validation and test sides from their files' bytes, as a user of the published model would."""
+    """Predicts the validation and test sides from their files' bytes, as a user of the published model would.
+
+    Raises:
+        DataError: a picture can't be read, though it could when the set was prepared.
+    """
     rows = np.flatnonzero(np.isin(data.sides, HELD_OUT))
     encoded = Encoded(data.dataset)
-    work = predictor.predict(encoded[row] for row in rows)
+    work = predictor.predict(encoded[row] for row in rows.tolist())
     eyes = np.array(data.dataset["eye"][:], dtype=object)[rows]
     if data.grouped_by == "eye":
         eyes[eyes == ""] = ONE_EYE
     traits = _traits(data.dataset.select(rows), encoded, rows)
     answers = list(tqdm(work, total=len(rows), desc="predicting", unit="image", disable=None, leave=False))
+    probabilities = [list(answer.probabilities.values()) for answer in answers if answer.probabilities is not None]
+    if len(probabilities) < len(answers):
+        why = next(answer.error for answer in answers if answer.probabilities is None)
+        raise DataError(f"a picture of the prepared set can't be read any more ({why}); prepare it again")
     return Predictions(
         names=predictor.labels,
         hashes=np.array(data.hashes, dtype=object)[rows],
         groups=np.array(data.patients, dtype=object)[rows],
         labels=np.array(data.labels, dtype=object)[rows],
         sides=data.sides[rows].astype(object),
-        probabilities=np.array([list(a.probabilities.values()) for a in answers], dtype=np.float32),
+        probabilities=np.array(probabilities, dtype=np.float32),
         eyes=eyes if any(eyes) else None,
         traits=traits,
         truth=None if data.signs is None else data.signs[rows].astype(np.float32),

@@ -89,6 +89,7 @@ def check_semi(recipe: Recipe, classes: int) -> None:
             threshold that no answer will reach.
     """
     wanted = recipe.semi
+    assert wanted is not None
     if not wanted.unlabelled and not recipe.split.labelled_per_class:
         raise RecipeError("semi has no B-scans without labels: semi.unlabelled=FOLDER, or split.labelled_per_class=N")
     for steps in (wanted.weak, wanted.strong):
@@ -111,6 +112,7 @@ def semi_pictures(recipe: Recipe, data: LabelledSet, preprocessing: Preprocessin
         DataError: as `read_unlabelled`.
     """
     began, wanted = time.monotonic(), recipe.semi
+    assert wanted is not None
     weak = Augmentation(wanted.weak, recipe.train.seed)
     parts, facts = without_labels(wanted.unlabelled, "semi", recipe, data, preprocessing, weak)
     return parts, facts | {"seconds": round(time.monotonic() - began, 1)}

@@ -9,7 +9,7 @@ guess all that was removed, to the byte, can therefore check the guess.)
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import PurePosixPath
 
 import datasets
@@ -49,11 +49,11 @@ class Pictures:
         if not self.as_it_is:
             data = without_metadata(data)
         with Image.open(io.BytesIO(data)) as image:
-            kind, size = image.format, f"{image.width}×{image.height}"
+            kind, size = image.format or "?", f"{image.width}×{image.height}"
         return data, hashlib.sha256(data).hexdigest() == self.hashes[row], kind, size
 
 
-def published_rows(rows: Iterable[int], columns: dict[str, list], pictures: Pictures, side: str) -> Iterator[dict]:
+def published_rows(rows: Collection[int], columns: dict[str, list], pictures: Pictures, side: str) -> Iterator[dict]:
     """The rows with these numbers, whole, with a progress bar named for their side."""
     work = tqdm(pictures(rows), total=len(rows), desc=side, unit="image", disable=None, leave=False)
     for row, data in work:

@@ -139,7 +139,7 @@ class _Ready:
     skipped: list[dict]
     model: OCTForImageClassification
     augmentation: Augmentation
-    members: list[dict] | None = None  # of an ensemble
+    members: dict | None = None  # of an ensemble, as facts
     elsewhere: dict | None = None  # what they learned from that isn't in `data`
 
     @property

@@ -46,8 +46,10 @@ def check_student(recipe: Recipe, model: OCTForImageClassification) -> None:
     train = recipe.train
     if train.mixup or train.cutmix or train.loss == "elr":
         raise RecipeError("teacher: distillation goes with neither mixup, cutmix nor the loss elr")
-    share = recipe.teacher.share
-    if recipe.teacher.phantoms or recipe.teacher.unlabelled or recipe.split.labelled_per_class:
+    wanted = recipe.teacher
+    assert wanted is not None
+    share = wanted.share
+    if wanted.phantoms or wanted.unlabelled or recipe.split.labelled_per_class:
         others_a_batch(share, train.batch_size, f"teacher.share: {share}")
 
 
@@ -76,6 +78,7 @@ def prepare_teacher(
         DataError: a ready teacher was trained on what this run holds out.
     """
     wanted = recipe.teacher
+    assert wanted is not None
     if wanted.epochs == 0:
         model, facts = _ready(wanted, data), {"seconds": 0.0, "epochs": 0}
     elif (folder / FACTS).exists():
@@ -125,6 +128,7 @@ def _fine_tuned(recipe, data, folder, student, build, score, callbacks):
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).save_pretrained(folder / "model")
     state = trainer.state
     steps = steps_an_epoch(state)
+    assert state.best_global_step is not None  # each epoch was measured
     facts = {
         "epochs": round(state.global_step / steps),
         "best_epoch": round(state.best_global_step / steps),
@@ -172,6 +176,7 @@ def _ready(wanted: TeacherRecipe, data: LabelledSet) -> OCTForImageClassificatio
 def other_pictures(recipe: Recipe, data: LabelledSet, preprocessing: Preprocessing) -> tuple[list[Pixels], dict]:
     """What the student looks at beside the labelled B-scans: phantoms and unlabelled B-scans; and their facts."""
     began, wanted = time.monotonic(), recipe.teacher
+    assert wanted is not None
     augmentation = Augmentation(recipe.augment, recipe.train.seed)
     parts, facts = [], {"phantoms": wanted.phantoms}
     if wanted.phantoms:

@@ -166,7 +166,7 @@ class Tracking(TrainerCallback):
         facts: dict[str, Any],
         names: Sequence[str],
         validation: Pixels,
-        answers: Callable[[], tuple[np.ndarray, np.ndarray]],
+        answers: Callable[[], tuple[np.ndarray, np.ndarray] | None],
     ):
         self.begin = lambda name, done: TRACKERS[name](folder, recipe, facts, done)
         self.wanted, self.public, self.names = recipe.report_to, recipe.data.public, list(names)
@@ -181,7 +181,8 @@ class Tracking(TrainerCallback):
                 self._act(name, lambda name=name: self.trackers.update({name: self.begin(name, done)}))
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        if not self.trackers or not (rows := epoch_rows(state.log_history)):
+        answers, rows = self.answers(), epoch_rows(state.log_history)
+        if not self.trackers or not rows or answers is None:
             return
         row = rows[-1]
         numbers = {
@@ -189,7 +190,7 @@ class Tracking(TrainerCallback):
             for name, value in row.items()
             if name in TOLD and isinstance(value, int | float) and np.isfinite(value)
         }
-        probabilities, labels = self.answers()
+        probabilities, labels = answers
         told = self._told(probabilities, labels)
         drawn = {"validation/confusion": self._confusion(probabilities, labels)} if labels.ndim == 1 else {}
         drawn = {name: picture for name, picture in drawn.items() if picture is not None}

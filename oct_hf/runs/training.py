@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -68,10 +69,11 @@ def build_model(recipe: Recipe, labels: list[str], section: str = "model") -> OC
     wanted, weights = recipe.model, recipe.model.weights
     names = backbones_of(wanted.base)
     packed = [pip_base(name) for name in names]
-    if any(packed) and not all(packed):
+    inside = [one for one in packed if one]
+    if inside and len(inside) < len(packed):
         raise ModelError(f"{section}.base: {wanted.base} joins pip packages with others; take either alone")
     architectures = [one.architecture if one else name for one, name in zip(packed, names, strict=True)]
-    options = {"drop_rate": wanted.dropout} if wanted.dropout else {}
+    options: dict[str, Any] = {"drop_rate": wanted.dropout} if wanted.dropout else {}
     if wanted.drop_path:
         options["drop_path_rate"] = wanted.drop_path
     joined = len(names) > 1 or (recipe.head is not None and recipe.head.machine == "knn" and section == "model")
@@ -79,13 +81,13 @@ def build_model(recipe: Recipe, labels: list[str], section: str = "model") -> OC
         check_backbones(architectures, section)
         options["backbones"] = architectures
     given = None if weights in ("hub", "random") else str(Path(weights).expanduser())
-    if all(packed) and weights == "hub":
-        given = joined_weights(packed) if joined else packed[0].state_dict()
+    if inside and weights == "hub":
+        given = joined_weights(inside) if joined else inside[0].state_dict()
     try:
         model = OCTForImageClassification.from_timm(
             "joined" if joined else architectures[0],
             labels,
-            pretrained=weights == "hub" and not all(packed),
+            pretrained=weights == "hub" and not inside,
             weights=given,
             image_size=wanted.image_size,
             descriptions={name: describe(name) for name in labels},
@@ -159,9 +161,9 @@ def train(
         pixels = StreamedPixels(labelled, preprocessing, augmentation, settings.seed, settings.batch_size)
     else:
         pixels = Pixels.from_dataset(labelled, preprocessing, augmentation)
-    if recipe.data.generated:
-        pictures, facts["generated"] = generated_pictures(recipe.data.generated, data, preprocessing, augmentation)
-        pixels = Together(pixels, pictures)
+        if recipe.data.generated:
+            pictures, facts["generated"] = generated_pictures(recipe.data.generated, data, preprocessing, augmentation)
+            pixels = Together(pixels, pictures)
     facts["seconds"]["decoding"] = round(time.monotonic() - began, 1)
     stop, score = StopOnSignal(), sign_scores if recipe.data.signs else validation_score(data.names)
     known = processes.from_main(lambda: read_run(folder))
@@ -207,6 +209,7 @@ def train(
         raise Stopped(stop.stopped, folder)
     state = trainer.state
     steps = steps_an_epoch(state)
+    assert state.best_global_step is not None  # each epoch was measured
     facts["training"] = {
         "epochs": round(state.global_step / steps),
         "best_epoch": round(state.best_global_step / steps),
@@ -219,7 +222,7 @@ def train(
         **({"range_test": trainer.range_test} if trainer.range_test else {}),
         "history": [{key: row[key] for key in HISTORY} for row in epoch_rows(state.log_history)],
     }
-    if recipe.adversarial:
+    if isinstance(trainer, AdversarialTrainer):
         trainer.save_generator(folder / GENERATOR_FILE)
     if processes.is_main():
         write_json(folder / "run.json", facts | {"status": "trained"})
@@ -228,23 +231,25 @@ def train(
 
 def _pretrain(recipe: Recipe, folder: Path, data: LabelledSet, model: OCTForImageClassification) -> dict:
     """What the network learns before the fine-tuning; its facts."""
-    denoise = recipe.pretrain.task == "denoise"
-    what = "by taking noise off B-scans" if denoise else f"on {recipe.pretrain.phantoms} phantoms"
+    wanted = recipe.pretrain
+    assert wanted is not None
+    what = "by taking noise off B-scans" if wanted.task == "denoise" else f"on {wanted.phantoms} phantoms"
     print(f"pretraining {what}", file=sys.stderr)
     stop = StopOnSignal()
     callbacks = [EpochLines(folder / "log" / "pretraining_epochs.csv"), stop]
     place, score = folder / "pretraining", validation_score(phantom.LABELS)
     facts = pretrain(
         model,
-        recipe.pretrain,
+        wanted,
         recipe.train,
         place,
         score,
         callbacks,
         lambda: stop.stopped is not None,
-        partial(pictures_to_denoise, recipe.pretrain, data),
+        partial(pictures_to_denoise, wanted, data),
     )
     if facts is None:
+        assert stop.stopped is not None
         raise Stopped(stop.stopped, folder)
     shutil.rmtree(place / "checkpoints", ignore_errors=True)
     # Whatever it drew, the fine-tuning starts as it would have without.
@@ -270,6 +275,7 @@ def _teacher(recipe, folder, data, preprocessing, score, callbacks, facts) -> di
 
 def _unlabelled(recipe: Recipe, data: LabelledSet, preprocessing: Preprocessing, facts: dict) -> dict:
     """What `FixMatchTrainer` is given beside `OCTTrainer`'s."""
+    assert recipe.semi is not None
     others, facts["semi"] = semi_pictures(recipe, data, preprocessing)
     strong = Augmentation(recipe.semi.strong, recipe.train.seed)
     return {"settings": recipe.semi, "others": others, "strong": strong}
@@ -290,8 +296,9 @@ def check_adversary(recipe: Recipe, model: OCTForImageClassification) -> None:
         RecipeError: a share of pictures without labels that no batch can have.
     """
     width(model.timm_model, "adversarial")
-    if recipe.adversarial.unlabelled:
-        share = recipe.adversarial.share
+    wanted = recipe.adversarial
+    if wanted is not None and wanted.unlabelled:
+        share = wanted.share
         others_a_batch(share, recipe.train.batch_size, f"adversarial.share: {share}")
 
 
@@ -304,7 +311,7 @@ def _adversarial(recipe, data, preprocessing, augmentation, facts) -> dict:
     return {"settings": wanted, "others": others}
 
 
-def validation_score(names: list[str]) -> Callable[[np.ndarray, np.ndarray], dict]:
+def validation_score(names: Sequence[str]) -> Callable[[np.ndarray, np.ndarray], dict]:
     """What the Trainer measures after each epoch: a function of probabilities `(n, classes)` and labels `(n,)`."""
 
     def score(probabilities: np.ndarray, labels: np.ndarray) -> dict:

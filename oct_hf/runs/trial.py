@@ -17,7 +17,7 @@ import numpy as np
 import transformers
 from transformers import TrainerCallback
 
-from oct_hf.data.pixels import Pixels
+from oct_hf.data.pixels import PixelFile, Pixels
 from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import TrainingError
 from oct_hf.images import Preprocessing
@@ -119,7 +119,8 @@ class Trials:
     def close(self) -> None:
         """Takes the decoded pictures off the disk."""
         for pixels in self._decoded.values():
-            pixels.images.remove()
+            if isinstance(pixels.images, PixelFile):
+                pixels.images.remove()
         self._decoded.clear()
 
     def _claim(self, folder: Path, values: dict) -> None:

@@ -175,7 +175,8 @@ class _Here:
     slots = 1
 
     def __init__(self, trials: Trials):
-        self._trials, self._given = trials, None
+        self._trials = trials
+        self._given: Proposal | None = None
 
     def __enter__(self):
         return self
@@ -187,6 +188,7 @@ class _Here:
         self._given = proposal
 
     def ended(self) -> tuple[int, Outcome]:
+        assert self._given is not None  # `start` comes first
         return self._given.number, self._trials.work(self._given)
 
 

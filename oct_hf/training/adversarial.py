@@ -227,6 +227,7 @@ class AdversarialTrainer(MixedTrainer):
         with entering_classifier(self.model.timm_model) as seen, normalised_by(self._statistics):
             model(pixel_values=self._drawn(len(inputs["pixel_values"])))
         parameters = list(self.generator.parameters())
+        assert self._real is not None  # the step has computed the loss
         gradients = torch.autograd.grad(matching_loss(self._real, seen[0].float()), parameters)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
@@ -239,17 +240,18 @@ class AdversarialTrainer(MixedTrainer):
         self.generator.train()
         with self.accelerator.autocast():  # the Trainer sees to that for its own model alone
             gray = 255 * self.generator(noise)
-        if self.recipe.start_size:
-            gray = shrink(gray, *self._training_size())
+        if start := self.recipe.start_size:
+            gray = shrink(gray, *self._training_size(start))
         return normalise(gray, self.preprocessing)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """`OCTTrainer`'s, with the generator as one group more."""
-        if self.optimizer is None:
-            super().create_optimizer(model)
-            group = {"params": list(self.generator.parameters()), "lr": self.settings.learning_rate}
-            self.optimizer.add_param_group(group | {"weight_decay": 0.0, "betas": _BETAS})
-        return self.optimizer
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer = super().create_optimizer(model)
+        group = {"params": list(self.generator.parameters()), "lr": self.settings.learning_rate}
+        optimizer.add_param_group(group | {"weight_decay": 0.0, "betas": _BETAS})
+        return optimizer
 
     def save_generator(self, file: Path) -> None:
         """The generator's weights as safetensors; they may hold what training pictures show, so they stay at home."""

@@ -28,7 +28,8 @@ def repeat_exactly() -> None:
     Torch would also fill all fresh memory, to show up kernels that read it unwritten; that took a seventh of a step.
     """
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    # torch makes the module's attribute when it is imported
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def training_arguments(recipe: TrainRecipe, output_dir: str | Path) -> TrainingArguments:

@@ -5,9 +5,10 @@ statistics belong to weights, and those of a mean were never measured: they are,
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3
+from timm.utils.model_ema import ModelEmaV3
 from torch.optim.swa_utils import AveragedModel, update_bn
 from transformers import TrainerCallback, TrainerState
 
@@ -48,7 +49,7 @@ class EpochAverage(TrainerCallback):
     def started(self) -> bool:
         return bool(self._average.n_averaged > 0)
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
+    def on_step_end(self, args, state, control, model: Any = None, **kwargs):
         if state.global_step % steps_an_epoch(state) == 0 and self._taken(state) > 0:
             self._average.update_parameters(model)
 

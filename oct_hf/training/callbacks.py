@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerState
@@ -87,7 +88,7 @@ class Snapshots(TrainerCallback):
     def __init__(self, folder: Path, cycles: int, preprocessing: dict):
         self.folder, self.cycles, self.preprocessing = folder, cycles, preprocessing
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
+    def on_step_end(self, args, state, control, model: Any = None, **kwargs):
         length = state.max_steps // self.cycles
         if state.is_world_process_zero and state.global_step % length == 0:
             place = self.folder / str(state.global_step // length)

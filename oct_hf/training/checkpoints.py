@@ -29,16 +29,22 @@ _KEPT = 2
 class WholeCheckpoints(Trainer):
     """A Trainer that may be killed at any moment."""
 
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoints are."""
+        assert self.args.output_dir is not None  # `training_arguments` names one
+        return Path(self.args.output_dir)
+
     def _get_output_dir(self, trial=None) -> str:
-        return str(Path(self.args.output_dir) / UNFINISHED)
+        return str(self.folder / UNFINISHED)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         # A pickle with this machine's paths, which nothing reads.
-        (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        ((Path(output_dir) if output_dir else self.folder) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _save_checkpoint(self, model, trial) -> None:
-        folder, main = Path(self.args.output_dir), self.args.should_save
+        folder, main = self.folder, self.args.should_save
         if main:
             shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
         processes.wait()
@@ -75,7 +81,7 @@ class WholeCheckpoints(Trainer):
         # transformers knows the best checkpoint by its path, and without a word keeps the last weights where the
         # training goes on in another place.
         best = self.state.best_global_step
-        self.state.best_model_checkpoint = str(checkpoint_of(self.args.output_dir, best)) if best else None
+        self.state.best_model_checkpoint = str(checkpoint_of(self.folder, best)) if best else None
         return super()._finalize_training(*args, **kwargs)
 
 

@@ -87,8 +87,9 @@ class CoTeachingTrainer(OCTTrainer):
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """`OCTTrainer`'s, with the other network's weights in groups of their own."""
-        if self.optimizer is None:
-            super().create_optimizer(model)
-            for group in parameter_groups(self.peer.timm_model, self.recipe, self.args.learning_rate):
-                self.optimizer.add_param_group(group)
-        return self.optimizer
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer = super().create_optimizer(model)
+        for group in parameter_groups(self.peer.timm_model, self.recipe, self.args.learning_rate):
+            optimizer.add_param_group(group)
+        return optimizer

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from oct_hf.data.pixels import Pixels
+from oct_hf.data.pixels import Pictures
 from oct_hf.data.speckle import speckle
 from oct_hf.errors import RecipeError
 from oct_hf.images import Preprocessing
@@ -62,12 +62,12 @@ class NoisyPictures(Dataset):
     each epoch. The random numbers come from seed, epoch and picture alone.
 
     Args:
-        pictures: `Pixels` or `Together`.
+        pictures: without noise.
         looks: bounds of the speckle's looks.
         seed: of the pretraining.
     """
 
-    def __init__(self, pictures: Pixels | Dataset, looks: tuple[int, int], seed: int):
+    def __init__(self, pictures: Pictures, looks: tuple[int, int], seed: int):
         self.pictures, self.looks, self.seed = pictures, looks, seed
         self.labels = np.zeros(len(pictures), np.int64)  # nobody's labels are looked at
 
@@ -77,7 +77,7 @@ class NoisyPictures(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> dict:
         epoch, index = key if isinstance(key, tuple) else (None, key)
         clean = np.ascontiguousarray(self.pictures[key]["pixel_values"])
-        digest = hashlib.blake2b(clean, digest_size=16, key=f"{self.seed} {epoch}".encode()).digest()
+        digest = hashlib.blake2b(clean.data, digest_size=16, key=f"{self.seed} {epoch}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest, "little"))
         noisy = add_speckle(clean, int(rng.integers(self.looks[0], self.looks[1], endpoint=True)), rng)
         return {"pixel_values": noisy, "clean": clean, "labels": np.int64(0), "index": np.int64(index)}

@@ -8,7 +8,7 @@ is hidden in training. Noise and hidden labels come from seed and step, so a sto
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -60,8 +60,8 @@ class DiffusionSettings:
     seed: int = 0
 
 
-def _diffusers():
-    """The library, where the extra is installed."""
+def _diffusers() -> Any:
+    """The library, where the extra is installed; its classes are loaded by name, and no type knows them."""
     try:
         import diffusers
     except ImportError:
@@ -88,7 +88,7 @@ def build_unet(settings: DiffusionSettings, classes: int):
         )
 
 
-def make_scheduler():
+def make_scheduler() -> Any:
     """The noise of training, from which sampling makes its own."""
     return _diffusers().DDPMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2")
 
@@ -118,17 +118,21 @@ class DiffusionTrainer(WholeCheckpoints):
         ema: the averaged weights, which are what draws pictures.
     """
 
+    model: _Denoiser
+    train_dataset: Any  # `Pixels`
+
     def __init__(
         self, unet, settings: DiffusionSettings, train: Pixels, output_dir: str | Path, callbacks: Sequence = ()
     ):
         self.settings, self.hidden_label = settings, unet.config.num_class_embeds - 1
         self.scheduler = make_scheduler()
+        sides: dict[str, Any] = {"train_dataset": train}  # `Pixels` are no Dataset of torch's, which nothing needs
         super().__init__(
             model=_Denoiser(unet),
             args=_arguments(settings, output_dir),
-            train_dataset=train,
             data_collator=collate,
             callbacks=list(callbacks),
+            **sides,
         )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -169,7 +173,9 @@ class DiffusionTrainer(WholeCheckpoints):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         kept = {key: value.contiguous() for key, value in self.ema.module.state_dict().items()}
-        save_file(kept, Path(output_dir or self.args.output_dir) / EMA_FILE)
+        folder = output_dir or self.args.output_dir
+        assert folder is not None  # `_arguments` names one
+        save_file(kept, Path(folder) / EMA_FILE)
 
     def save_generator(self, folder: Path) -> None:
         """UNet and scheduler as diffusers loads them. They may hold what training pictures show, so they stay home."""

@@ -7,6 +7,7 @@ maps features to features belongs to the Trainer: no checkpoint that is loaded a
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,12 +68,12 @@ def maps_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     Args:
         student, teacher: `(N, channels, h, w)` each; the teacher's `h` and `w` may be others.
     """
-    told = functional.adaptive_avg_pool2d(teacher, student.shape[2:])
+    told = functional.adaptive_avg_pool2d(teacher, (student.shape[2], student.shape[3]))
     return functional.mse_loss(student, functional.batch_norm(told, None, None, training=True))
 
 
 @contextmanager
-def entering_classifier(network: nn.Module) -> Iterator[list[torch.Tensor]]:
+def entering_classifier(network: Any) -> Iterator[list[torch.Tensor]]:
     """Collects what a timm network's classifier is given inside the block: pooled features, `(N, features)`."""
     seen: list[torch.Tensor] = []
     handle = network.get_classifier().register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(1)))
@@ -82,7 +83,7 @@ def entering_classifier(network: nn.Module) -> Iterator[list[torch.Tensor]]:
         handle.remove()
 
 
-def width(network: nn.Module, section: str = "teacher") -> int:
+def width(network: Any, section: str = "teacher") -> int:
     """How many features a timm network's classifier is given.
 
     Args:
@@ -245,14 +246,13 @@ class DistillingTrainer(MixedTrainer):
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """`OCTTrainer`'s, with each companion as one group more."""
-        if self.optimizer is None:
-            super().create_optimizer(model)
-            rate, decay = self.args.learning_rate, self.recipe.weight_decay
-            for companion in self.companions.values():
-                self.optimizer.add_param_group(
-                    {"params": list(companion.parameters()), "lr": rate, "weight_decay": decay}
-                )
-        return self.optimizer
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer = super().create_optimizer(model)
+        rate, decay = self.args.learning_rate, self.recipe.weight_decay
+        for companion in self.companions.values():
+            optimizer.add_param_group({"params": list(companion.parameters()), "lr": rate, "weight_decay": decay})
+        return optimizer
 
 
 class Hints(nn.Module):
@@ -267,6 +267,8 @@ class Hints(nn.Module):
     Raises:
         ModelError: no stride has maps of both.
     """
+
+    projections: Any  # a list, of each teacher network its layers by stride
 
     def __init__(self, network: nn.Module, teacher: Teacher, preprocessing: Preprocessing, seed: int):
         super().__init__()

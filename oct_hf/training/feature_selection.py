@@ -9,6 +9,7 @@ framework for ant colony optimization" (2004), whose trail is a probability, so 
 import warnings
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,8 @@ def choose_features(
     """
     rng, start = np.random.default_rng(seed), np.clip(np.asarray(start, np.float64), *TRAIL_LIMITS)
     known: dict[bytes, float] = {}
-    trail, here, best = start, (-np.inf, None), (-np.inf, None)  # a score and its choice, since the start and of all
+    nothing = (-np.inf, np.zeros(len(start), bool))
+    trail, here, best = start, nothing, nothing  # a score and its choice, since the start and of all
 
     def scored(choice: np.ndarray) -> float:
         key = np.packbits(choice).tobytes()
@@ -73,7 +75,7 @@ def choose_features(
         target = (choices[leader].astype(float) + here[1]) / 2
         trail = np.clip(trail + evaporation * (target - trail), *TRAIL_LIMITS)
         if np.minimum(trail, 1 - trail).max() < CONVERGED:
-            trail, here = start, (-np.inf, None)
+            trail, here = start, nothing
     return best[1], best[0]
 
 
@@ -121,7 +123,7 @@ def linear_machine(seed: int = 0, c: float = 1.0) -> Pipeline:
 
 def nearest_machine(neighbours: int = 5, temperature: float = 0.07) -> Pipeline:
     """The nearest neighbours by cosine similarity of standardised features; each votes with exp(similarity / T)."""
-    votes = partial(_votes, temperature=temperature)
+    votes: Any = partial(_votes, temperature=temperature)
     return make_pipeline(StandardScaler(), KNeighborsClassifier(neighbours, weights=votes, metric="cosine"))
 
 
@@ -191,7 +193,7 @@ def as_neighbours(
     return layers, arguments
 
 
-def features_used(network: torch.nn.Module) -> tuple[int, int]:
+def features_used(network: Any) -> tuple[int, int]:
     """How many features a network's answer hangs on, and of how many: read off its weights."""
     neighbours = getattr(network, "neighbours", None)
     if neighbours is not None:

@@ -5,10 +5,11 @@ l(c) for class c it is the sum of y_c l(c). What a loss remembers of each image 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from timm.loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel
+from timm.loss.asymmetric_loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
@@ -27,6 +28,9 @@ class TrainingLoss(nn.Module):
         smoothing: label smoothing, share of a label that goes to all classes alike (Szegedy et al. 2016).
         images: count of images on the training side.
     """
+
+    counts: Tensor
+    weights: Tensor | None
 
     def __init__(
         self, options: dict[str, float], counts: Tensor, weights: Tensor | None, smoothing: float, images: int
@@ -77,6 +81,9 @@ class LDAM(TrainingLoss):
     a linear classifier has logits of its own scale, so `scale` is 1.
     """
 
+    margins: Tensor
+    late: Tensor | None
+
     def __init__(self, options, counts, weights, smoothing=0.0, images=0):
         super().__init__(options, counts, weights, smoothing, images)
         margins = counts.clamp(min=1) ** -0.25
@@ -117,6 +124,8 @@ class ELR(TrainingLoss):
     believed before it began to learn wrong labels by heart. Liu et al., "Early-learning regularization prevents
     memorization of noisy labels" (2020)."""
 
+    targets: Tensor
+
     def __init__(self, options, counts, weights, smoothing=0.0, images=0):
         super().__init__(options, counts, weights, smoothing, images)
         self.register_buffer("targets", torch.zeros(images, len(counts)))
@@ -138,7 +147,7 @@ class Asymmetric(TrainingLoss):
 
     def __init__(self, options, counts, weights, smoothing=0.0, images=0):
         super().__init__(options, counts, weights, smoothing, images)
-        focus = {key: options[key] for key in ("gamma_pos", "gamma_neg")}
+        focus: dict[str, Any] = {key: options[key] for key in ("gamma_pos", "gamma_neg")}
         self.one = AsymmetricLossSingleLabel(**focus, eps=smoothing, reduction="none")
         self.many = AsymmetricLossMultiLabel(**focus, clip=options["clip"], weight=weights, smoothing=smoothing)
 

@@ -1,5 +1,8 @@
 """Optimisers and schedules by the names a recipe uses: torch's, timm's and schedulefree's, none of our own."""
 
+# pyright: reportPrivateImportUsage=false
+# timm.optim is where timm documents its names; it takes them from files that are its own.
+
 import math
 
 import torch

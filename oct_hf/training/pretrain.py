@@ -12,17 +12,17 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from oct_hf.data import phantom
-from oct_hf.data.pixels import PixelFile, Pixels
+from oct_hf.data.pixels import Pictures, PixelFile, Pixels
 from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import RecipeError
 from oct_hf.images import Preprocessing
@@ -47,7 +47,7 @@ def pretrain(
     metrics: Callable[[np.ndarray, np.ndarray], dict],
     callbacks: Sequence = (),
     stopped: Callable[[], bool] = lambda: False,
-    pictures: Callable[[Preprocessing], tuple[Dataset, Dataset, list[str], dict]] | None = None,
+    pictures: Callable[[Preprocessing], tuple[Pictures, Pictures, list[str], dict]] | None = None,
 ) -> dict | None:
     """Trains a model's backbone; its classifier stays as it was.
 
@@ -77,6 +77,7 @@ def pretrain(
     began = time.monotonic()
     student, preprocessing = _student(model, settings)
     if settings.task == "denoise":
+        assert pictures is not None  # this task needs them
         learned, tested, seen, about = pictures(preprocessing)
         train, held_out = (NoisyPictures(one, settings.looks, settings.seed) for one in (learned, tested))
         kind, more = DenoisingTrainer, {}
@@ -182,6 +183,7 @@ class MaskHead(PyramidHead):
 
     def __init__(self, channels: Sequence[int], kinds: int = len(phantom.LESIONS)):
         super().__init__(channels, kinds)
+        assert self.out.bias is not None
         nn.init.constant_(self.out.bias, -4.0)  # lesions cover little; else the first steps learn nothing but that
 
 
@@ -289,7 +291,7 @@ def _student(model: OCTForImageClassification, settings: PretrainRecipe) -> tupl
     return student, Preprocessing.from_pretrained_cfg(cfg)
 
 
-def _backbone(state: dict, network: nn.Module) -> dict:
+def _backbone(state: dict, network: Any) -> dict:
     """timm's keys and weights without classifier and the pretraining's head."""
     classifier = {id(p) for p in network.get_classifier().parameters()}
     dropped = {name for name, p in network.named_parameters() if id(p) in classifier}

@@ -82,9 +82,12 @@ def whole_key(key: str) -> str:
     places = _keys().get(key)
     if not places:
         raise RecipeError(f'no recipe key "{key}"{did_you_mean(key, _keys())}')
-    if len(places) > 1 and key not in places:
+    if key in places:
+        return key
+    place, *others = places
+    if others:
         raise RecipeError(f'"{key}" may mean {" or ".join(places)}; write the whole key')
-    return key if key in places else places[0]
+    return place
 
 
 def recipe_keys() -> list[str]:
@@ -201,7 +204,7 @@ def _is_type_name(part: str) -> bool:
     return part in ("bool", "str", "int", "float") or part.startswith(("function-", "literal[", "dict[", "tuple["))
 
 
-def _fault(item: dict) -> str:
+def _fault(item: Any) -> str:
     place = [str(part) for part in item["loc"] if not _is_type_name(str(part))]
     key = ".".join(place) or "recipe"
     if item["type"] == "unexpected_keyword_argument":

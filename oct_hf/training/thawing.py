@@ -1,8 +1,8 @@
 """Which part of a network trains: the head alone at first, then stage by stage down to the stem."""
 
 import math
+from typing import Any
 
-import torch
 from timm.models import group_parameters
 
 from oct_hf.training.recipe import TrainRecipe
@@ -22,7 +22,7 @@ class Thawing:
         frozen: whether some of it doesn't train.
     """
 
-    def __init__(self, network: torch.nn.Module, recipe: TrainRecipe):
+    def __init__(self, network: Any, recipe: TrainRecipe):
         self.network, self.recipe = network, recipe
         self.frozen = False
         self._share = 1.0

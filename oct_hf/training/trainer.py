@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerState
 
-from oct_hf.data.pixels import Pixels
+from oct_hf.data.pixels import LabelledPictures, Pictures
+from oct_hf.data.stream import StreamedPixels
 from oct_hf.errors import RecipeError
 from oct_hf.images import Preprocessing
+from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.parallel import kept_memory
 from oct_hf.training import processes
 from oct_hf.training.arguments import SELECTION, training_arguments
@@ -70,13 +73,18 @@ class OCTTrainer(WholeCheckpoints):
         RecipeError: class weights for labels that the model doesn't have, or settings that don't go together.
     """
 
+    # What is known here of what the Trainer's own types leave open.
+    model: OCTForImageClassification
+    train_dataset: Any  # `Pictures` or `StreamedPixels`
+    optimizer: Any  # with `train` and `eval` where it is schedulefree's
+
     def __init__(
         self,
         model,
         recipe: TrainRecipe,
         preprocessing: Preprocessing,
-        train: Pixels,
-        validation: Pixels,
+        train: LabelledPictures | StreamedPixels,
+        validation: Pictures,
         output_dir: str | Path,
         metrics: Callable[[np.ndarray, np.ndarray], dict],
         callbacks: Sequence = (),
@@ -90,7 +98,8 @@ class OCTTrainer(WholeCheckpoints):
         names = [model.config.id2label[i] for i in range(model.config.num_labels)]
         self.several = model.config.several
         self.loss = make_loss(recipe, train.labels, names, self.several)
-        self.range_test, self.batch = None, None
+        self.range_test: dict | None = None
+        self.batch: dict | None = None
         self.answers: tuple[np.ndarray, np.ndarray] | None = None
         self.companions: dict[str, torch.nn.Module] = {}
         self._mixing = make_mixing(recipe, len(names))
@@ -98,14 +107,15 @@ class OCTTrainer(WholeCheckpoints):
         self.thawing = Thawing(model.timm_model, recipe)
         self._passes = (-1, 0)  # the step that is being taken, and its passes so far
         stopping = [EarlyStoppingCallback(recipe.patience)] if recipe.patience else []
+        # `Pixels` are no Dataset of torch's, which nothing needs.
+        sides: dict[str, Any] = {"train_dataset": train, "eval_dataset": validation}
         super().__init__(
             model=model.to(memory_format=torch.channels_last),
             args=training_arguments(recipe, output_dir),
-            train_dataset=train,
-            eval_dataset=validation,
             data_collator=collate,
             compute_metrics=self._compute_metrics,
             callbacks=[*stopping, *callbacks],
+            **sides,
         )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -142,14 +152,15 @@ class OCTTrainer(WholeCheckpoints):
         raise out_of_memory(self)  # here, where the failed step's tensors are gone
 
     def _find_rate(self) -> None:
-        file = Path(self.args.output_dir) / RATE_FILE
+        file = self.folder / RATE_FILE
         if file.exists():
-            self.range_test = json.loads(file.read_text())
+            found = json.loads(file.read_text())
         else:
-            self.range_test = range_test(self)
+            found = range_test(self)
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, self.range_test)
-        self.args.learning_rate = self.range_test["learning_rate"]
+            write_json(file, found)
+        self.range_test = found
+        self.args.learning_rate = found["learning_rate"]
 
     def restore_best(self, checkpoint: str | Path) -> None:
         """Takes up a finished training: the state of its last checkpoint and the weights of its best one."""
@@ -174,14 +185,16 @@ class OCTTrainer(WholeCheckpoints):
 
     def normalised(self, images: torch.Tensor) -> torch.Tensor:
         """The network's input of uint8 pictures, in training at the size of the epoch."""
-        if self.model.training and self.recipe.start_size:
-            images = shrink(images, *self._training_size())
+        start = self.recipe.start_size
+        if self.model.training and start:
+            images = shrink(images, *self._training_size(start))
         return normalise(images, self.preprocessing)
 
-    def _training_size(self) -> tuple[int, int]:
-        place, epochs = self._progress() * self.recipe.epochs, self.recipe.epochs
-        final = self.preprocessing.height, self.preprocessing.width
-        return tuple(training_size(self.recipe.start_size, side, int(place + 1e-6), epochs) for side in final)
+    def _training_size(self, start: int) -> tuple[int, int]:
+        epochs = self.recipe.epochs
+        epoch = int(self._progress() * epochs + 1e-6)
+        height, width = self.preprocessing.height, self.preprocessing.width
+        return training_size(start, height, epoch, epochs), training_size(start, width, epoch, epochs)
 
     def endless_batches(self) -> Iterator[dict]:
         """Batches of the training side as its epochs have them, one epoch after the other, read in this process."""
@@ -191,7 +204,7 @@ class OCTTrainer(WholeCheckpoints):
                 train.set_epoch(epoch)
                 items = iter(train)
             else:
-                sampler = self._get_train_sampler()
+                sampler: Any = self._get_train_sampler()
                 sampler.set_epoch(epoch)
                 items = (train[key] for key in sampler)
             while some := list(islice(items, self.recipe.batch_size)):
@@ -243,7 +256,7 @@ class OCTTrainer(WholeCheckpoints):
         self.model.zero_grad(set_to_none=True)
         return loss.item()
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Any:
         """The recipe's loss while training; plain cross-entropy while evaluating."""
         if model.training:
             self.thawing.hold()
@@ -263,10 +276,9 @@ class OCTTrainer(WholeCheckpoints):
     def _no_number(self, inputs: dict | None):
         indices = inputs["index"].tolist() if inputs and "index" in inputs else []
         files = [self.train_dataset.file_of(index) for index in indices]
-        folder = Path(self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         step = self.state.global_step - (inputs is None)  # the validation's step is over
-        return no_number(step, files, last_checkpoint(folder), folder)
+        return no_number(step, files, last_checkpoint(self.folder), self.folder)
 
     # --- optimiser ---
 
@@ -315,7 +327,7 @@ class OCTTrainer(WholeCheckpoints):
             return
         if self.recipe.optimizer == "schedule_free":
             self.optimizer.eval()
-        elif not self.ema.started:
+        elif self.ema is None or not self.ema.started:
             return
         if self.thawing.frozen:
             return  # what is frozen keeps its statistics
@@ -346,7 +358,9 @@ class OCTTrainer(WholeCheckpoints):
             save_weights(companion, Path(output_dir) / file)
 
     def _load_best_model(self) -> None:
-        best = checkpoint_of(self.args.output_dir, self.state.best_global_step)
+        step = self.state.best_global_step
+        assert step is not None  # asked for where there is a best one
+        best = checkpoint_of(self.folder, step)
         self.state.best_model_checkpoint = str(best)
         if self.ema is None:
             super()._load_best_model()

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from oct_hf.data import duplicates
-from oct_hf.data.pixels import PixelFile, Pixels
+from oct_hf.data.pixels import Pictures, PixelFile, Pixels
 from oct_hf.data.rows import sha256
 from oct_hf.data.sources import open_source
 from oct_hf.errors import DataError, RecipeError
@@ -81,11 +81,14 @@ class Together(Dataset):
         labels: int64 `(n,)`, where each part has them.
     """
 
-    def __init__(self, *parts: Dataset):
+    labels: np.ndarray
+
+    def __init__(self, *parts: Pictures):
         self.parts = [part for part in parts if len(part)]
         self.starts = np.cumsum([0, *(len(part) for part in self.parts)])
-        if all(hasattr(part, "labels") for part in self.parts):
-            self.labels = np.concatenate([part.labels for part in self.parts])
+        labels = [labels for part in self.parts if (labels := getattr(part, "labels", None)) is not None]
+        if len(labels) == len(self.parts):
+            self.labels = np.concatenate(labels)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -174,7 +177,7 @@ class MixedTrainer(OCTTrainer):
         RecipeError: as `others_a_batch`.
     """
 
-    def __init__(self, *args, others: Sequence[Dataset] = (), share: float = 0.5, setting: str = "share", **kwargs):
+    def __init__(self, *args, others: Sequence[Pictures] = (), share: float = 0.5, setting: str = "share", **kwargs):
         super().__init__(*args, **kwargs)
         self.labelled = self.train_dataset
         if others:

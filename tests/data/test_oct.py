@@ -285,3 +285,9 @@ def test_a_csv_names_devices_and_results_are_told_apart_by_them(clinic, finished
     predictions = predict_sides(Predictor(finished_run / "model", backend="torch"), data)
     told = dict(zip(dataset["content_hash"], dataset["device"], strict=True))
     assert [told[value] for value in predictions.hashes] == predictions.traits["device"].tolist()
+
+
+@pytest.mark.parametrize("name", ["folder", "parquet", "neh_2018"])
+def test_a_set_of_files_without_a_folder_is_refused_in_one_line(name, tmp_path):
+    with pytest.raises(DataError, match=f'data set "{name}" needs a data_dir'):
+        OCT(config_name=name, cache_dir=str(tmp_path)).work()

@@ -118,7 +118,7 @@ class Bench:
     def held(self, name: str, ref: str) -> dict[str, str] | None:
         """Files of a branch with the hash of their content; None where there is no such branch."""
         repository = self.repository(name)
-        if not repository.path.exists() or repository.git("rev-parse", "-q", "--verify", ref, check=False) is None:
+        if not repository.path.exists() or repository.tried("rev-parse", "-q", "--verify", ref) is None:
             return None
         files = {entry["path"]: (entry.get("lfs") or entry)["oid"] for entry in repository.files(ref)}
         assert files.pop(".gitattributes")

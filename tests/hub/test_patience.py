@@ -5,7 +5,9 @@ import json
 import pytest
 from huggingface_hub import get_session
 
+from oct_hf.hub.commit import head_of
 from oct_hf.hub.patience import PassingFault, Patience, one_try_a_request
+from oct_hf.hub.plain_errors import PublishError
 
 
 class Step:
@@ -61,3 +63,10 @@ def test_the_client_of_others_in_this_process_is_as_it_was_afterwards():
         assert client.send != before
         raise KeyError
     assert get_session() is client and client.send == before
+
+
+def test_a_hub_that_tells_no_commit_is_sent_nothing():
+    assert head_of("you/name", "c0ffee") == "c0ffee"
+    for told in (None, ""):
+        with pytest.raises(PublishError, match="you/name: the Hub doesn't say at which commit it is"):
+            head_of("you/name", told)

@@ -9,7 +9,7 @@ import pytest
 from oct_hf.errors import DataError, ModelError
 from oct_hf.hub.download import download
 from oct_hf.hub.verify import verify
-from oct_hf.runs.again import compare, predict_again, rerun, rerun_recipe
+from oct_hf.runs.again import Rerun, compare, predict_again, rerun, rerun_recipe
 from oct_hf.runs.run import finetune
 from oct_hf.training.recipe_file import make_recipe
 
@@ -90,3 +90,9 @@ def test_a_private_fold_is_not_named_and_a_rerun_takes_the_published_split(clini
     path = f"data.path={json.dumps(str(clinic))}"
     _, difference = rerun(published, rerun_recipe(published, [path]), tmp_path / "again")
     assert difference.identical
+
+
+def test_a_metric_that_is_no_longer_defined_does_not_agree():
+    there, gone = ("auroc", 0.9, 0.91, (0.8, 0.95)), ("auroc", 0.9, None, (0.8, 0.95))
+    assert Rerun(False, 0.1, (there,), {}).agrees
+    assert not Rerun(False, 0.1, (there, gone), {}).agrees

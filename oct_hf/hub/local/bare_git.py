@@ -9,6 +9,7 @@ import signal
 import subprocess
 import tempfile
 import urllib.parse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -27,27 +28,38 @@ class Repository:
     def __init__(self, path: Path):
         self.path = path
 
-    def git(self, *arguments: str, data: bytes | None = None, check: bool = True, **environment: str) -> bytes | None:
-        """Output of a git command; None where it failed and `check` is off.
+    def git(self, *arguments: str, data: bytes | None = None, environment: Mapping[str, str] | None = None) -> bytes:
+        """Output of a git command.
 
         Raises:
             HubError: 507, there is no room for what git writes; 500, it failed otherwise.
         """
+        done = self._ran(arguments, data, environment)
+        if done.returncode == 0:
+            return done.stdout
+        said = done.stderr.decode(errors="replace").strip()
+        raise HubError(500, f"git {arguments[0]} failed: {said.splitlines()[0] if said else '?'}")
+
+    def tried(self, *arguments: str) -> bytes | None:
+        """Output of a git command that may fail, and is None then; raises HubError 507 as `git` does."""
+        done = self._ran(arguments)
+        return done.stdout if done.returncode == 0 else None
+
+    def _ran(
+        self, arguments: Sequence[str], data: bytes | None = None, environment: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
         own = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
         done = subprocess.run(
             ["git", "-C", str(self.path), *arguments],
             input=data,
             capture_output=True,
-            env={**own, "GIT_CONFIG_GLOBAL": os.devnull, **environment},
+            env={**own, "GIT_CONFIG_GLOBAL": os.devnull, **(environment or {})},
         )
-        if done.returncode == 0:
-            return done.stdout
-        said = done.stderr.decode(errors="replace")
-        if any(os.strerror(number) in said for number in FULL) or done.returncode == -getattr(signal, "SIGXFSZ", 0):
-            raise full_disk()
-        if check:
-            raise HubError(500, f"git {arguments[0]} failed: {said.strip().splitlines()[0] if said.strip() else '?'}")
-        return None
+        if done.returncode:
+            said = done.stderr.decode(errors="replace")
+            if any(os.strerror(number) in said for number in FULL) or done.returncode == -getattr(signal, "SIGXFSZ", 0):
+                raise full_disk()
+        return done
 
     @property
     def private(self) -> bool:
@@ -80,7 +92,7 @@ class Repository:
 
     def _at(self, ref: str) -> str | None:
         """What a ref points to; None where there is no such ref."""
-        found = self.git("rev-parse", "--verify", "-q", ref, check=False)
+        found = self.tried("rev-parse", "--verify", "-q", ref)
         return found.decode().strip() if found else None
 
     def entries(self, commit: str) -> list[dict]:
@@ -149,13 +161,13 @@ class Repository:
         who = {"NAME": user.name, "EMAIL": f"{user.name}@localhost"}
         names = {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in who.items()}
         tree, above = self._tree(parent, files, deleted), ["-p", parent] if parent else []
-        commit = self.git("commit-tree", tree, *above, data=message.encode(), **names).decode().strip()
+        commit = self.git("commit-tree", tree, *above, data=message.encode(), environment=names).decode().strip()
         if as_pull_request:
             number = 1
-            while self.git("update-ref", f"refs/pr/{number}", commit, NOWHERE, check=False) is None:
+            while self.tried("update-ref", f"refs/pr/{number}", commit, NOWHERE) is None:
                 number += 1
             return commit, number
-        if self.git("update-ref", ref, commit, parent or NOWHERE, check=False) is None:
+        if self.tried("update-ref", ref, commit, parent or NOWHERE) is None:
             if self._at(ref) == parent:
                 raise HubError(503, f"{branch} can't be moved now; try again")
             raise HubError(412, "A commit has happened since. Please refresh and try again.")
@@ -166,13 +178,14 @@ class Repository:
         with tempfile.TemporaryDirectory() as scratch:
             index = {"GIT_INDEX_FILE": f"{scratch}/index"}
             if parent:
-                self.git("read-tree", parent, **index)
+                self.git("read-tree", parent, environment=index)
             changes = [f"0 {NOWHERE}\t{path}" for path in deleted]
             for path, content in files.items():
                 oid = self.git("hash-object", "-w", "--stdin", data=content).decode().strip()
                 changes.append(f"100644 {oid}\t{path}")
-            self.git("update-index", "-z", "--index-info", data="".join(f"{c}\0" for c in changes).encode(), **index)
-            return self.git("write-tree", **index).decode().strip()
+            said = "".join(f"{change}\0" for change in changes).encode()
+            self.git("update-index", "-z", "--index-info", data=said, environment=index)
+            return self.git("write-tree", environment=index).decode().strip()
 
     def resolve_with_path(self, rest: str) -> tuple[str, str]:
         """Commit and path of `REVISION/PATH`, where the revision may be written with %2F, or be `refs/pr/N`."""
@@ -183,7 +196,7 @@ class Repository:
     def refs(self) -> list[tuple[str, str]]:
         """Every branch and tag with its commit."""
         lines = self.git("for-each-ref", "--format=%(refname) %(objectname)").decode().splitlines()
-        return [tuple(line.split(" ")) for line in lines]
+        return [(name, oid) for name, oid in (line.split(" ") for line in lines)]
 
     def add_ref(self, kind: str, name: str, commit: str) -> None:
         """A new branch (`heads`) or tag (`tags`).
@@ -192,9 +205,9 @@ class Repository:
             HubError: 409, there is one of this name; 400, git allows no such name.
         """
         ref = f"refs/{kind}/{name}"
-        if self.git("check-ref-format", ref, check=False) is None:
+        if self.tried("check-ref-format", ref) is None:
             raise HubError(400, f"Invalid name: {name}")
-        if self.git("update-ref", ref, commit, NOWHERE, check=False) is None:
+        if self.tried("update-ref", ref, commit, NOWHERE) is None:
             raise HubError(409, "Reference already exists")
 
     def delete_ref(self, kind: str, name: str) -> None:
@@ -220,14 +233,14 @@ class Repository:
     def config(self, commit: str) -> dict:
         """The content of config.json, where there is one."""
         try:
-            found = json.loads(self.git("show", f"{commit}:config.json", check=False) or b"{}")
+            found = json.loads(self.tried("show", f"{commit}:config.json") or b"{}")
             return found if isinstance(found, dict) else {}
         except ValueError:
             return {}
 
     def card(self, commit: str) -> dict:
         """The YAML block of README.md."""
-        text = (self.git("show", f"{commit}:README.md", check=False) or b"").decode(errors="replace")
+        text = (self.tried("show", f"{commit}:README.md") or b"").decode(errors="replace")
         try:
             return yaml_block(text) or {}
         except yaml.YAMLError:

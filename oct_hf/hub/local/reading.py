@@ -60,7 +60,7 @@ def router(store: Store, kind: str, address: str) -> APIRouter:
 
     async def asked(request: Request) -> list[str]:
         is_json = "json" in request.headers.get("content-type", "")
-        return (await request.json())["paths"] if is_json else (await request.form()).getlist("paths")
+        return (await request.json())["paths"] if is_json else list(map(str, (await request.form()).getlist("paths")))
 
     @routes.post(api + "/paths-info/{revision:path}")
     def paths_info(

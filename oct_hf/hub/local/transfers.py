@@ -22,14 +22,14 @@ def batch_router(store: Store, kind: str, address: str, part_bytes: int) -> APIR
         authorization: str | None = Authorization,
     ):
         store.writable(authorization, kind, namespace, name)
-        body = json.loads(body)  # its Content-Type is git's own
+        asked = json.loads(body)  # its Content-Type is git's own
         objects, transfer = [], "basic"
-        for wanted in body["objects"]:
+        for wanted in asked["objects"]:
             answer = dict(wanted)
             if not store.large.has(wanted["oid"]):
                 link, key = f"{address}/large/{wanted['oid']}", f"?key={store.large.signature('write', wanted['oid'])}"
                 upload = {"href": link + key, "header": {}}
-                if "multipart" in body.get("transfers", []) and wanted["size"] > part_bytes:
+                if "multipart" in asked.get("transfers", []) and wanted["size"] > part_bytes:
                     transfer, parts = "multipart", -(-wanted["size"] // part_bytes)
                     upload["header"] = {f"{i:05d}": f"{link}/part/{i}{key}" for i in range(1, parts + 1)}
                     upload["header"]["chunk_size"] = str(part_bytes)

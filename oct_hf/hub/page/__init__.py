@@ -147,7 +147,8 @@ def _likeness(gate: Gate | None) -> dict | None:
 
 def _points(run: dict | None) -> list[dict]:
     """The operating points of a model of one label, with what each gives on the test side."""
-    found = kind_of(run).card_facts(run).get("points", []) if run and "signs" not in run else []
+    if not run or "signs" in run:
+        return []
     return [
         {
             "name": question,
@@ -158,7 +159,7 @@ def _points(run: dict | None) -> list[dict]:
             "specificity": point["test"]["specificity"],
             "cases": sum(point["test"][key] for key in ("tp", "fp", "tn", "fn")),
         }
-        for question, target, point in found
+        for question, target, point in kind_of(run).card_facts(run).get("points", [])
     ]
 
 
