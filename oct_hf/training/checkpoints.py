@@ -71,13 +71,11 @@ class WholeCheckpoints(Trainer):
         target = folder / written.name
         shutil.rmtree(target, ignore_errors=True)
         written.rename(target)
-        written.parent.rmdir()
-        newest = _found(folder)[:_KEPT]
-        kept = {*newest, *map(best_of, newest)}
-        for old in set(_found(folder)) - kept:
-            shutil.rmtree(old)
+        _remove_old(folder)
 
     def _finalize_training(self, *args, **kwargs):
+        if self.args.should_save:
+            _remove_old(self.folder)  # what a kill has left after the last checkpoint
         # transformers knows the best checkpoint by its path, and without a word keeps the last weights where the
         # training goes on in another place.
         best = self.state.best_global_step
@@ -135,6 +133,14 @@ def best_of(checkpoint: Path) -> Path:
     except (OSError, ValueError, KeyError):
         step = None
     return checkpoint_of(checkpoint.parent, step) if step else checkpoint
+
+
+def _remove_old(folder: Path) -> None:
+    """Leaves the newest checkpoints, and the best ones that they name."""
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    newest = _found(folder)[:_KEPT]
+    for old in set(_found(folder)) - {*newest, *map(best_of, newest)}:
+        shutil.rmtree(old)
 
 
 def _found(folder: Path) -> list[Path]:

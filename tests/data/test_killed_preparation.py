@@ -17,9 +17,7 @@ from oct_hf.data.phantom import draw
 from oct_hf.data.pixels import PixelFile
 
 COMMAND = ("data", "prepare", "folder", "--skip-bad", "--json", "--data")
-KILLED = pytest.mark.promise(
-    "A preparation that is killed at any moment is done by the same command, as if it hadn't been."
-)
+KILLED = pytest.mark.promise("A preparation of data that is killed at any moment is completed by the same command.")
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +44,14 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def spread(events: list[str], count: int) -> list[tuple[int, bool]]:
-    """So many of the kills before each event, and of those in the middle of each write."""
-    every = [(number, torn) for number in range(len(events)) for torn in (False, True)]
-    every = [(n, torn) for n, torn in every if not torn or (n and events[n - 1].startswith(("open", "write")))]
-    return [every[(2 * place + 1) * len(every) // (2 * count)] for place in range(min(count, len(every)))]
+def kills(events: list[str]) -> list[tuple[int, bool]]:
+    """Before each event, and in the middle of each write."""
+    torn = [(number, True) for number in range(1, len(events)) if events[number - 1].startswith(("open", "write"))]
+    return sorted([*torn, *((number, False) for number in range(len(events)))])
+
+
+def spread(every: list, count: int) -> list:
+    return [every[(2 * place + 1) * len(every) // (2 * count)] for place in range(count)]
 
 
 @KILLED
@@ -58,7 +59,8 @@ def test_killed_at_any_write_the_same_rows_and_left_out_files_are_prepared(killi
     (tmp_path / "whole").mkdir()
     whole = killing.run([*COMMAND, damaged_clinic], tmp_path / "whole")
     assert [item["file"] for item in told(whole)["skipped"]] == ["DME/D0/bad.png"] and len(whole.events) >= 12
-    for number, (at, torn) in enumerate(spread(whole.events, cases(4, 100))):
+    every = kills(whole.events)
+    for number, (at, torn) in enumerate(spread(every, cases(4, len(every)))):
         root = tmp_path / str(number)
         root.mkdir()
         assert killing.run([*COMMAND, damaged_clinic], root, at, torn).code == -9
@@ -78,7 +80,8 @@ def test_killed_at_any_write_the_same_shards_are_written(killing, damaged_clinic
     whole = killing.run(command(tmp_path / "whole"), tmp_path / "whole")
     wanted = contents(tmp_path / "whole/shards")
     assert told(whole)["images"] == 24 and len(whole.events) >= 8
-    for number, (at, torn) in enumerate(spread(whole.events, cases(3, 50))):
+    every = kills(whole.events)
+    for number, (at, torn) in enumerate(spread(every, cases(3, len(every)))):
         root = tmp_path / str(number)
         root.mkdir()
         assert killing.run(command(root), root, at, torn).code == -9

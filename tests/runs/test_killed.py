@@ -151,7 +151,7 @@ def test_sections_with_a_state_of_their_own_are_killed_too(killing, tmp_path, ca
     }
     runs = Runs(killing, tmp_path, recipe)
     before = [n for n, event in enumerate(runs.whole.events) if "/run/" in event and "/run/model.partial" not in event]
-    for at in random.Random(2).sample(before, cases(1, 20)):
+    for at in random.Random(2).sample(before, cases(1, 12)):
         root, torn = runs.new(), runs.whole.events[at - 1].startswith(("open", "write"))
         assert runs.run(root, at=at, torn=torn).code == -signal.SIGKILL
         runs.check_ends_the_same(root, runs.whole.events[at])
