@@ -236,7 +236,7 @@ def test_it_is_refused_with_a_reason_and_soon(name, sound, mark, tmp_path, monke
                 with pytest.raises((OSError, ValueError, RuntimeError)):
                     load(folder)
                 cases.tried += 1
-    assert time.process_time() - began < 10  # seconds; the hang that this guards against has no end
+    assert time.process_time() - began < 120  # seconds; the hang that this guards against has no end
 
 
 def commands(model: Path, picture: Path, out: Path) -> dict[str, list]:
