@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -138,6 +139,17 @@ def run(monkeypatch, capsys):
         return code, out.out, out.err
 
     return call
+
+
+@pytest.fixture
+def own_disk(tmp_path):
+    """A file system of its own, of 50 MB, and what mounts it anew with other options."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=50m", "tmpfs", place]).returncode:
+        pytest.skip("this machine doesn't let tests mount a file system")
+    yield place, lambda options: subprocess.run(["mount", "-o", f"remount,{options}", place], check=True)
+    subprocess.run(["umount", "-l", place], check=True)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -105,21 +104,9 @@ def test_two_that_search_near_duplicates_of_the_same_set_at_once_find_the_same(k
     assert all((one.code, one.said) == (first.code, first.said) for one in others), others
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """Mounts a file system of its own, and gives what mounts it anew with other options."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", place]).returncode:
-        pytest.skip("this machine doesn't let tests mount a file system")
-    yield place, lambda options: subprocess.run(["mount", "-o", f"remount,{options}", place], check=True)
-    subprocess.run(["umount", "-l", place], check=True)
-
-
 @pytest.mark.promise("A set that was prepared can be used where it can only be read.")
-def test_a_prepared_set_is_used_where_nothing_can_be_written(killing, damaged_clinic, small_disk):
-    disk, remount = small_disk
-    remount("size=50m")
+def test_a_prepared_set_is_used_where_nothing_can_be_written(killing, damaged_clinic, own_disk):
+    disk, remount = own_disk
     command = ["data", "check", "folder", "--skip-bad", "--json", "--data", damaged_clinic]
     before = killing.run(command, disk)
     remount("ro")
@@ -131,8 +118,8 @@ def test_a_prepared_set_is_used_where_nothing_can_be_written(killing, damaged_cl
     assert len(refused.said.splitlines()) == 1, refused.said
 
 
-def test_a_disk_that_is_full_while_a_set_is_prepared_is_one_line_that_names_the_place(killing, clinic, small_disk):
-    disk, remount = small_disk
+def test_a_disk_that_is_full_while_a_set_is_prepared_is_one_line_that_names_the_place(killing, clinic, own_disk):
+    disk, remount = own_disk
     remount("size=64k")
     full = killing.run([*COMMAND, clinic], disk)
     assert full.code == 2 and f"{disk}/cache: No space left on device" in full.said, full.said

@@ -1,11 +1,9 @@
 """A fine-tuning that is killed wherever it may be, and ends as one that never was."""
 
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
 
 import pytest
 from killing import RECIPE, Killing, Runs
@@ -109,34 +107,23 @@ def test_sigterm_saves_and_exits_with_143(runs, cases):
         runs.check_ends_the_same(root, ended.said)
 
 
-@pytest.fixture
-def disk(tmp_path):
-    """A file system of its own, and what gives it another size."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=50m", "tmpfs", place]).returncode:
-        pytest.skip("this machine doesn't let tests mount a file system")
-    yield place, lambda size: subprocess.run(["mount", "-o", f"remount,size={size}k", place], check=True)
-    subprocess.run(["umount", "-l", place], check=True)
-
-
 @pytest.mark.promise("A disk that gets full is one line, and the last checkpoint is whole.")
-def test_a_full_disk_is_one_line_and_leaves_a_whole_checkpoint(runs, disk, cases):
+def test_a_full_disk_is_one_line_and_leaves_a_whole_checkpoint(runs, own_disk, cases):
     """Whatever is being written when it gets full: the libraries tell of it in different ways."""
-    place, resize = disk
+    place, remount = own_disk
     sizes = (1500, 2500, *range(700, 3700, 250))  # KB; all that is written takes more
     kept = 0
     for size in sizes[: cases(2, len(sizes))]:
         root = place / str(size)
         root.mkdir()
-        resize(size)
+        remount(f"size={size}k")
         ended = runs.run(root)
         assert ended.code == 2 and "No space left on device" in ended.said.splitlines()[-1], ended.said
         assert "Traceback" not in ended.said
         checkpoints = list((root / "run/checkpoints").glob("*"))
         assert all((path / CHECKSUMS).is_file() and damage(path) is None for path in checkpoints), ended.said
         kept += bool(checkpoints)
-        resize(50_000)
+        remount("size=50000k")
         runs.check_ends_the_same(root, size)
     assert kept
 
