@@ -1,5 +1,6 @@
 """What is there whole or not at all: written beside its place and renamed, so that nobody ever reads half of it."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 BESIDE = ".new"  # ends the name of a file that isn't whole yet
+OLD = ".old"  # ends the name of a folder whose place another is taking
 
 
 @contextmanager
@@ -21,8 +23,31 @@ def whole_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
+    replace_folder(target, partial)
+
+
+def replace_folder(target: Path, new: Path) -> None:
+    """`new` takes the place of `target`. A kill in between leaves the old one whole, for `taken_up` to give back."""
+    old = target.with_name(target.name + OLD)
+    taken_up(target)
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    try:
+        new.rename(target)
+    except BaseException:
+        taken_up(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def taken_up(folder: Path) -> Path:
+    """The folder, which a program that was killed while it replaced it may have left under another name."""
+    old = folder.with_name(folder.name + OLD) if folder.name else folder
+    if not folder.exists() and old.is_dir():
+        with contextlib.suppress(OSError):  # not ours to rename: then it isn't there
+            old.rename(folder)
+    return folder
 
 
 @contextmanager

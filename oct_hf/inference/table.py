@@ -19,6 +19,7 @@ from typing import TextIO
 from oct_hf.errors import OCTError
 from oct_hf.parallel import give_memory_back, lean_arrow
 from oct_hf.untrusted import cell
+from oct_hf.whole import written_beside
 
 GROUP, BLOCK = 1024, 256  # rows of a group of a Parquet file; of them as Python's objects, ten times as large
 FORMATS = (".csv", ".parquet", ".json")
@@ -84,9 +85,8 @@ def write(rows: Iterable[dict], names: list[str], path: Path) -> None:
         names: the columns.
         path: ends in one of FORMATS.
     """
-    beside = path.with_name(path.name + ".partial")
-    {".csv": _write_csv, ".json": _write_json, ".parquet": _write_parquet}[path.suffix](iter(rows), names, beside)
-    beside.replace(path)
+    with written_beside(path) as beside:
+        {".csv": _write_csv, ".json": _write_json, ".parquet": _write_parquet}[path.suffix](iter(rows), names, beside)
 
 
 def csv_text(rows: Iterable[dict], names: list[str]) -> str:

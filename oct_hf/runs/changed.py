@@ -8,7 +8,7 @@ from pathlib import Path
 
 from oct_hf.hub.card import render_card
 from oct_hf.hub.repository import checksums
-from oct_hf.whole import write_json
+from oct_hf.whole import replace_folder, write_json
 
 
 @contextmanager
@@ -17,7 +17,7 @@ def changed(folder: Path) -> Iterator[tuple[Path, dict]]:
 
     At its end the copy gets new checksums and a new card, and takes the folder's place; an error leaves all as it was.
     """
-    partial, old = (folder.with_name(folder.name + kind) for kind in (".partial", ".old"))
+    partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(folder, partial)
     try:
@@ -29,7 +29,4 @@ def changed(folder: Path) -> Iterator[tuple[Path, dict]]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    shutil.rmtree(old, ignore_errors=True)
-    folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old)
+    replace_folder(folder, partial)

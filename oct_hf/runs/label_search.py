@@ -21,6 +21,7 @@ from oct_hf.images import read_image
 from oct_hf.runs.labelled import is_public, load_data
 from oct_hf.runs.out_of_fold import out_of_fold
 from oct_hf.training.recipe import Recipe
+from oct_hf.untrusted import cell
 from oct_hf.whole import written_beside
 
 PAGE, TABLE = "labels.html", "suspects.csv"
@@ -48,11 +49,11 @@ class LabelErrors:
         columns += ["unit_suspects", "unit_images", "unit_score", *(f"p_{name}" for name in names)]
         with written_beside(Path(path)) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(columns)
+            writer.writerow(map(cell, columns))
             for rank, one in enumerate(self.suspects, 1):
                 row = [rank, one.content_hash, one.group, one.given, one.suggested, f"{one.score:.4f}"]
                 row += [one.unit_suspects, one.unit_images, f"{one.unit_score:.4f}"]
-                writer.writerow(row + [f"{one.probabilities[name]:.4f}" for name in names])
+                writer.writerow(map(cell, row + [f"{one.probabilities[name]:.4f}" for name in names]))
 
 
 def find_label_errors(

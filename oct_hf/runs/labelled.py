@@ -199,7 +199,7 @@ def _sides(split: SplitRecipe, labels: list[str], patients: list[str], hashes: l
         validation = "validation" if "validation" in folds else split.validation
         folds = ["guard" if side == UNUSED else side for side in folds]
         return split_by_fold(labels, patients, folds, "test", validation, split.seed)
-    if split.by == "fold" or split.folds:
+    if split.by == "fold" or (split.by == "patient" and split.folds):
         if split.test_fold is None:
             raise DataError(f"split.by is {split.by}, but split.test_fold names none")
         validation = split.validation_fold or split.validation

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from oct_hf.pages import data_uri, escaping_template
+from oct_hf.whole import written_beside
 
 
 def write_page(template: str, page: dict, out: Path, **filters) -> None:
@@ -18,9 +19,9 @@ def write_page(template: str, page: dict, out: Path, **filters) -> None:
         out: an .html file.
         filters: by name.
     """
-    beside = out.with_name(out.name + ".partial")
-    beside.write_text(escaping_template(Path(__file__).with_name(template), **filters).render(page), encoding="utf-8")
-    beside.replace(out)
+    text = escaping_template(Path(__file__).with_name(template), **filters).render(page)
+    with written_beside(out) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def picture(image: np.ndarray, width: int) -> str:

@@ -33,6 +33,7 @@ from oct_hf.training.callbacks import selection
 from oct_hf.training.recipe import Recipe
 from oct_hf.training.recipe_file import change_recipe
 from oct_hf.training.search import USUAL, check_space, suggest
+from oct_hf.untrusted import cell
 from oct_hf.whole import write_json, written_beside
 
 STUDY, BEST, TABLE = "study.json", "best.yaml", "trials.csv"
@@ -341,6 +342,5 @@ def _write_table(path: Path, rows: list[dict], keys: list[str]) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["number", "state", "score", *keys, "seconds"])
         for row in rows:
-            writer.writerow(
-                [row["number"], row["state"], row["score"], *(row["params"].get(key) for key in keys), row["seconds"]]
-            )
+            params = (cell(row["params"].get(key)) for key in keys)
+            writer.writerow([row["number"], row["state"], row["score"], *params, row["seconds"]])

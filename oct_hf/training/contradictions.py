@@ -1,7 +1,7 @@
 """What in a recipe doesn't go together, each fault as a line that says what to do."""
 
 from oct_hf.errors import did_you_mean
-from oct_hf.training.recipe import LOSSES, PretrainRecipe, Recipe, TrainRecipe
+from oct_hf.training.recipe import LOSSES, PretrainRecipe, Recipe, SplitRecipe, TrainRecipe
 
 # Sections by which a network learns otherwise than from its labels alone, or doesn't learn.
 _WAYS = ("teacher", "semi", "co_teaching", "adversarial", "head", "ensemble")
@@ -10,7 +10,7 @@ _WAYS = ("teacher", "semi", "co_teaching", "adversarial", "head", "ensemble")
 def contradictions(recipe: Recipe) -> list[str]:
     """All faults of a recipe; none where it can be run."""
     faults = training_contradictions(recipe.train) + _pretraining(recipe.pretrain) + _ways_to_learn(recipe)
-    faults += _generator(recipe) + _signs(recipe) + _cleaning(recipe) + _untrained(recipe)
+    faults += _splitting(recipe.split) + _generator(recipe) + _signs(recipe) + _cleaning(recipe) + _untrained(recipe)
     if recipe.hub.checkpoints and recipe.train.snapshots:
         faults.append("hub.checkpoints: snapshots aren't among them; leave out train.snapshots")
     return faults
@@ -45,6 +45,13 @@ def training_contradictions(train: TrainRecipe) -> list[str]:
     if train.snapshots and not (plain and not train.patience):
         faults.append("train.snapshots: they need the schedule cosine, and neither ema, swa_epochs nor patience")
     return faults
+
+
+def _splitting(split: SplitRecipe) -> list[str]:
+    """What in a split's settings doesn't go together."""
+    if split.folds and split.by != "patient":
+        return [f"split.folds: folds are drawn with split.by=patient, not {split.by}; leave it out, or give that"]
+    return []
 
 
 def _pretraining(pretrain: PretrainRecipe | None) -> list[str]:

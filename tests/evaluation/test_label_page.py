@@ -129,6 +129,12 @@ def test_decisions_are_counted_and_saved_with_those_made_earlier(after):
     assert (second["label"], second["given_label"], second["decision"]) == (NASTY, NASTY, "keep")
 
 
+@pytest.mark.promise("Labels and file names are text wherever they are shown; nothing obeys them.")
+def test_a_spreadsheet_computes_nothing_that_a_reader_wrote(after):
+    dom = after(make_page(), DECIDE.replace('cysts, "two"', "=1+1") + TELL)
+    assert saved(dom)[1]["note"] == "'=1+1"
+
+
 def test_a_closed_page_comes_back_with_its_decisions(after):
     after(make_page(), DECIDE)
     assert len(saved(after(make_page(), TELL))) == 3

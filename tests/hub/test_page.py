@@ -481,12 +481,13 @@ EVIL = "<img src=x onerror=document.title='broken'>"
 
 @pytest.mark.promise("Labels and file names are text wherever they are shown; nothing obeys them.")
 def test_a_wrong_file_is_one_line_and_the_others_are_answered(page, bscan, tmp_path):
-    for name, content in ((f"{EVIL}.png", saved(Image.fromarray(bscan), "PNG")), ("=b.png", b"text"), ("c.png", b"")):
+    sound = saved(Image.fromarray(bscan), "PNG")
+    for name, content in ((f"{EVIL}.png", sound), ("=b\r\u202e.png", b"text"), ("c.png", b"")):
         (tmp_path / name).write_bytes(content)
     page.set_input_files("#files", sorted(tmp_path.iterdir()))
     rows = {row["file"]: row for row in rows_of(page, 3)}
     assert rows["c.png"]["error"] == "is empty (0 bytes)" and rows["c.png"]["p_CNV"] == ""
-    assert rows["'=b.png"]["error"].startswith("is no PNG, JPEG, TIFF")
+    assert rows[r"'=b\x0d\u202e.png"]["error"].startswith("is no PNG, JPEG, TIFF")
     assert rows[f"{EVIL}.png"]["answer"] and "broken" not in page.title()
     assert page.locator("#list img").count() == 0 and page.locator("#list h3").first.inner_text() == f"{EVIL}.png"
     assert "2 couldn't be read" in page.inner_text("#summary")

@@ -8,6 +8,8 @@ import signal
 import pytest
 from killing import RECIPE, Killing, Runs
 
+from oct_hf.data.sources import file_sha256
+from oct_hf.model.folder import model_folder
 from oct_hf.training.checkpoints import CHECKSUMS, damage
 
 KILLED = pytest.mark.promise(
@@ -142,3 +144,42 @@ def test_sections_with_a_state_of_their_own_are_killed_too(killing, tmp_path, ca
         root, torn = runs.new(), runs.whole.events[at - 1].startswith(("open", "write"))
         assert runs.run(root, at=at, torn=torn).code == -signal.SIGKILL
         runs.check_ends_the_same(root, runs.whole.events[at])
+
+
+@pytest.mark.promise("A model's folder whose change is killed is the old one or the new one, whole; nothing else.")
+def test_a_killed_change_of_a_finished_model_leaves_the_old_or_the_new_one(killing, runs, clinic, cases):
+    command = ["evaluate", "run", "--data", clinic, "--record"]
+
+    def changed(root, **kill):
+        command[1] = root / "run"
+        return killing.run(command, root, **kill)
+
+    def content(root):
+        model = model_folder(root / "run")
+        files = {p.relative_to(model).as_posix(): file_sha256(p) for p in model.rglob("*") if p.is_file()}
+        recorded = json.loads((model / "run.json").read_text())["files"]
+        assert recorded.items() <= files.items() and files.keys() - recorded == {"run.json", "README.md"}
+        return files
+
+    whole = runs.new()
+    shutil.copytree(runs.folder / "0", whole, dirs_exist_ok=True)
+    old = content(whole)
+    ended = changed(whole)
+    assert ended.code == 0, ended.said
+    new = content(whole)
+    lie = sorted(path.name for path in (whole / "run").iterdir())
+    assert old != new and not {"model.partial", "model.old"} & set(lie)
+    events = [number for number, event in enumerate(ended.events) if " /run/model" in event]
+    renamed = [number for number in events if ended.events[number] == "os.rename /run/model"]
+    assert len(events) > 10 and renamed
+    count = cases(3, len(events) - 1)
+    chosen = {events[(2 * place + 1) * len(events) // (2 * count)] for place in range(count - 1)} | {renamed[-1] + 1}
+    for at in sorted(chosen):
+        root = runs.new()
+        shutil.copytree(runs.folder / "0", root, dirs_exist_ok=True)
+        assert changed(root, at=at).code == -signal.SIGKILL
+        assert content(root) in (old, new), ended.events[at]
+        again = changed(root)
+        assert again.code == 0 and content(root) == new, (ended.events[at], again.said)
+        assert sorted(path.name for path in (root / "run").iterdir()) == lie
+        shutil.rmtree(root)

@@ -42,6 +42,7 @@ def test_overrides_reach_their_key(override, key, value):
         ({"split": {"test": 1.5}}, "split.test: input should be less than 1, found 1.5"),
         ({"train": {"schedule": "cosin"}}, "train.schedule: input should be 'cosine'"),
         ({"data": ["phantom"]}, "data: "),
+        ({"split": {"by": "image", "folds": 5, "test_fold": 0}}, "split.folds: folds are drawn with split.by=patient"),
     ],
 )
 def test_a_wrong_key_or_value_is_named_in_one_line(content, text):

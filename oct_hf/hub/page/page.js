@@ -348,6 +348,9 @@ function describe() {
 
 // --- CSV -------------------------------------------------------------------------------------------------------------
 
+// Orders to a terminal, and what turns the direction in which text is shown.
+const ORDERS = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g;
+
 /** The columns of `oct-hf predict`. */
 function csv() {
   const head = ["file", "predicted", "answer", ...model.labels.map(({ name }) => `p_${name}`), "error"];
@@ -358,9 +361,15 @@ function csv() {
     ...model.labels.map((_, i) => probabilities?.[i] ?? ""),
     error ?? "",
   ]);
-  // A name that a spreadsheet would compute gets a ' before it, as the package writes it.
-  const text = (value) => (typeof value === "string" && /^[=+\-@\t\r\n]/.test(value) ? `'${value}` : String(value));
-  const quoted = (value) => (/[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
+  // As oct_hf/untrusted.py: control codes to be seen and not obeyed, and a ' before what a spreadsheet would compute.
+  const code = (sign) => sign.charCodeAt(0).toString(16);
+  const spelt = (sign) => (sign < "\u0100" ? `\\x${code(sign).padStart(2, "0")}` : `\\u${code(sign).padStart(4, "0")}`);
+  const text = (value) => {
+    if (typeof value !== "string") return String(value);
+    const shown = value.replaceAll(ORDERS, spelt);
+    return /^[=+\-@\t\n]/.test(shown) ? `'${shown}` : shown;
+  };
+  const quoted = (value) => (/[",\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
   const field = (value) => quoted(text(value));
   return [head, ...rows].map((row) => row.map(field).join(",") + "\n").join("");
 }
