@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 from oct_hf import model
 from oct_hf.hub.allowed import ALLOWED, CODE, CODE_BRANCH
+from oct_hf.inference.fast_files import ENDLESS, REPEATING
 from oct_hf.model.stated import header_of
 from oct_hf.untrusted import json_of, read_json
 
@@ -120,6 +121,8 @@ def _onnx_fault(path: Path) -> str | None:
     if any(tensor.external_data for tensor in tensors):
         return "its weights lie in another file"
     own = {function.domain for function in proto.functions}  # made of other operators, which are among `nodes`
+    if REPEATING & {node.op_type for node in nodes}:
+        return ENDLESS
     strange = sorted({node.domain for node in nodes} - {"", "ai.onnx", "ai.onnx.ml"} - own)
     return f"uses operators of {', '.join(strange)}" if strange else None
 
@@ -153,6 +156,8 @@ def _openvino_fault(path: Path) -> str | None:
     strange = sorted(version[:20] for version in versions if not version.startswith("opset"))
     if strange:
         return f"uses operators of {', '.join(strange)}"
+    if REPEATING & {one.get("type") for one in net.iter("layer")}:
+        return ENDLESS
     weights = path.with_suffix(".bin")
     held = weights.stat().st_size if weights.is_file() else 0
     try:

@@ -4,14 +4,17 @@ Beside `onnx/model.onnx`, which takes what transformers.js gives it, these take 
 first layer, no normalisation outside, and nothing left to do after them. Imports no torch; who writes them does.
 """
 
+import mmap
+import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 
-from oct_hf.errors import OCTError
+from oct_hf.errors import ModelError, OCTError
 from oct_hf.inference.intel import FixedBatches
 
 ONNX_FILE = "onnx/model.onnx"  # where transformers.js looks; it takes pixels of three channels and gives logits
@@ -22,6 +25,14 @@ FAST_FILES = (GRAY_ONNX, GRAY_OPENVINO, INT8_ONNX, INT8_OPENVINO)
 INT8 = (INT8_ONNX, INT8_OPENVINO)
 # Of a cascade: its rule, its small network, and the held-out answers of both networks together.
 CASCADE, SMALL_INT8, CASCADE_ANSWERS = "cascade/cascade.json", "cascade/small_int8.xml", "cascade/answers.parquet"
+
+# Operators that repeat a part of a graph as often as a file says. No image classifier needs one, and a runtime that is
+# caught in one can't be stopped.
+REPEATING = {"Loop", "Scan", "TensorIterator"}
+ENDLESS = "repeats a part of itself, maybe without end"
+# An ONNX node's type as protobuf writes it: its field's number, its length, also where that takes more bytes than it
+# needs, and the text.
+_REPEATS = re.compile(b"\\x22(?:\\x04|\\x84\\x80*\\x00)(?:Loop|Scan)")
 
 
 def files_of(name: str) -> tuple[str, ...]:
@@ -39,6 +50,23 @@ def runtime_is_here(path: str | Path) -> bool:
     return find_spec("openvino" if runtime_of(path) == "OpenVINO" else "onnxruntime") is not None
 
 
+def check_ends(path: Path) -> None:
+    """
+    Raises:
+        ModelError: the network may repeat a part of itself without end.
+    """
+    try:
+        if runtime_of(path) == "OpenVINO":
+            found = any(layer.get("type") in REPEATING for layer in ElementTree.parse(path).iter("layer"))
+        else:
+            with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                found = any(content.find(name) >= 0 for name in (b"Loop", b"Scan")) and _REPEATS.search(content)
+    except (OSError, ValueError, ElementTree.ParseError):
+        return  # its runtime says what is wrong with it
+    if found:
+        raise ModelError(f"{path}: can't be loaded (it {ENDLESS})")
+
+
 def load_fast(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     """A fast file, ready on the CPU in float32 (an int8 file in int8).
 
@@ -47,7 +75,9 @@ def load_fast(path: Path) -> Callable[[np.ndarray], np.ndarray]:
 
     Raises:
         OCTError: its runtime isn't installed.
+        ModelError: it may run without end.
     """
+    check_ends(path)
     if runtime_of(path) == "OpenVINO":
         options = {"INFERENCE_PRECISION_HINT": "f32"}  # left to itself it takes bfloat16 where the processor can
         batches = FixedBatches(path, (16, 1), options)

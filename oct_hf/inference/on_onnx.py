@@ -10,7 +10,7 @@ import onnxruntime
 from oct_hf.errors import ModelError
 from oct_hf.inference.cores import share_cores
 from oct_hf.inference.description import Description
-from oct_hf.inference.fast_files import INPUT, OUTPUT
+from oct_hf.inference.fast_files import INPUT, OUTPUT, check_ends
 from oct_hf.inference.network import FileNetwork
 
 
@@ -44,6 +44,7 @@ class OnnxNetwork(FileNetwork):
         return self.of_pixels.run(["logits"], {"pixel_values": np.asarray(pixels)})[0]
 
     def load(self, file: Path) -> Any:  # whose answers onnxruntime types as whatever any network may give
+        check_ends(file)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
         # Threads that wait are to sleep: the cores also read images and speak HTTP.

@@ -14,6 +14,7 @@ import numpy as np
 from oct_hf.errors import ModelError, OCTError
 from oct_hf.inference.cores import share_cores
 from oct_hf.inference.description import Description
+from oct_hf.inference.fast_files import check_ends
 from oct_hf.inference.intel import FixedBatches, core
 from oct_hf.inference.network import FileNetwork
 
@@ -75,6 +76,7 @@ class OpenVINONetwork(FileNetwork):
 
 @contextmanager
 def _readable(file: Path) -> Iterator[None]:
+    check_ends(file)
     try:
         yield
     except RuntimeError as error:

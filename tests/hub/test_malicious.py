@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from oct_hf import OCTForImageClassification, Predictor
 from oct_hf.errors import DataError, ModelError
-from oct_hf.inference.fast_files import GRAY_ONNX, ONNX_FILE
+from oct_hf.inference.fast_files import GRAY_ONNX, ONNX_FILE, check_ends
 
 MARK = "OCT_HF_TEST_MARK"  # names the file that code of the repository would leave behind
 
@@ -310,7 +310,34 @@ def library_operator(proto, folder: Path) -> None:
     proto.graph.node[0].domain = "evil.operators"
 
 
+def spinning(proto, folder: Path) -> None:
+    """A loop of 2^62 turns, within a branch, on whose result the answer depends."""
+    from onnx import TensorProto, helper
+
+    def value(name: str, kind: int = TensorProto.FLOAT):
+        return helper.make_tensor_value_info(name, kind, [])
+
+    node, output = helper.make_node, proto.graph.output[0].name
+    proto.graph.initializer.extend(
+        [
+            helper.make_tensor("turns", TensorProto.INT64, [], [2**62]),
+            helper.make_tensor("on", TensorProto.BOOL, [], [True]),
+            helper.make_tensor("nothing", TensorProto.FLOAT, [], [0.0]),
+        ]
+    )
+    turn = [node("Mul", ["sum", "nothing"], ["next"]), node("Identity", ["go"], ["go_on"])]
+    given = [value("turn", TensorProto.INT64), value("go", TensorProto.BOOL), value("sum")]
+    body = helper.make_graph(turn, "body", given, [value("go_on", TensorProto.BOOL), value("next")])
+    loop = node("Loop", ["turns", "on", "nothing"], ["spun"], body=body)
+    branch = helper.make_graph([loop], "branch", [], [value("spun")])
+    last = next(one for one in proto.graph.node if output in one.output)
+    last.output[list(last.output).index(output)] = "before"
+    proto.graph.node.append(node("If", ["on"], ["at_last"], then_branch=branch, else_branch=branch))
+    proto.graph.node.append(node("Add", ["before", "at_last"], [output]))
+
+
 ONNX_HARMS = {
+    "endless": (spinning, "repeats a part of itself, maybe without end"),
     "outside": (weights_elsewhere("../../secret.bin"), "its weights lie in another file"),
     "anywhere": (weights_elsewhere("{secret}"), "its weights lie in another file"),
     "through a link": (weights_elsewhere("link.bin"), "its weights lie in another file"),
@@ -325,9 +352,30 @@ def test_a_graph_that_reaches_out_of_its_folder_is_refused(name, finished_run, t
     harm, said = ONNX_HARMS[name]
     folder = with_onnx(finished_run, tmp_path, harm)
     with pytest.raises(ModelError, match="can't be loaded"):
-        Predictor(folder, backend="onnx")
+        list(Predictor(folder, backend="onnx").predict([clinic / "DME/D0/0.png"]))
     code, out, _ = run("verify", folder)
     assert code == 1 and said in out
+
+
+@REFUSED
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("gray.xml", b'<net><layers><layer id="0" type="L&#111;op" version="opset5"/></layers></net>'),
+        (
+            "gray.xml",
+            b'<net><layers><layer type="If"><body><layer type="TensorIterator"/></body></layer></layers></net>',
+        ),
+        ("gray.onnx", b"weights Loop \x22\x84\x80\x00Loop"),
+        ("gray.onnx", b"\x22\x04Scan"),
+    ],
+)
+def test_a_loop_is_seen_however_it_is_written(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelError, match="repeats a part of itself"):
+        check_ends(tmp_path / name)
+    (tmp_path / name).write_bytes(content.replace(b"op", b"p").replace(b"Scan", b"Sc").replace(b"Iter", b"It"))
+    check_ends(tmp_path / name)
 
 
 def test_paths_that_a_run_names_stay_in_its_repository(sound, tmp_path, clinic):

@@ -66,7 +66,6 @@ def sharp_model(finished_run, tmp_path_factory) -> Path:
 
     from oct_hf import OCTForImageClassification
     from oct_hf.inference.export import write_onnx
-    from oct_hf.inference.export_gray import write_gray_onnx
 
     folder = tmp_path_factory.mktemp("sharp") / "model"
     shutil.copytree(finished_run / "model", folder)
@@ -82,7 +81,7 @@ def sharp_model(finished_run, tmp_path_factory) -> Path:
         last.bias.mul_(scale).sub_(logits.mean(0) * scale)
     model.save_pretrained(folder)
     write_onnx(model, folder / "onnx" / "model.onnx")
-    write_gray_onnx(model, exact.preprocessing, folder / "onnx" / "gray.onnx", folder / "onnx" / "model.onnx")
+    (folder / "onnx" / "gray.onnx").unlink()  # the other weights'; the page doesn't take it
     run = json.loads((folder / "run.json").read_text())
     answers = Predictor(folder, backend="torch").predict(examples)
     run["examples"] = {f"examples/{Path(one.file).name}": one.probabilities for one in answers}

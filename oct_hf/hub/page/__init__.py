@@ -20,7 +20,7 @@ from oct_hf.hub.card import model_licence
 from oct_hf.hub.kinds import kind_of
 from oct_hf.hub.page import runtime
 from oct_hf.inference.description import Description, load_description
-from oct_hf.inference.fast_files import ONNX_FILE
+from oct_hf.inference.fast_files import ONNX_FILE, check_ends
 from oct_hf.inference.gate import Gate
 from oct_hf.inference.recorded import recorded_gate, recorded_run, views_of
 from oct_hf.labels import DISEASE_BY_SIGNS, describe
@@ -62,6 +62,7 @@ def write_page(model: str | Path, out: str | Path, given_runtime: str | Path | N
         raise ModelError(
             f"{model}: no {ONNX_FILE}, which the page would run; a run writes it where the extra onnx is installed"
         )
+    check_ends(weights)
     if described.preprocessing.before_crop is not None:
         raise ModelError(f"{model}: sees the centre of a picture alone, which the page doesn't cut out")
     repo = None if local.is_dir() else str(model)
