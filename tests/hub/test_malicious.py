@@ -364,7 +364,7 @@ def test_a_graph_that_reaches_out_of_its_folder_is_refused(name, finished_run, t
         ("gray.xml", b'<net><layers><layer id="0" type="L&#111;op" version="opset5"/></layers></net>'),
         (
             "gray.xml",
-            b'<net><layers><layer type="If"><body><layer type="TensorIterator"/></body></layer></layers></net>',
+            b'<net><layer type="If"><body><layer type="TensorIterator"/></body></layer></net>',
         ),
         ("gray.onnx", b"weights Loop \x22\x84\x80\x00Loop"),
         ("gray.onnx", b"\x22\x04Scan"),
