@@ -131,6 +131,26 @@ def import_ray() -> Any:
 
 
 @contextmanager
+def _no_usage_process() -> Iterator[None]:
+    """A cluster that is started in the block has no process for statistics of use.
+
+    Even where they are turned off and there is no dashboard, that process asks addresses of three clouds where it runs
+    (ray 2.60, `UsageStatsHead.run`), and nothing public keeps it from being started.
+    """
+    from ray._private import services
+
+    start = getattr(services, "start_api_server", None)
+    if start is None:  # another version of Ray
+        yield
+        return
+    services.start_api_server = lambda *_, **__: ("", None)  # as where it couldn't be started
+    try:
+        yield
+    finally:
+        services.start_api_server = start
+
+
+@contextmanager
 def ray_cluster(cpus: int | None = None) -> Iterator:
     """Inside the block Ray's module, connected to the cluster that RAY_ADDRESS names.
 
@@ -149,7 +169,8 @@ def ray_cluster(cpus: int | None = None) -> Iterator:
         own = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
         try:
             _knock(address)
-            ray.init(**({"address": address} if address else own), log_to_driver=False, logging_level="error")
+            with _no_usage_process():
+                ray.init(**({"address": address} if address else own), log_to_driver=False, logging_level="error")
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise OCTError(f"no Ray cluster at {address or 'this machine'} ({str(error).splitlines()[0]})") from None
     try:

@@ -208,6 +208,17 @@ def test_no_verb_talks_to_anybody_else(done, cases):
     assert done.left == [] and "POST /api/" in asked and "telemetry" not in asked
 
 
+@SILENT
+def test_a_cluster_of_this_machine_talks_to_nobody_else(tmp_path):
+    """Apart, since it takes Ray's processes some seconds to ask, and a verb may be done before."""
+    pytest.importorskip("ray")
+    needs_a_network_of_its_own()
+    code = "import time\nfrom oct_hf.parallel import ray_cluster\nwith ray_cluster(1): time.sleep(4)"
+    own = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    ended, left = watch([sys.executable, "-c", code], tmp_path / "left.json", own)
+    assert (ended.returncode, left) == (0, []), ended.stderr
+
+
 @NAMELESS
 def test_what_stands_inside_the_files_stays_there(done, cases):
     cases.tried += len(done.codes) * len(planted.INSIDE)

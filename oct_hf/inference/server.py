@@ -198,7 +198,7 @@ async def _body(request: Request, limit: int, place: Place) -> bytes:
     except TimeoutError:
         raise Refused(408, f"the body took longer than {BODY_SECONDS} s", {"Connection": "close"}) from None
     except ClientDisconnect:
-        raise _GONE from None
+        raise _gone() from None
     return bytes(body)
 
 
@@ -210,7 +210,7 @@ async def _unless_gone(request: Request, work: Future) -> list[dict]:
     gone.cancel()
     if not done.done():
         done.cancel()
-        raise _GONE
+        raise _gone()
     try:
         return done.result()
     except (BadImageError, contract.RequestError) as error:
@@ -220,4 +220,6 @@ async def _unless_gone(request: Request, work: Future) -> list[dict]:
         raise Refused(500, f"the model failed ({type(error).__name__})") from None
 
 
-_GONE = Refused(CLIENT_GONE, "the client has gone")
+def _gone() -> Refused:
+    # Anew each time: an exception keeps the frames that it went through, with their bodies, each time it is raised.
+    return Refused(CLIENT_GONE, "the client has gone")

@@ -98,9 +98,10 @@ def prepare_teacher(
         "image_size": preprocessing.height,
         "training": facts,
     }
-    if wanted.epochs and not (folder / FACTS).exists():
-        write_json(folder / FACTS, about)
-        shutil.rmtree(folder / "checkpoints")
+    if wanted.epochs:
+        if not (folder / FACTS).exists():
+            write_json(folder / FACTS, about)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # also what a kill left of them
     return Teacher(model, preprocessing, student, with_maps=wanted.maps > 0), about
 
 

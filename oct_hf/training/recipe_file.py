@@ -31,6 +31,8 @@ from oct_hf.training.recipe import (
 )
 from oct_hf.untrusted import yaml_of
 
+_MOST_SHOWN = 100  # characters of a value in a message
+
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe.
@@ -215,4 +217,6 @@ def _fault(item: Any) -> str:
         return f'unknown key "{key}"{did_you_mean(place[-1], known)}'
     found = item.get("input")
     known = re.findall("'([^']+)'", item["ctx"]["expected"]) if item["type"] == "literal_error" else ()
-    return f"{key}: {item['msg'][0].lower()}{item['msg'][1:]}, found {found!r}{did_you_mean(found, known)}"
+    shown = repr(found)
+    shown = shown if len(shown) <= _MOST_SHOWN else f"{shown[:_MOST_SHOWN]}…"
+    return f"{key}: {item['msg'][0].lower()}{item['msg'][1:]}, found {shown}{did_you_mean(found, known)}"
