@@ -19,6 +19,7 @@ from oct_hf.hub.patience import Patience
 from oct_hf.hub.plain_errors import PublishError
 from oct_hf.hub.talking import talking_to, usable_token
 from oct_hf.training.checkpoints import UNFINISHED
+from oct_hf.untrusted import shown
 
 ABOUT_FILE = "training.json"  # whose checkpoints these are
 
@@ -111,7 +112,7 @@ class CheckpointRepository:
                 head = head_of(self.repo, self._patience(lambda: self._api.model_info(self.repo)).sha)
                 commit(self._api, self.repo, files, "main", head, f"After step {_age(paths[0])}", self._patience)
         except OCTError as error:
-            print(f"a checkpoint wasn't pushed, training goes on: {error}", file=sys.stderr)
+            print(shown(f"a checkpoint wasn't pushed, training goes on: {error}"), file=sys.stderr)
             return False
         return True
 

@@ -19,6 +19,7 @@ from oct_hf.hub.commit import commit, head_of, listing
 from oct_hf.hub.patience import Patience
 from oct_hf.hub.publish import Published, publish, refuse_foreign
 from oct_hf.hub.talking import talking_to, usable_token
+from oct_hf.untrusted import shown
 
 BRANCH = "in-training"
 
@@ -79,7 +80,7 @@ class TrainingBranch:
                 title = f"Epoch {epoch} of {epochs}: validation balanced accuracy {validation['balanced_accuracy']:.3f}"
                 commit(self._api, self.repo, files, BRANCH, head, title, self._patience)
         except OCTError as error:
-            print(f"epoch {epoch} wasn't pushed, training goes on: {error}", file=sys.stderr)
+            print(shown(f"epoch {epoch} wasn't pushed, training goes on: {error}"), file=sys.stderr)
             return False
         return True
 

@@ -24,6 +24,7 @@ from oct_hf.errors import RecipeError
 from oct_hf.evaluation.report import can_draw, confusion_matrix_figure
 from oct_hf.training.callbacks import epoch_rows, steps_an_epoch
 from oct_hf.training.recipe import Recipe
+from oct_hf.untrusted import shown
 
 TOLD = ("loss", "learning_rate", "balanced_accuracy", "accuracy", "auroc", "log_loss")
 SAMPLES = 8  # B-scans of the validation side, the same ones after each epoch
@@ -210,7 +211,7 @@ class Tracking(TrainerCallback):
         except Exception as error:  # theirs are of any kind
             self.trackers.pop(name, None)
             why = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            print(f"report_to: {name} is left out from here on ({why}); the training goes on", file=sys.stderr)
+            print(shown(f"report_to: {name} is left out from here on ({why}); the training goes on"), file=sys.stderr)
 
     def _told(self, probabilities: np.ndarray, labels: np.ndarray) -> list[dict]:
         """A row a sample: its place on the validation side, its label, and each label's probability."""

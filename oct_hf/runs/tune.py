@@ -33,7 +33,7 @@ from oct_hf.training.callbacks import selection
 from oct_hf.training.recipe import Recipe
 from oct_hf.training.recipe_file import change_recipe
 from oct_hf.training.search import USUAL, check_space, suggest
-from oct_hf.untrusted import cell
+from oct_hf.untrusted import cell, shown
 from oct_hf.whole import write_json, written_beside
 
 STUDY, BEST, TABLE = "study.json", "best.yaml", "trials.csv"
@@ -329,7 +329,7 @@ def _say(found: dict, number: int, wanted: int) -> None:
     score = f"{row['score']:.3f}" if row["score"] is not None else row["state"]
     params = ", ".join(f"{key}={shown_value(value)}" for key, value in row["params"].items())
     why = f": {row['error']}" if row["error"] else ""
-    print(f"trial {number}/{wanted}  {score}  {params}  ({row['seconds']:.0f} s){why}", file=sys.stderr)
+    print(shown(f"trial {number}/{wanted}  {score}  {params}  ({row['seconds']:.0f} s){why}"), file=sys.stderr)
 
 
 def shown_value(value) -> str:

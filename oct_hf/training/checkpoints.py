@@ -18,6 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from oct_hf.data.sources import file_sha256
 from oct_hf.training import processes
+from oct_hf.untrusted import shown
 from oct_hf.whole import write_json
 
 CHECKPOINTS = "checkpoints"  # a run's folder of them
@@ -96,7 +97,7 @@ def last_checkpoint(folder: str | Path) -> Path | None:
         fault = damage(checkpoint) or damage(best_of(checkpoint))
         if fault is None:
             return checkpoint
-        print(f"{checkpoint} is left out: {fault}", file=sys.stderr)
+        print(shown(f"{checkpoint} is left out: {fault}"), file=sys.stderr)
         shutil.rmtree(checkpoint)
     return None
 
