@@ -95,10 +95,11 @@ COPIES = ("shards", ".home/.cache/huggingface/datasets")
 # What goes out, or is made to be put up by hand. A Hub's own list of tokens is its owner's.
 PUBLISHED = ("hub", "page", "space", "int8", "run/model", "run2/model", "mean/model", "again/model", "tuned/best/model")
 OWNERS = ("hub/tokens.json", "said/hub.out")
-# What names the user's files because that is what it is for, or repeats the command: all of it stays at home.
+# What names the user's files because that is what it is for, or repeats the command: all of it stays at home, as does
+# where wandb keeps on this machine what the user may send later.
 FOR_THE_USER = (
     "answers.csv", "answers.parquet", "heat", "show.html", "drawn", "tuned", "folds", "labels", ".home", "said",
-    "run/run.json", "run2/run.json", "mean/run.json", "again/run.json",
+    "run/run.json", "run2/run.json", "mean/run.json", "again/run.json", "run2/log/wandb",
 )  # fmt: skip
 
 
