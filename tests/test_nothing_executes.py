@@ -41,8 +41,7 @@ RISKY = {"trust_remote_code": False, "weights_only": True, "allow_pickle": False
 # Where one of these may stand, and why nothing of a stranger gets there.
 ALLOWED = {
     ("oct_hf/hub/files.py", "pickletools"): "takes a pickle apart to refuse it; runs none of it",
-    ("oct_hf/hub/files.py", "xml"): "an OpenVINO file; one that declares anything is refused before it is parsed",
-    ("oct_hf/data/volumes/heidelberg_xml.py", "xml"): "one that declares a type or entities is refused before",
+    ("oct_hf/untrusted.py", "xml"): "what declares a type or entities is refused before it is parsed",
     ("oct_hf/parallel.py", "joblib"): "functions and results between processes of this program",
     ("oct_hf/data/fetch.py", "requests"): "downloads the public sets, from the addresses of the catalogue",
     ("oct_hf/hub/local/bare_git.py", "subprocess"): "git, with a list of arguments",

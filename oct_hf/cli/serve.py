@@ -32,15 +32,23 @@ def serve(
     most (--queue, --queue-mb); more get 429, with the seconds until those
     will be answered in Retry-After.
     No authentication, no TLS. SIGTERM (exit code 143) or Ctrl-C (130)
-    ends it after it has answered what it accepted.
+    ends it after it has answered what it accepted. What ends the process
+    otherwise costs the requests at hand: another one takes its place.
 
     Example: oct-hf serve runs/demo --port 8000
     """
     if any(find_spec(name) is None for name in ("fastapi", "uvicorn", "prometheus_client")):
         raise OCTError('serving needs FastAPI, uvicorn and prometheus-client: pip install "oct-hf[serve]"')
-    from oct_hf import serving
+    from oct_hf import serving, supervised
 
     taken = serving.take_port(port, host)
+    place = f"http://{host}:{taken.getsockname()[1]}"
+    raise typer.Exit(supervised.run_replaced(_serve, taken, place, model, runtime, batch_size, queue, queue_mb * 2**20))
+
+
+def _serve(taken, place: str, model: str, runtime: str, batch_size: int, queue: int, queue_bytes: int) -> int:
+    """In a process of its own."""
+    from oct_hf import serving
     from oct_hf.inference.cores import share_cores
     from oct_hf.inference.runtime import serving_predictor
     from oct_hf.inference.server import create_app
@@ -50,10 +58,9 @@ def serve(
     batches, threads = share_cores()
     predictor = serving_predictor(model_folder(model), runtime, batch_size, threads)
     name = Path(model).resolve().name if Path(model).exists() else model  # not where it lies on this machine
-    served = create_app(predictor, name, model_threads=batches, queue=queue, queue_bytes=queue_mb * 2**20)
-    place = f"http://{host}:{taken.getsockname()[1]}"
+    served = create_app(predictor, name, model_threads=batches, queue=queue, queue_bytes=queue_bytes)
     ready = f"{model} answers at {place} ({place}/docs says how; /health, /metrics); Ctrl-C ends it"
-    raise typer.Exit(128 + serving.run_until_stopped(served, taken, lambda: say(ready)))
+    return 128 + serving.run_until_stopped(served, taken, lambda: say(ready))
 
 
 def hub(

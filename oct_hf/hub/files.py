@@ -4,17 +4,15 @@ A name says little, so the content is looked at too: a pickle called weights.jso
 """
 
 import pickletools
-import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from xml.etree import ElementTree
 
 from oct_hf import model
 from oct_hf.hub.allowed import ALLOWED, CODE, CODE_BRANCH
 from oct_hf.inference.fast_files import ENDLESS, REPEATING
 from oct_hf.model.stated import header_of
-from oct_hf.untrusted import json_of, read_json
+from oct_hf.untrusted import json_of, read_json, xml_of
 
 _STARTS = {".png": b"\x89PNG\r\n\x1a\n", ".parquet": b"PAR1"}
 # The first is of every pickle since 2003; the others call something, which is what makes a pickle dangerous.
@@ -142,13 +140,10 @@ def _walk(graph, tensors: list, nodes: list) -> None:
 
 def _openvino_fault(path: Path) -> str | None:
     """OpenVINO's own operators only, and constants that lie in the .bin file beside it."""
-    text = path.read_bytes()
-    if b"<!" in re.sub(rb"<!--.*?-->", b"", text, flags=re.DOTALL):
-        return "declares entities, which no OpenVINO file needs"
     try:
-        net = ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
-        return f"is no xml text ({error})"
+        net = xml_of(path.read_bytes())
+    except ValueError as error:
+        return str(error)
     if net.tag != "net":
         return f"is no OpenVINO file (it holds <{net.tag[:20]}>)"
     layers = net.findall("./layers/layer")
@@ -167,7 +162,7 @@ def _openvino_fault(path: Path) -> str | None:
     return "its constants don't lie in the .bin file beside it" if outside else None
 
 
-def _end(constant: ElementTree.Element) -> int:
+def _end(constant) -> int:
     """Where its bytes end in the .bin file."""
     place = constant.find("data")
     if place is None:

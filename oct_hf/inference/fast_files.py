@@ -10,12 +10,12 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 
 from oct_hf.errors import ModelError, OCTError
 from oct_hf.inference.intel import FixedBatches
+from oct_hf.untrusted import xml_of
 
 ONNX_FILE = "onnx/model.onnx"  # where transformers.js looks; it takes pixels of three channels and gives logits
 INPUT, OUTPUT = "gray", "probabilities"  # uint8 (batch, height, width); float32 (batch, labels)
@@ -57,11 +57,11 @@ def check_ends(path: Path) -> None:
     """
     try:
         if runtime_of(path) == "OpenVINO":
-            found = any(layer.get("type") in REPEATING for layer in ElementTree.parse(path).iter("layer"))
+            found = any(layer.get("type") in REPEATING for layer in xml_of(path.read_bytes()).iter("layer"))
         else:
             with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 found = any(content.find(name) >= 0 for name in (b"Loop", b"Scan")) and _REPEATS.search(content)
-    except (OSError, ValueError, ElementTree.ParseError):
+    except (OSError, ValueError):
         return  # its runtime says what is wrong with it
     if found:
         raise ModelError(f"{path}: can't be loaded (it {ENDLESS})")

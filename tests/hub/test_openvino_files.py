@@ -29,7 +29,10 @@ def test_a_plain_one_is_fine(tmp_path):
         (net(offset="here"), "is no OpenVINO file (its constants say no place)"),
         ("<html/>", "is no OpenVINO file (it holds <html>)"),
         ("<net>", "is no xml text (no element found: line 1, column 5)"),
-        ('<!DOCTYPE net [<!ENTITY a SYSTEM "file:///etc/hostname">]><net>&a;</net>', "declares entities"),
+        (
+            '<!DOCTYPE net [<!ENTITY a SYSTEM "file:///etc/hostname">]><net>&a;</net>',
+            "declares a document type or entities",
+        ),
     ],
 )
 def test_what_reaches_elsewhere_or_runs_strange_code_is_named(tmp_path, text, why):

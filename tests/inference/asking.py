@@ -4,6 +4,7 @@ import http.client
 import io
 import json
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -67,3 +68,9 @@ def png(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
+
+
+def server_of(process: int) -> int:
+    """The process that answers, of the one that was started; as Linux tells it."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return next(int(one) for one in children if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes())

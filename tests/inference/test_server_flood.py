@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from asking import ask, png, served
+from asking import ask, png, served, server_of
 
 from oct_hf import serving
 from oct_hf.data.phantom import draw
@@ -126,7 +126,7 @@ class Flood:
 
 def memory(process, name: str = "VmRSS") -> int:
     """KB."""
-    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    lines = Path(f"/proc/{server_of(process.pid)}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 

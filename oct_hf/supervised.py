@@ -1,0 +1,96 @@
+"""A server in a process of its own, and another one in its place where that dies.
+
+A fault in a native library, or the system's memory killer, then ends the requests at hand and not the service: whoever
+connects meanwhile waits for the next process, since the port stays taken here.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from multiprocessing import connection
+
+from oct_hf.errors import OCTError
+
+DEATHS, WITHIN = 5, 60.0  # so many deaths within so many seconds, and no other process is started
+
+
+def run_replaced(target: Callable[..., int], *given) -> int:
+    """Runs `target(*given)` in a process of its own, and again where a signal ended that.
+
+    Args:
+        target: a module's function; gives an exit code. SIGTERM asks it to end.
+        given: what can be pickled, sockets too.
+
+    Returns:
+        its exit code; 128 and the number of SIGINT or SIGTERM where this process was asked to end.
+
+    Raises:
+        OCTError: whatever `target` raised of this kind, or it died too often.
+    """
+    context = multiprocessing.get_context("spawn")
+    received: list[int] = []
+    deaths: deque[float] = deque(maxlen=DEATHS)
+    process = None
+
+    def pass_on(number, _) -> None:
+        received.append(number)
+        if process is not None and process.pid is not None:
+            process.terminate()
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while not received:
+            heard, telling = context.Pipe(duplex=False)
+            process = context.Process(target=_tell, args=(telling, target, *given))
+            process.start()
+            telling.close()
+            if received:  # before there was a process to tell
+                process.terminate()
+            process.join()
+            if heard.poll() and (fault := _message(heard)):
+                raise OCTError(fault)
+            if received:
+                break
+            code = process.exitcode or 0
+            if code >= 0:
+                return code
+            name = signal.Signals(-code).name
+            deaths.append(time.monotonic())
+            if len(deaths) == DEATHS and deaths[-1] - deaths[0] < WITHIN:
+                raise OCTError(f"the server's process died {DEATHS} times in a minute, at last by {name}")
+            print(f"the server's process was ended by {name}; another one takes its place", file=sys.stderr, flush=True)
+        return 128 + received[-1]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _message(heard) -> str | None:
+    try:
+        return heard.recv()
+    except EOFError:
+        return None
+
+
+def _tell(telling, target: Callable[..., int], *given) -> None:
+    """In the new process, to which the other one passes signals on, also those that a terminal sends to both."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        code = target(*given)
+    except OCTError as error:
+        telling.send(str(error))
+        code = 2
+    sys.exit(code)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
