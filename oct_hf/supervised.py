@@ -7,6 +7,7 @@ connects meanwhile waits for the next process, since the port stays taken here.
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -24,7 +25,7 @@ def run_replaced(target: Callable[..., int], *given) -> int:
 
     Args:
         target: a module's function; gives an exit code. SIGTERM asks it to end.
-        given: what can be pickled, sockets too.
+        given: what can be pickled, sockets too, which are closed here when this process is asked to end.
 
     Returns:
         its exit code; 128 and the number of SIGINT or SIGTERM where this process was asked to end.
@@ -37,10 +38,17 @@ def run_replaced(target: Callable[..., int], *given) -> int:
     deaths: deque[float] = deque(maxlen=DEATHS)
     process = None
 
+    def end() -> None:
+        assert process is not None
+        process.terminate()
+        for one in given:
+            if isinstance(one, socket.socket):
+                one.close()  # or it would go on taking connections that nobody answers
+
     def pass_on(number, _) -> None:
         received.append(number)
         if process is not None and process.pid is not None:
-            process.terminate()
+            end()
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -50,7 +58,7 @@ def run_replaced(target: Callable[..., int], *given) -> int:
             process.start()
             telling.close()
             if received:  # before there was a process to tell
-                process.terminate()
+                end()
             process.join()
             if heard.poll() and (fault := _message(heard)):
                 raise OCTError(fault)

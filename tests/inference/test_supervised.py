@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -37,10 +38,16 @@ def refuses() -> int:
     raise OCTError("no such model")
 
 
-def says_its_number(taken: socket.socket) -> int:
+def lingers(taken: socket.socket) -> int:
+    asked = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: asked.set())
     taken.listen()
-    print(os.getpid(), flush=True)
-    time.sleep(60)
+    print(taken.getsockname()[1], flush=True)
+    while not asked.wait(0.05):
+        pass
+    taken.close()
+    print("closed", flush=True)
+    time.sleep(1)
     return 1
 
 
@@ -72,14 +79,18 @@ def test_no_handler_of_signals_is_left():
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_both_end_together(number, code):
-    program = "import socket, sys\nfrom oct_hf.supervised import run_replaced\nfrom test_supervised import "
-    program += "says_its_number\nsys.exit(run_replaced(says_its_number, socket.create_server(('127.0.0.1', 0))))"
+def test_both_end_together_and_take_nothing_more(number, code):
+    program = "import socket, sys\nfrom oct_hf.supervised import run_replaced\nfrom test_supervised import lingers\n"
+    program += "sys.exit(run_replaced(lingers, socket.create_server(('127.0.0.1', 0))))"
     paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-c", program]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": paths})
-    assert int(process.stdout.readline()) != process.pid
+    port = int(process.stdout.readline())
+    socket.create_connection(("127.0.0.1", port)).close()
     process.send_signal(number)
+    assert process.stdout.readline() == "closed\n"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
     assert process.wait(30) == code
     assert process.stdout.read() == ""  # which ends when the child has
 
