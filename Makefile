@@ -47,7 +47,7 @@ matrix-%:
 	rm -rf .venv-$*
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python scripts/supply_chain.py $* > .venv-$*/bounds.txt
-	.venv-$*/bin/python -m pip install --disable-pip-version-check -q -c .venv-$*/bounds.txt -e ".[$(MATRIX)]" pytest pytest-xdist
+	.venv-$*/bin/python -m pip install --disable-pip-version-check -q -c .venv-$*/bounds.txt -e ".[$(MATRIX)]" pytest pytest-xdist hypothesis
 	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n auto -m "not slow and not live" $(QUICK)
 
 lint: $(READY)
