@@ -71,11 +71,12 @@ wheel: $(READY)
 dist: $(READY)
 	$(BIN)/python -m build
 
-# The versions of constraints.txt from the very files that were tested: Linux on x86-64, Python 3.11.
+# The versions of constraints.txt from the very files that were tested: Linux on x86-64, Python 3.11. The package as a
+# wheel: an editable one would need a package to build it that no hash is known of.
 hashed:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -q --require-hashes --no-deps -r hashes.txt
-	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation .
 	@touch $(READY)
 
 licences: $(READY)
