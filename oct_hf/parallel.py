@@ -137,10 +137,11 @@ def _no_usage_process() -> Iterator[None]:
     Even where they are turned off and there is no dashboard, that process asks addresses of three clouds where it runs
     (ray 2.60, `UsageStatsHead.run`), and nothing public keeps it from being started.
     """
-    from ray._private import services
+    try:
+        from ray._private import services
 
-    start = getattr(services, "start_api_server", None)
-    if start is None:  # another version of Ray
+        start = services.start_api_server
+    except (ImportError, AttributeError):  # another version of Ray
         yield
         return
     services.start_api_server = lambda *_, **__: ("", None)  # as where it couldn't be started

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 BESIDE = ".new"  # ends the name of a file that isn't whole yet
-OLD = ".old"  # ends the name of a folder whose place another is taking
+OLD = ".oct-hf-replaced"  # ends the name of a folder whose place another is taking; nobody's own copy has it
 
 
 @contextmanager
