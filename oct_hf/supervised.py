@@ -60,11 +60,11 @@ def run_replaced(target: Callable[..., int], *given) -> int:
             if received:  # before there was a process to tell
                 end()
             process.join()
+            code, process = process.exitcode or 0, None  # a signal from here on has nobody to be passed on to
             if heard.poll() and (fault := _message(heard)):
                 raise OCTError(fault)
             if received:
                 break
-            code = process.exitcode or 0
             if code >= 0:
                 return code
             name = signal.Signals(-code).name

@@ -51,9 +51,9 @@ class LabelErrors:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(map(cell, columns))
             for rank, one in enumerate(self.suspects, 1):
-                row = [rank, one.content_hash, one.group, one.given, one.suggested, f"{one.score:.4f}"]
+                row = [rank, one.content_hash, *map(cell, (one.group, one.given, one.suggested)), f"{one.score:.4f}"]
                 row += [one.unit_suspects, one.unit_images, f"{one.unit_score:.4f}"]
-                writer.writerow(map(cell, row + [f"{one.probabilities[name]:.4f}" for name in names]))
+                writer.writerow(row + [f"{one.probabilities[name]:.4f}" for name in names])
 
 
 def find_label_errors(
