@@ -5,7 +5,6 @@ of transformers' image processor on its pillow backend, to the last bit, without
 """
 
 import io
-import math
 import re
 import warnings
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ EXTENSIONS = (".jpeg", ".jpg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 MIN_SIDE = 16  # pixels; below this nothing of a retina is left
 ORIENTATION = 0x0112  # EXIF's tag; from 5 on the picture lies on its side
 _FULL_SCALES = (255.0, 4095.0, 65535.0)
+_LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)  # what a float32 can hold
 MOST_INPUT = 2048 * 2048  # pixels of a model's input; B-scans have fewer, and a batch of these is 800 MB
 # Where which bytes tell it, and what it then is.
 _OTHER_KINDS = (
@@ -163,9 +163,9 @@ class Preprocessing:
         if not all(isinstance(side, int) and side > 0 for side in sides) or self.height * self.width > MOST_INPUT:
             raise ModelError(f"an input of {self.height!r:.20}x{self.width!r:.20} pixels can't be")
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != 3 or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+            if len(values) != 3 or not all(isinstance(v, int | float) and abs(v) <= _MOST for v in values):
                 raise ModelError(f"its preprocessing can't be followed here: {name} is {values!r:.80}")
-        if min(self.std) <= 0:
+        if min(self.std) < _LEAST:
             raise ModelError(f"its preprocessing can't be followed here: std is {self.std!r:.80}")
 
     @classmethod

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from oct_hf.errors import BadImageError
+from oct_hf.errors import BadImageError, ModelError
 from oct_hf.images import Preprocessing, read_image, to_gray
 
 
@@ -94,6 +94,16 @@ def test_damaged_bytes_give_a_picture_or_a_reason_and_nothing_else(data):
         assert read.dtype == np.uint8 and min(read.shape[:2]) >= 16
     except BadImageError as error:
         assert str(error).startswith("eye: ") and "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "strange", [1e300, 10**400, float("nan"), "0.5", None], ids=["1e300", "10^400", "nan", "text", "none"]
+)
+def test_a_mean_that_no_pixel_can_have_is_refused(strange):
+    with pytest.raises(ModelError, match="mean is"):
+        Preprocessing(32, 32, mean=(0.5, 0.5, strange))
+    with pytest.raises(ModelError, match="std is"):
+        Preprocessing(32, 32, std=(0.5, 1e-300, 0.5))
 
 
 def test_a_missing_file_is_one_line(tmp_path):

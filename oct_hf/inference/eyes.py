@@ -46,22 +46,27 @@ class EyeAnswer:
         return self.labels[int(np.argmax(self.probabilities))]
 
 
-def answer_eyes(predictor, path: str | Path, rule: str = DEFAULT) -> Iterator[EyeAnswer]:
+def answer_eyes(predictor, path: str | Path, rule: str = DEFAULT, most: int | None = None) -> Iterator[EyeAnswer]:
     """One answer for each acquisition in a device's file.
 
     Args:
         predictor: a `Predictor`.
         path: the file.
         rule: a key of `RULES`.
+        most: B-scans of an acquisition; one with more is refused before any of it is predicted.
 
     Raises:
-        DataError: the file can't be read, or the predictor's labels are signs, several a B-scan.
+        DataError: the file can't be read, an acquisition has more than `most` B-scans, or the predictor's labels are
+            signs, several a B-scan.
         OCTError: no such rule.
     """
     labels = predictor.labels
     if predictor.several:
         raise DataError(f"{path}: signs of an eye's B-scans aren't joined yet; give its B-scans as pictures")
     for volume in read_volumes(path):
+        if most is not None and len(volume.bscans) > most:
+            count = f"has {len(volume.bscans)} B-scans, at most {most} are taken here"
+            raise DataError(f"{path}: {count}; oct-hf predict takes any number")
         answers = predictor.predict(iter(volume.bscans))
         bscans = np.array([list(answer.probabilities.values()) for answer in answers], np.float32)
         joined = join(bscans, labels, rule)

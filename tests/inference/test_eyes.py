@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -46,6 +47,13 @@ def test_an_eyes_answer_is_a_distribution_whatever_the_order(count, seed, rule):
 def test_one_bscan_is_the_eye():
     for rule in RULES:
         assert join(np.array([[0.2, 0.3, 0.5]]), LABELS, rule) == pytest.approx([0.2, 0.3, 0.5])
+
+
+def test_a_volume_of_too_many_bscans_is_refused_before_any_is_predicted(tmp_path):
+    path = write_dicom(tmp_path / "scan.dcm", bscans(6))
+    cannot_predict = SimpleNamespace(labels=LABELS, several=False)
+    with pytest.raises(OCTError, match="has 6 B-scans, at most 5 are taken here"):
+        next(answer_eyes(cannot_predict, path, most=5))
 
 
 def test_an_eyes_answer_is_that_of_its_bscans(finished_run, tmp_path):

@@ -165,10 +165,7 @@ def _read(given: Path | Picture, name: str) -> np.ndarray:
 
 
 def _of_device(predictor: Predictor, upload: Upload, rule: str) -> Iterator[Answer]:
-    for found in answer_eyes(predictor, upload.path, rule):
-        count = len(found.bscans)
-        if count > MAX_BSCANS:
-            raise OCTError(f"has {count} B-scans; the page shows volumes of up to {MAX_BSCANS}, oct-hf predict any")
+    for found in answer_eyes(predictor, upload.path, rule, MAX_BSCANS):
         picture = io.BytesIO()
         mark(found).save(picture, "PNG")
         bscans = [
