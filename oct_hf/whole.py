@@ -1,6 +1,7 @@
 """What is there whole or not at all: written beside its place and renamed, so that nobody ever reads half of it."""
 
 import contextlib
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -62,3 +63,9 @@ def write_json(path: Path, content: Any) -> None:
     """Writes a whole file or none."""
     with written_beside(path) as beside:
         beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from oct_hf.data.phantom import LABELS, draw
-from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import read_split_table
 from oct_hf.evaluation.faithfulness import PHANTOM_SIZE, marked_phantoms, measure_faithfulness
 from oct_hf.images import read_image, to_gray
@@ -22,6 +21,7 @@ from oct_hf.inference.inputs import find_images
 from oct_hf.inference.on_torch import quiet_transformers
 from oct_hf.inference.predictor import Predictor
 from oct_hf.model.folder import model_folder
+from oct_hf.whole import file_sha256
 
 SEED = 2**31 + 7  # of the phantoms that stand for images; no training set uses it
 COLUMNS = ("deletion", "insertion", "insertion_minus_deletion", "pointing_game", "energy", "iou")

@@ -15,7 +15,7 @@ import zlib
 from pathlib import Path
 
 from oct_hf.data.listing import Names
-from oct_hf.data.sources import MAX_FILE, MAX_TABLE, TAIL, Source, is_picture, table_of
+from oct_hf.data.source import MAX_FILE, MAX_TABLE, TAIL, Source, is_picture, table_of
 from oct_hf.errors import BadImageError, DataError
 
 
@@ -126,9 +126,9 @@ class Tar(_Archive):
 class Several(Source):
     """A folder of zips, as a set comes that has one for each class. A zip's name stands before the paths in it."""
 
-    def __init__(self, root: Path, zips: list[Path]):
+    def __init__(self, root: Path):
         self.root = root
-        self.parts = {path.stem: Zip(path) for path in zips}
+        self.parts = {path.stem: Zip(path) for path in zips_in(root)}
         self.files = Names(f"{stem}/{path}" for stem, part in self.parts.items() for path in part.files)
 
     def _of(self, path: str) -> tuple[Zip, str]:
@@ -158,6 +158,10 @@ class Several(Source):
             if any(path == name or path.endswith("/" + name) for path in part.infos):
                 return part.read_table(name)
         raise DataError(f"{self.root}: no CSV {name} in it, nor in its zips")
+
+
+def zips_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.zip") if not path.name.startswith("."))
 
 
 def _refuse_unsafe(root: Path, path: str, link: bool) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from oct_hf.data.catalog import CATALOG, PublicSet
 from oct_hf.data.listing import Entries, Entry
-from oct_hf.data.sources import Source
+from oct_hf.data.source import Source
 from oct_hf.errors import BadImageError, DataError, did_you_mean
 from oct_hf.labels import SEVERITY
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from oct_hf.data.listing import Names
-from oct_hf.data.sources import Source
+from oct_hf.data.source import Source
 from oct_hf.errors import BadImageError, DataError
 from oct_hf.labels import LABEL_SETS
 

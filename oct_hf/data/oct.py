@@ -42,7 +42,8 @@ from oct_hf.data.rows import (
     size_of,
 )
 from oct_hf.data.shards import Shards
-from oct_hf.data.sources import Source, open_source
+from oct_hf.data.source import Source
+from oct_hf.data.sources import open_source
 from oct_hf.data.stored import PLACE, address, labels_of, stored_work
 from oct_hf.errors import DataError, did_you_mean
 from oct_hf.labels import SIGNS

@@ -17,7 +17,7 @@ from oct_hf.data.duplicates import METHOD, thumbnail_of
 from oct_hf.data.listing import Entries, Entry
 from oct_hf.data.quality import measure_quality, version
 from oct_hf.data.shrunken import shrink
-from oct_hf.data.sources import Source
+from oct_hf.data.source import Source
 from oct_hf.errors import BadImageError
 from oct_hf.images import read_image
 

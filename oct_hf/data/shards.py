@@ -22,8 +22,8 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from oct_hf.data.layout import PUBLISHED_SIDES
-from oct_hf.data.sources import file_sha256
 from oct_hf.errors import DataError
+from oct_hf.whole import file_sha256
 
 SHARD_BYTES = 500 * 2**20  # of pictures
 GROUP_ROWS = 100

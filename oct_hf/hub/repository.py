@@ -13,7 +13,6 @@ from oct_hf.data import phantom
 from oct_hf.data.corrections import NAME as CORRECTIONS
 from oct_hf.data.corrections import Correction, write_corrections
 from oct_hf.data.leakage import LINKS_FILE, Links, write_links
-from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import MEMBERS_FILE, write_split
 from oct_hf.errors import ModelError
 from oct_hf.evaluation.predictions import Predictions
@@ -29,7 +28,7 @@ from oct_hf.inference.export_gray import write_gray_onnx
 from oct_hf.inference.fast_files import GRAY_ONNX, ONNX_FILE
 from oct_hf.inference.predictor import Predictor
 from oct_hf.labels import COARSER
-from oct_hf.whole import whole_folder
+from oct_hf.whole import file_sha256, whole_folder
 
 
 def write_repository(

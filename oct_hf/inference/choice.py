@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from oct_hf.data.sources import file_sha256
 from oct_hf.images import Preprocessing
 from oct_hf.inference.network import Network
+from oct_hf.whole import file_sha256
 
 SECONDS = 0.5  # of measuring, shared by all that are measured
 AGREE = 1e-4  # between the probabilities of backends that are said to answer alike

@@ -16,6 +16,7 @@ import numpy as np
 from oct_hf.errors import ModelError
 from oct_hf.inference.description import Description
 from oct_hf.inference.fast_files import ONNX_FILE, files_of
+from oct_hf.whole import file_sha256
 
 
 class Network(ABC):
@@ -39,8 +40,6 @@ class Network(ABC):
     @cached_property
     def sha256(self) -> str:
         """Of the weights' file; tells one model from another."""
-        from oct_hf.data.sources import file_sha256  # brings Arrow, which a single picture needn't wait for
-
         return file_sha256(self.weights) if self.weights else ""
 
     def probabilities(self, gray: np.ndarray) -> np.ndarray:

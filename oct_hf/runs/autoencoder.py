@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file
 
-from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import HELD_OUT
 from oct_hf.errors import DataError, RecipeError
 from oct_hf.model.denoised import DENOISED
@@ -18,6 +17,7 @@ from oct_hf.model.modeling_oct import OCTForImageClassification
 from oct_hf.runs.folder import read_run
 from oct_hf.runs.labelled import LabelledSet
 from oct_hf.training.pretrain import DECODER, FACTS, SEEN, WEIGHTS
+from oct_hf.whole import file_sha256
 
 
 def kept_autoencoder(folder: Path) -> dict:

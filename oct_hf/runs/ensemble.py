@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import HELD_OUT, learned_from
 from oct_hf.errors import DataError, ModelError, RunError
 from oct_hf.evaluation.predictions import Predictions
@@ -24,6 +23,7 @@ from oct_hf.runs.labelled import LabelledSet
 from oct_hf.training.callbacks import SNAPSHOTS
 from oct_hf.training.recipe import Recipe
 from oct_hf.training.recipe_file import change_recipe, load_recipe, make_recipe, value_of
+from oct_hf.whole import file_sha256
 
 
 @dataclass(frozen=True)

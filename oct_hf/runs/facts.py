@@ -15,7 +15,6 @@ import torch
 from oct_hf import __version__
 from oct_hf.data.corrections import NAME, describe_corrections
 from oct_hf.data.leakage import certificate
-from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import count_sides, fingerprint
 from oct_hf.hub.allowed import CODE_BRANCH
 from oct_hf.hub.card import most_demanding
@@ -23,6 +22,7 @@ from oct_hf.model.pip_bases import backbones_of, pip_base
 from oct_hf.runs.autoencoder import autoencoder_facts
 from oct_hf.runs.labelled import LabelledSet, is_public
 from oct_hf.training.recipe import HubRecipe, Recipe
+from oct_hf.whole import file_sha256
 
 LIBRARIES = (
     "torch",

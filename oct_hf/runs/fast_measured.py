@@ -14,7 +14,6 @@ from scipy.optimize import minimize_scalar
 from tqdm import tqdm
 
 from oct_hf.data.encoded import Encoded
-from oct_hf.data.sources import file_sha256
 from oct_hf.data.splits import learned_from
 from oct_hf.data.transforms import Augmentation
 from oct_hf.errors import DataError, ModelError
@@ -30,7 +29,7 @@ from oct_hf.inference.quantise import CALIBRATION_IMAGES, quantise
 from oct_hf.parallel import in_order
 from oct_hf.runs.again import drawn_data, labelled
 from oct_hf.runs.folder import read_run
-from oct_hf.whole import write_json
+from oct_hf.whole import file_sha256, write_json
 
 PREDICTIONS = "predictions.parquet"
 BATCH = 16  # images a forward pass

@@ -16,10 +16,9 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from oct_hf.data.sources import file_sha256
 from oct_hf.training import processes
 from oct_hf.untrusted import shown
-from oct_hf.whole import write_json
+from oct_hf.whole import file_sha256, write_json
 
 CHECKPOINTS = "checkpoints"  # a run's folder of them
 CHECKSUMS = "checksums.json"  # of a checkpoint's files, in it

@@ -11,7 +11,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from oct_hf.data import sources
+from oct_hf.data import source
 from oct_hf.data.oct import prepare
 from oct_hf.data.phantom import draw
 from oct_hf.errors import DataError
@@ -106,7 +106,7 @@ def test_what_unpacks_to_far_more_than_it_should_costs_no_memory(make, options, 
 def test_a_table_that_is_far_too_large_is_not_read(png, tmp_path, monkeypatch):
     from oct_hf.data import archives
 
-    monkeypatch.setattr(sources, "MAX_TABLE", 1 << 20)
+    monkeypatch.setattr(source, "MAX_TABLE", 1 << 20)
     monkeypatch.setattr(archives, "MAX_TABLE", 1 << 20)
     (tmp_path / "set/DME/P1").mkdir(parents=True)
     (tmp_path / "set/DME/P1/a.png").write_bytes(png)
@@ -124,7 +124,7 @@ def test_pipes_links_to_nothing_and_huge_files_are_listed_and_nothing_waits(clin
     os.mkfifo(clinic / "DME/D0/pipe.png")
     os.symlink(tmp_path / "nowhere.png", clinic / "DME/D0/gone.png")
     with open(clinic / "DME/D0/huge.png", "wb") as file:
-        file.truncate(sources.MAX_FILE + 1)
+        file.truncate(source.MAX_FILE + 1)
     told = measured(clinic, tmp_path)
     reasons = {item["file"]: item["reason"] for item in told["skipped"]}
     assert told["rows"] == 24 and reasons == {

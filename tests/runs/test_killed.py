@@ -8,9 +8,9 @@ import signal
 import pytest
 from killing import RECIPE, Killing, Runs
 
-from oct_hf.data.sources import file_sha256
 from oct_hf.model.folder import model_folder
 from oct_hf.training.checkpoints import CHECKSUMS, damage
+from oct_hf.whole import file_sha256
 
 KILLED = pytest.mark.promise(
     "A fine-tuning that is killed at any moment ends, by the same command, with the same weights to the last bit."

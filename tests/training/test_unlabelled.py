@@ -6,10 +6,10 @@ from small import pixels
 from oct_hf import Preprocessing
 from oct_hf.data import duplicates
 from oct_hf.data.phantom import draw
-from oct_hf.data.sources import file_sha256
 from oct_hf.errors import DataError
 from oct_hf.training.distillation import draw_phantoms
 from oct_hf.training.unlabelled import NO_LABEL, MixedSampler, Together, read_unlabelled
+from oct_hf.whole import file_sha256
 
 SMALL = Preprocessing(64, 64)
 

@@ -14,7 +14,6 @@ import yaml
 
 from oct_hf import __version__
 from oct_hf.data import quality
-from oct_hf.data.sources import file_sha256
 from oct_hf.errors import ModelError, OCTError
 from oct_hf.hub.card import model_licence
 from oct_hf.hub.kinds import kind_of
@@ -25,7 +24,7 @@ from oct_hf.inference.gate import Gate
 from oct_hf.inference.recorded import recorded_gate, recorded_run, views_of
 from oct_hf.labels import DISEASE_BY_SIGNS, describe
 from oct_hf.model.folder import model_folder
-from oct_hf.whole import whole_folder
+from oct_hf.whole import file_sha256, whole_folder
 
 FILES = ("index.html", "page.css", "icon.svg", "page.js", "work.js", "answer.js", "decode.js", "inflated.js")
 FILES += ("likeness.js", "pillow.js", "png.js", "refused.js", "scaled.js", "tiff.js")

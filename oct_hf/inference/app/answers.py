@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from oct_hf.data.sources import MAX_FILE
+from oct_hf.data.source import MAX_FILE
 from oct_hf.errors import BadImageError, OCTError
 from oct_hf.images import read_image
 from oct_hf.inference import table
