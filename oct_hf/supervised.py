@@ -11,13 +11,12 @@ import socket
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from multiprocessing import connection
 
 from oct_hf.errors import OCTError
 
-DEATHS, WITHIN = 5, 60.0  # so many deaths within so many seconds, and no other process is started
+DEATHS, EARLY = 5, 120.0  # so many deaths in a row, each within so many seconds of its start, and that is the end
 
 
 def run_replaced(target: Callable[..., int], *given) -> int:
@@ -35,7 +34,7 @@ def run_replaced(target: Callable[..., int], *given) -> int:
     """
     context = multiprocessing.get_context("spawn")
     received: list[int] = []
-    deaths: deque[float] = deque(maxlen=DEATHS)
+    deaths = 0
     process = None
 
     def end() -> None:
@@ -54,6 +53,7 @@ def run_replaced(target: Callable[..., int], *given) -> int:
     try:
         while not received:
             heard, telling = context.Pipe(duplex=False)
+            started = time.monotonic()
             process = context.Process(target=_tell, args=(telling, target, *given))
             process.start()
             telling.close()
@@ -68,9 +68,10 @@ def run_replaced(target: Callable[..., int], *given) -> int:
             if code >= 0:
                 return code
             name = signal.Signals(-code).name
-            deaths.append(time.monotonic())
-            if len(deaths) == DEATHS and deaths[-1] - deaths[0] < WITHIN:
-                raise OCTError(f"the server's process died {DEATHS} times in a minute, at last by {name}")
+            deaths = deaths + 1 if time.monotonic() - started < EARLY else 1
+            if deaths == DEATHS:
+                minutes = f"each within {EARLY / 60:.0f} minutes of its start"
+                raise OCTError(f"the server's process died {DEATHS} times in a row, {minutes}, at last by {name}")
             print(f"the server's process was ended by {name}; another one takes its place", file=sys.stderr, flush=True)
         return 128 + received[-1]
     finally:

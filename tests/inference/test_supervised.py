@@ -61,9 +61,14 @@ def test_it_is_started_again_until_it_ends_by_itself(tmp_path, capfd):
 
 
 def test_one_that_dies_each_time_is_given_up(tmp_path):
-    with pytest.raises(OCTError, match="died 5 times in a minute, at last by SIGKILL"):
+    with pytest.raises(OCTError, match="died 5 times in a row, each within 2 minutes of its start, at last by SIG"):
         supervised.run_replaced(dies_at_first, tmp_path / "starts", 99, 0)
     assert count(tmp_path / "starts") == 6
+
+
+def test_deaths_that_come_late_are_no_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervised, "EARLY", 0.0)
+    assert supervised.run_replaced(dies_at_first, tmp_path / "starts", 7, 3) == 3
 
 
 def test_what_it_refuses_is_refused_here():
