@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 NOTHING = """
-finetune | tune | ensemble | evaluate | compare | predict | explain | export | generate | publish | publish-data
+finetune | tune | ensemble | adapt | evaluate | compare | predict | explain | export | generate | publish | publish-data
 verify | serve | hub | data prepare | data check | data show | data labels
 """
 # A place that isn't there, is empty, is a file, or is an archive that is none; RUN is a finished run.
@@ -15,6 +15,7 @@ finetune folder --data gone | finetune folder --data empty | finetune folder --d
 finetune file.yaml | finetune --rerun empty | finetune demo --data gone | finetune small.yaml base=gone/model
 tune gone.yaml | tune folder --data gone | tune demo --space gone.yaml | tune demo --space file.yaml
 ensemble gone RUN | ensemble RUN empty
+adapt RUN --data gone --out here | adapt RUN --data empty --out here | adapt RUN --data file --out here
 evaluate RUN --data gone | evaluate RUN --data empty | evaluate RUN --data file
 compare RUN | compare RUN RUN
 predict gone -m RUN | predict empty -m RUN | predict EXAMPLES gone -m RUN
@@ -33,6 +34,8 @@ data show gone | data show empty | data labels gone --out here | data labels emp
 WRONG_MODEL = """
 evaluate gone | evaluate empty | evaluate file | evaluate broken
 ensemble RUN gone --out here | ensemble RUN broken --out here
+adapt gone --data EXAMPLES --out here | adapt empty --data EXAMPLES --out here
+adapt broken --data EXAMPLES --out here | adapt cut --data EXAMPLES --out here
 compare RUN gone | compare RUN empty | compare RUN file
 predict EXAMPLES -m gone | predict EXAMPLES -m empty | predict EXAMPLES -m file | predict EXAMPLES -m broken
 predict EXAMPLES -m cut | predict EXAMPLES -m words | predict EXAMPLES -m unheard
@@ -50,7 +53,7 @@ serve words --port 0
 # file/x can't be made, whoever asks.
 NO_ROOM = """
 finetune demo --out file/x | finetune demo --folds 2 --out file/x | tune demo --out file/x
-ensemble RUN RUN --out file/x
+ensemble RUN RUN --out file/x | adapt RUN --data EXAMPLES --out file/x | adapt RUN --data EXAMPLES --out empty
 evaluate RUN --out file/x.parquet | evaluate RUN --out gone/x.parquet | compare RUN RUN2 --figure file/x.png
 predict EXAMPLES -m RUN --out file/x.csv | predict EXAMPLES -m RUN --out folder.csv
 predict EXAMPLES -m RUN --en-face file/x
@@ -88,7 +91,7 @@ evaluate RUN --prevalence 2 | evaluate RUN --record | compare RUN RUN2 --permuta
 finetune demo --seeds 1 | finetune demo train.epochs=many | predict EXAMPLES -m RUN --batch-size 0
 predict EXAMPLES -m RUN --out x.xlsx | data show demo --out x.txt | generate demo --out here --image-size 13
 publish RUN --repo bad//id | publish RUN --repo you/x --gated maybe | serve RUN --port 99999
-serve RUN --host 999.1.1.1
+serve RUN --host 999.1.1.1 | adapt RUN --data EXAMPLES --out here | adapt RUN --data EXAMPLES --out here --most 3
 """
 
 

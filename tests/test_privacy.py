@@ -60,6 +60,7 @@ STEPS = {
     "show": ["data", "show", "SecretClinic", "--out", "show.html"],
     "finetune": ["finetune", "folder", *DATA, *TINY, FREE, "--out", "run"],
     "evaluate": ["evaluate", "run", *DATA, "data.title=Other", "--record", "--out", "evaluated.parquet"],
+    "adapt": ["adapt", "run", *DATA, "--out", "adapted"],
     "predict": ["predict", "SecretClinic", "spoilt", "-m", "run", "--out", "answers.csv", "--en-face", "fundus"],
     "predict on torch": ["predict", "SecretClinic", "spoilt", "-m", "run", "--backend", "torch"],
     "explain": ["explain", PICTURE, "spoilt", "-m", "run", "--out", "heat"],
@@ -93,7 +94,18 @@ ENDS = {"check spoilt": 2, "serve": 130, "app": 130, "hub": 130}
 # Copies of the clinic's files for work at home, as they are (docs/data.md): they hold what the files hold.
 COPIES = ("shards", ".home/.cache/huggingface/datasets")
 # What goes out, or is made to be put up by hand. A Hub's own list of tokens is its owner's.
-PUBLISHED = ("hub", "page", "space", "int8", "run/model", "run2/model", "mean/model", "again/model", "tuned/best/model")
+PUBLISHED = (
+    "hub",
+    "page",
+    "space",
+    "int8",
+    "adapted",
+    "run/model",
+    "run2/model",
+    "mean/model",
+    "again/model",
+    "tuned/best/model",
+)
 OWNERS = ("hub/tokens.json", "said/hub.out")
 # What names the user's files because that is what it is for, or repeats the command: all of it stays at home, as does
 # where wandb keeps on this machine what the user may send later.

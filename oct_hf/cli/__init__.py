@@ -20,6 +20,7 @@ import typer
 import typer.core
 
 from oct_hf import __version__
+from oct_hf.cli.adapt import adapt
 from oct_hf.cli.app import app as open_app
 from oct_hf.cli.data import app as data_app
 from oct_hf.cli.ensemble import ensemble
@@ -79,6 +80,7 @@ VERBS = (
     finetune,
     tune,
     ensemble,
+    adapt,
     evaluate,
     compare,
     predict,
