@@ -17,6 +17,7 @@ _WHERE = {
     "Preprocessing": "oct_hf.images",
     "Recipe": "oct_hf.training.recipe",
     "Volume": "oct_hf.data.volumes",
+    "adapt_model": "oct_hf.runs.adapted",
     "answer_eyes": "oct_hf.inference.eyes",
     "cross_validate": "oct_hf.runs.folds",
     "OCTError": "oct_hf.errors",

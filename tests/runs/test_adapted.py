@@ -6,11 +6,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from oct_hf import evaluate_model
+from oct_hf import adapt_model, evaluate_model
 from oct_hf.data.phantom import draw
 from oct_hf.errors import DataError, ModelError, RunError
 from oct_hf.inference.predictor import Predictor
-from oct_hf.runs.adapted import adapt_model
 from oct_hf.training.recipe import DataRecipe
 
 LABELS = ("CNV", "DME", "DRUSEN", "NORMAL")
