@@ -6,7 +6,6 @@ et al., "Improving robustness against common corruptions by covariate shift adap
 needed, so nothing tells whether it helped: measure it on some that have one.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,8 +100,7 @@ def adapt_model(
     }
     with whole_folder(out) as partial:
         network.model.to(memory_format=torch.contiguous_format).save_pretrained(partial)
-        pre = json.dumps(predictor.preprocessing.to_dict(), indent=2)
-        (partial / "preprocessor_config.json").write_text(pre + "\n", encoding="utf-8")
+        write_json(partial / "preprocessor_config.json", predictor.preprocessing.to_dict())
         (partial / "README.md").write_text(_card(facts), encoding="utf-8")
         write_json(partial / FACTS, facts)
     return facts
@@ -113,10 +111,10 @@ def _read(predictor: Predictor, data: Path, most: int, seed: int) -> tuple[list[
     source = open_source(data)
     images: list[np.ndarray] = []
     unreadable = 0
-    for row in np.random.default_rng(seed).permutation(len(source.files)).tolist():
+    for row in np.random.default_rng(seed).permutation(len(source.files)):
         if len(images) == most:
             break
-        name = source.files[row]
+        name = source.files[int(row)]
         try:
             images.append(predictor.preprocessing.resize(read_image(source.read(name), name)))
         except BadImageError:
@@ -126,10 +124,10 @@ def _read(predictor: Predictor, data: Path, most: int, seed: int) -> tuple[list[
     return images, unreadable
 
 
-def _batches(predictor: Predictor, images: list[np.ndarray]) -> Iterator[np.ndarray]:
+def _batches(predictor: Predictor, images: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
     """Pixels for the network, about 32 B-scans a time, none of them a batch of few."""
     for rows in np.array_split(np.arange(len(images)), -(-len(images) // _BATCH)):
-        yield np.stack([predictor.preprocessing.normalise(images[row]) for row in rows])
+        yield [predictor.preprocessing.normalise(images[row]) for row in rows]
 
 
 def _labels(predictor: Predictor, images: list[np.ndarray]) -> list[str]:
