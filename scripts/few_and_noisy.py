@@ -1,27 +1,30 @@
-"""Measures what wrong or few training labels cost, and how much of it each method wins back; over folds of patients.
+"""Measures what wrong or few training labels, and fewer patients, cost, and what each method wins back; over folds.
 
 python scripts/few_and_noisy.py [KEY=VALUE …] [--recipe NAME] --data PATH [--folds K] [--seeds N …] [--wrong SHARE …]
-                                [--few N …] [--methods NAME …] [--out FOLDER]
+                                [--few N …] [--patients SHARE …] [--methods NAME …] [--out FOLDER]
 
 On each fold cross-entropy is trained on the labels as they are; then, with a share of the training side's labels made
 wrong, cross-entropy and each method for wrong labels; then, with N labels a class, cross-entropy and FixMatch, which
-sees the other training B-scans without their labels. Both take the same steps on the labelled ones. Validation sides
-keep their labels, and test sides are never touched. FOLDER gets few_and_noisy.json, few_and_noisy.md and each
-training's predictions, so that a measurement that was stopped goes on. Without --recipe it is `neh_2018` with settings
-for a quick training on a machine without a GPU (FAST below).
+sees the other training B-scans without their labels. Both take the same steps on the labelled ones. With a share of
+each class's training patients alone, in as many more epochs, cross-entropy tells what each doubling of the patients
+brought. Validation sides stay whole and keep their labels, and test sides are never touched. FOLDER gets
+few_and_noisy.json, few_and_noisy.md and each training's predictions, so that a measurement that was stopped goes on.
+Without --recipe it is `neh_2018` with settings for a quick training on a machine without a GPU (FAST below).
 """
 
 import argparse
 import dataclasses
 import json
 import shutil
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from oct_hf.data.splits import write_split
+from oct_hf.data.splits import fewer_patients, read_split_table, write_split
 from oct_hf.errors import OCTError, RunError
 from oct_hf.evaluation.label_errors import plant_errors, write_planted
+from oct_hf.evaluation.learning_curve import learning_curve
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.evaluation.won_back import won_back
 from oct_hf.runs.facts import hardware, public_recipe
@@ -61,15 +64,22 @@ RATIO = 3  # of FixMatch, B-scans without a label for each one with
 
 
 def trainings(
-    recipe: Recipe, data: LabelledSet, place: Path, wrong: Sequence[float], few: Sequence[int], seeds: Sequence[int]
+    recipe: Recipe,
+    data: LabelledSet,
+    place: Path,
+    wrong: Sequence[float],
+    few: Sequence[int],
+    shares: Sequence[float],
+    seeds: Sequence[int],
 ) -> dict[tuple[str, str], Recipe]:
     """The recipes of one fold and seed by condition and method.
 
     Args:
         recipe: of the fold, split by a file.
         data: its B-scans.
-        place: for the files of planted errors.
+        place: for the files of planted errors, and of splits with fewer patients.
         wrong, few: shares of wrong labels, and labels of a class.
+        shares: of the training patients.
         seeds: of what is planted.
     """
     found = {(GOOD, PLAIN): recipe}
@@ -86,7 +96,19 @@ def trainings(
         condition, less = f"{count} a class", {"split.labelled_per_class": count}
         for name, weight in ((PLAIN, 0.0), ("fixmatch", 1.0)):
             found[condition, name] = change_recipe(recipe, less | {"semi": {"ratio": RATIO, "weight": weight}})
+    for share in shares:
+        file = place / f"patients-{1000 * share:.0f}.csv"
+        sides = fewer_patients(data.patients, data.labels, data.sides, share, seeds[0])
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_split(file, data.hashes, data.patients, data.labels, sides)
+        as_long = {"split.path": str(file), "train.epochs": round(recipe.train.epochs / share)}  # the same steps
+        found[of_patients(share), PLAIN] = change_recipe(recipe, as_long)
     return found
+
+
+def of_patients(share: float) -> str:
+    """What a condition with a share of the training patients is called."""
+    return f"{share:.4g} of the patients"
 
 
 def answers(recipe: Recipe, place: Path) -> tuple[Predictions, dict]:
@@ -121,14 +143,17 @@ def compare_methods(
     wrong: Sequence[float],
     few: Sequence[int],
     methods: Sequence[str],
+    shares: Sequence[float] = (),
 ) -> dict:
     """Trains everything and compares.
 
     Returns:
-        `recipe`, `data`, `folds`, `seeds`, `hardware`; `trainings`, a row each; and `won_back`, by condition and method
-        what `won_back` gives, cross-entropy's own being what was lost.
+        `recipe`, `data`, `folds`, `seeds`, `hardware`; `trainings`, a row each; `won_back`, by condition and method
+        what `won_back` gives, cross-entropy's own being what was lost; and with shares of the patients `curve`, what
+        `learning_curve` gives.
     """
     parts: dict[tuple[str, str], dict[int, list[Predictions]]] = {}
+    learned_from: dict[str, list[int]] = {}  # training patients by condition, one number a training
     rows = []
     out.mkdir(parents=True, exist_ok=True)
     for number, fold in enumerate(fold_recipes(recipe, folds)):
@@ -136,15 +161,19 @@ def compare_methods(
         split = out / f"split-{number}.csv"
         write_split(split, data.hashes, data.patients, data.labels, data.sides)
         for seed in seeds:
-            seeded = change_recipe(fold, {"split.by": "file", "split.path": str(split), "split.test_fold": None})
+            of_file = {"split.by": "file", "split.path": str(split), "split.folds": None, "split.test_fold": None}
+            seeded = change_recipe(fold, of_file)
             seeded = change_recipe(seeded, {"train.seed": seed, "split.seed": seed})
             place = out / f"seed-{seed}" / f"fold-{number}"
-            for (condition, name), one in trainings(seeded, data, place, wrong, few, [seed, number]).items():
+            conditions = trainings(seeded, data, place, wrong, few, shares, [seed, number])
+            for (condition, name), one in conditions.items():
                 if name != PLAIN and name not in methods:
                     continue
                 print(f"seed {seed}, fold {number}, {condition}, {name}", file=sys.stderr, flush=True)
                 found, told = answers(one, place / condition.replace("%", "").replace(" ", "-") / name)
                 parts.setdefault((condition, name), {}).setdefault(seed, []).append(found)
+                if name == PLAIN:
+                    learned_from.setdefault(condition, []).append(_training_patients(one.split.path))
                 training = {key: told["training"][key] for key in ("best_epoch", "steps", "images", "seconds")}
                 rows.append(
                     {"seed": seed, "fold": number, "labels": condition, "method": name}
@@ -157,6 +186,11 @@ def compare_methods(
         if condition != GOOD:
             sides = (pooled[GOOD, PLAIN], pooled[condition, PLAIN], pooled[condition, name])
             compared.setdefault(condition, {})[name] = won_back(*sides)
+    curve = {}
+    if shares:
+        on_curve = [*(of_patients(share) for share in sorted(shares)), GOOD]
+        learned = [statistics.mean(learned_from[condition]) for condition in on_curve]
+        curve = {"curve": learning_curve(learned, [pooled[condition, PLAIN] for condition in on_curve])}
     return {
         "recipe": public_recipe(recipe).to_dict(),
         "data": {"title": recipe.data.title or recipe.data.name, "grouped_by": recipe.data.grouped_by},
@@ -165,7 +199,14 @@ def compare_methods(
         "hardware": hardware(),
         "won_back": compared,
         "trainings": rows,
+        **curve,
     }
+
+
+def _training_patients(split: str | None) -> int:
+    assert split  # each fold's was written
+    table = read_split_table(split)
+    return len({name for name, side in zip(table["patient_id"], table["side"], strict=True) if side == "train"})
 
 
 # --- what a reader gets ----------------------------------------------------------------------------------------------
@@ -198,7 +239,27 @@ def markdown(result: dict) -> str:
             told = [_span(row["lost"]), "", ""] if name == PLAIN else ["", _span(row["won"]), _span(row["share"])]
             cells = [condition, name, f"{row['method']:.3f}", f"{area:.3f}", *told]
             lines.append("| " + " | ".join(cells) + " |")
+    if "curve" in result:
+        lines += ["", *_curve(result["curve"], unit)]
     return "\n".join(lines) + "\n"
+
+
+def _curve(curve: dict, unit: str) -> list[str]:
+    accuracy, area = curve["metrics"]["balanced_accuracy"], curve["metrics"]["auroc"]
+    rows = zip(curve["patients"], accuracy["values"], area["values"], strict=True)
+    shown = [f"| {count:.0f} | {_shown(first)} | {_shown(second)} |" for count, first, second in rows]
+    brought = f"{_span(accuracy['per_doubling'])} of balanced accuracy and {_span(area['per_doubling'])} of AUROC"
+    return [
+        f"| {unit}s to train on | balanced accuracy | AUROC |",
+        "|---|---|---|",
+        *shown,
+        "",
+        f"Each doubling of them brought {brought}.",
+    ]
+
+
+def _shown(found: dict) -> str:
+    return f"{found['value']:.3f} ({found['low']:.3f}–{found['high']:.3f})"
 
 
 def _span(found: dict) -> str:
@@ -219,17 +280,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--wrong", type=float, nargs="*", default=[0.2, 0.4], help="shares of wrong labels")
     parser.add_argument("--few", type=int, nargs="*", default=[10, 25, 50], help="labels of a class")
+    parser.add_argument("--patients", type=float, nargs="*", default=[], help="shares of the training patients")
     parser.add_argument("--methods", nargs="+", choices=(*FOR_WRONG, "fixmatch"), default=[*FOR_WRONG, "fixmatch"])
     parser.add_argument("--out", type=Path, default=Path("runs/few_and_noisy"))
     given = parser.parse_args()
-    if not given.wrong and not given.few:
-        parser.error("nothing to measure: give --wrong or --few")
+    if not given.wrong and not given.few and not given.patients:
+        parser.error("nothing to measure: give --wrong, --few or --patients")
+    if any(not 0 < share < 1 for share in given.patients):
+        parser.error("--patients: shares lie above 0 and below 1; all of them are measured anyway")
     path = [f"data.path={json.dumps(str(given.data))}"] if given.data else []
     fast = [] if given.recipe else [f"{key}={json.dumps(value)}" for key, value in FAST.items()]
     try:
         recipe = load_recipe(given.recipe or "neh_2018", [*fast, *given.settings, *path])
         recipe = dataclasses.replace(recipe, search={}, push_to_hub=False)
-        result = compare_methods(recipe, given.out, given.folds, given.seeds, given.wrong, given.few, given.methods)
+        conditions = given.wrong, given.few, given.methods, given.patients
+        result = compare_methods(recipe, given.out, given.folds, given.seeds, *conditions)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)

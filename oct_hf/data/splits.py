@@ -244,6 +244,32 @@ def choose_labelled(
     return chosen
 
 
+def fewer_patients(
+    patients: Sequence[str], labels: Sequence[str], sides: Strings, share: float, seed: int = 0
+) -> np.ndarray:
+    """Sides with a share of each class's training patients; the others are `unused`.
+
+    Of the same seed a smaller share's patients are among a larger one's, and each class has one at least. A patient of
+    several classes counts for each of them, and stays with all images where one of them keeps him.
+
+    Args:
+        patients, labels, sides: `n` strings each.
+        share: above 0 and up to 1.
+        seed: another one keeps others.
+
+    Returns:
+        `n` strings.
+    """
+    training = [row for row, side in enumerate(sides) if side == "train"]
+    kept: set[str] = set()
+    for label in {labels[row] for row in training}:
+        own = {patients[row] for row in training if labels[row] == label}
+        drawn = sorted(own, key=lambda name: hashlib.blake2b(f"{seed} {name}".encode(), digest_size=16).digest())
+        kept.update(drawn[: max(1, round(share * len(own)))])
+    gone = [side == "train" and patient not in kept for patient, side in zip(patients, sides, strict=True)]
+    return np.where(gone, UNUSED, np.asarray(sides))
+
+
 def check_disjoint(patients: Sequence[str], sides: Strings, hashes: Sequence[str], volumes: Sequence[str] = ()) -> None:
     """Raises DataError where a patient, a file or a volume is on two sides. Called on every split before it is used."""
     for kind, values in (("patient", patients), ("file", hashes), ("volume", volumes)):

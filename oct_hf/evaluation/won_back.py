@@ -8,14 +8,9 @@ lost, so its interval is Fieller's.
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
-from oct_hf.errors import DataError
-from oct_hf.evaluation.intervals import draws
+from oct_hf.evaluation.paired import MEASURED, drawn_means, means, paired, reach_of, span
 from oct_hf.evaluation.predictions import Predictions
-from oct_hf.evaluation.resampled import ByPatient
-
-MEASURED = ("balanced_accuracy", "auroc")
 
 
 def won_back(
@@ -48,54 +43,24 @@ def won_back(
     Raises:
         DataError: other rows, labels or patients in one of them, or a single patient.
     """
-    sides = [[_sorted(one.of("test")) for one in kind] for kind in (good, bad, method)]
-    first = sides[0][0]
-    for one in (one for kind in sides for one in kind):
-        same = (np.array_equal(getattr(one, name), getattr(first, name)) for name in ("hashes", "labels", "groups"))
-        if one.names != first.names or not all(same):
-            raise DataError("what was lost and won is told on the same test images with the same labels and patients")
-    count = len(set(first.groups))
-    if count < 2:
-        raise DataError("what was lost and won has no interval over one patient")
-    measured = [[ByPatient.of_predictions(one) for one in kind] for kind in sides]
-    whole = _values(measured, np.ones((1, count)))
-    drawn = [_values(measured, weights) for weights in draws(count, resamples, seed)]
-    drawn = {name: np.concatenate([block[name] for block in drawn], 1) for name in MEASURED}
-    reach = float(stats.t.ppf((1 + level) / 2, count - 1) * np.sqrt(count / (count - 1)))
+    measured, first = paired((good, bad, method))
+    count = measured[0][0].groups
+    whole, drawn = means(measured, np.ones((1, count))), drawn_means(measured, resamples, seed)
+    reach = reach_of(count, level)
     metrics = {name: _row(whole[name][:, 0], drawn[name], reach) for name in MEASURED}
     return {"rows": len(first.hashes), "patients": count, "seeds": len(bad), "level": level, "metrics": metrics}
 
 
-def _sorted(side: Predictions) -> Predictions:
-    return side.rows(np.argsort(side.hashes.astype(str), kind="stable"))
-
-
-def _values(measured: list[list[ByPatient]], weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Of each metric `(3, b)`: good, bad, method, as means over seeds."""
-
-    def mean(kind: list[ByPatient], name: str) -> np.ndarray:
-        found = (one.counted(weights) if name == "balanced_accuracy" else one.ranked(weights, False) for one in kind)
-        return np.mean([values[name] for values in found], axis=0)
-
-    return {name: np.stack([mean(kind, name) for kind in measured]) for name in MEASURED}
-
-
 def _row(whole: np.ndarray, drawn: np.ndarray, reach: float) -> dict:
-    drawn = drawn[:, np.isfinite(drawn).all(0)]
     lost, won = whole[0] - whole[1], whole[2] - whole[1]
     moved = np.stack([drawn[0] - drawn[1], drawn[2] - drawn[1]])
     return {
         **dict(zip(("good", "bad", "method"), whole.tolist(), strict=True)),
-        "lost": _span(lost, moved[0], reach),
-        "won": _span(won, moved[1], reach),
-        "beyond_half": _span(won - lost / 2, moved[1] - moved[0] / 2, reach),
+        "lost": span(lost, moved[0], reach),
+        "won": span(won, moved[1], reach),
+        "beyond_half": span(won - lost / 2, moved[1] - moved[0] / 2, reach),
         "share": _share(lost, won, np.cov(moved, ddof=0) * reach**2),
     }
-
-
-def _span(value: float, drawn: np.ndarray, reach: float) -> dict:
-    half = reach * drawn.std()
-    return {"value": float(value), "low": float(value - half), "high": float(value + half)}
 
 
 def _share(lost: float, won: float, spread: np.ndarray) -> dict:

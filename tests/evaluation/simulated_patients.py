@@ -1,5 +1,7 @@
 """Predictions on simulated patients, for the tests of intervals and comparisons."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from oct_hf.evaluation.predictions import Predictions
@@ -31,3 +33,11 @@ def predictions(probabilities, labels, group, names: str = "ABCDEFGH") -> Predic
         text("test" for _ in labels),
         np.asarray(probabilities, np.float32),
     )
+
+
+def blurred(given, noise: float, seed: int):
+    """The same model with noise in its scores."""
+    scores = np.log(given.probabilities.astype(float))
+    scores += noise * np.random.default_rng([seed, 5]).normal(size=scores.shape)
+    powers = np.exp(scores)
+    return replace(given, probabilities=(powers / powers.sum(1, keepdims=True)).astype(np.float32))

@@ -2,20 +2,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from simulated_patients import simulated
+from simulated_patients import blurred, simulated
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from oct_hf.errors import DataError
 from oct_hf.evaluation.comparison import compare
 from oct_hf.evaluation.won_back import won_back
-
-
-def blurred(given, noise: float, seed: int):
-    """The same model with noise in its scores."""
-    scores = np.log(given.probabilities.astype(float))
-    scores += noise * np.random.default_rng([seed, 5]).normal(size=scores.shape)
-    powers = np.exp(scores)
-    return replace(given, probabilities=(powers / powers.sum(1, keepdims=True)).astype(np.float32))
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ def test_the_same_errors_are_planted_from_the_same_seed_each_into_another_label(
 
 def test_labels_are_made_wrong_on_the_training_side_alone(quick, tmp_path):
     data = assign_sides(load_data(quick.data)[0], quick)
-    found = script.trainings(quick, data, tmp_path, [0.25], [3], [0, 1])
+    found = script.trainings(quick, data, tmp_path, [0.25], [3], [], [0, 1])
     planted = {c.content_hash: c for c in read_corrections(tmp_path / "wrong-25.csv")}
     training = {h for h, side in zip(data.hashes, data.sides, strict=True) if side == "train"}
     assert planted.keys() <= training and len(planted) == round(0.25 * len(training))
@@ -61,6 +61,17 @@ def test_labels_are_made_wrong_on_the_training_side_alone(quick, tmp_path):
     assert found["good labels", "cross_entropy"] == quick
 
 
+def test_fewer_patients_take_as_many_steps(quick, tmp_path):
+    data = assign_sides(load_data(quick.data)[0], quick)
+    found = script.trainings(quick, data, tmp_path, [], [], [0.5], [0, 1])
+    half = found["0.5 of the patients", "cross_entropy"]
+    assert half.train.epochs == 2 * quick.train.epochs and half.split.path == str(tmp_path / "patients-500.csv")
+    sides = read_split_table(half.split.path)
+    kept = {p for p, side in zip(sides["patient_id"], sides["side"], strict=True) if side == "train"}
+    whole = {p for p, side in zip(data.patients, data.sides, strict=True) if side == "train"}
+    assert kept < whole and 0 < len(kept) <= len(whole) / 2 + 1
+
+
 def test_the_fast_recipe_is_one():
     recipe = load_recipe("neh_2018", [f"{key}={json.dumps(value)}" for key, value in script.FAST.items()])
     assert recipe.model.image_size == 96 and recipe.train.class_weights is None
@@ -68,13 +79,16 @@ def test_the_fast_recipe_is_one():
 
 @pytest.mark.slow
 def test_everything_is_trained_once_and_told_in_a_table(quick, tmp_path, monkeypatch):
-    ask = lambda: script.compare_methods(quick, tmp_path, 2, [0], [0.4], [2], ["gce", "fixmatch"])  # noqa: E731
+    ask = lambda: script.compare_methods(quick, tmp_path, 2, [0], [0.4], [2], ["gce", "fixmatch"], [0.5])  # noqa: E731
     found = ask()
     assert {c: set(m) for c, m in found["won_back"].items()} == {
         "40% wrong": {"cross_entropy", "gce"},
         "2 a class": {"cross_entropy", "fixmatch"},
+        "0.5 of the patients": {"cross_entropy"},
     }
-    assert len(found["trainings"]) == 2 * 5
+    assert len(found["trainings"]) == 2 * 6
+    half, whole = found["curve"]["patients"]
+    assert 0 < half < whole
     few = [row for row in found["trainings"] if row["labels"] == "2 a class"]
     assert {row["images"] for row in few} == {4} and len({row["steps"] for row in few if row["fold"] == 0}) == 1
     own = found["won_back"]["40% wrong"]["cross_entropy"]["metrics"]["balanced_accuracy"]
@@ -88,6 +102,9 @@ def test_everything_is_trained_once_and_told_in_a_table(quick, tmp_path, monkeyp
         assert len(read_split_table(tmp_path / f"split-{number}.csv")["side"]) == 32
     table = script.markdown(found)
     assert "| 40% wrong | gce | " in table and np.isfinite(found["trainings"][0]["seconds"])
+    assert f"| {whole:.0f} | " in table and "Each doubling of them brought " in table
+    curve = found["curve"]["metrics"]["balanced_accuracy"]["values"]
+    assert curve[1]["value"] == pytest.approx(own["good"])
     assert not list(tmp_path.rglob("*.safetensors"))
     monkeypatch.setattr(script, "train_and_predict", None)  # nothing is trained again
     assert ask() == found
