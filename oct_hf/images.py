@@ -5,6 +5,7 @@ of transformers' image processor on its pillow backend, to the last bit, without
 """
 
 import io
+import json
 import re
 import warnings
 from dataclasses import dataclass, replace
@@ -229,6 +230,11 @@ class Preprocessing:
             "image_std": list(self.std),
             "do_convert_rgb": True,
         }
+
+    def save(self, folder: Path) -> None:
+        """Writes `preprocessor_config.json` into a model's folder."""
+        text = json.dumps(self.to_dict(), indent=2) + "\n"
+        (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
 
     def resize(self, image: np.ndarray, gap: float | None = None) -> np.ndarray:
         """uint8 `(height, width[, 3])`, antialiased, of an image of any size.

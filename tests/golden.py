@@ -82,7 +82,7 @@ def write_model(folder: Path, bias: list[float], int8: bool = True) -> Path:
     model, gray = golden_model(bias), folder / fast_files.GRAY_ONNX
     preprocessing = Preprocessing.of_timm(model.config.pretrained_cfg)
     model.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict()))
+    preprocessing.save(folder)
     write_onnx(model, folder / fast_files.ONNX_FILE)
     write_gray_onnx(model, preprocessing, gray, folder / fast_files.ONNX_FILE)
     if int8:

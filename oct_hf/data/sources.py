@@ -33,11 +33,12 @@ class Folder(Source):
     """
 
     def __init__(self, root: Path):
-        self.root, self._devices, self._strange = root, None, []
+        self.root, self._devices = root, None
+        self._strange: list[dict] | None = None  # until it was listed
 
     @cached_property
     def files(self) -> Names:
-        sizes, times = array("q"), array("q")
+        sizes, times, strange = array("q"), array("q"), []
 
         def found() -> Iterator[str]:
             for path in _paths_below(self.root):
@@ -48,17 +49,18 @@ class Folder(Source):
                     try:
                         status = os.stat(os.path.join(self.root, path))
                     except OSError as error:
-                        self._strange.append({"file": path, "reason": f"can't be opened ({error.strerror or error})"})
+                        strange.append({"file": path, "reason": f"can't be opened ({error.strerror or error})"})
                         continue
                     if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for ever
-                        self._strange.append({"file": path, "reason": "is a pipe or a device, no file"})
+                        strange.append({"file": path, "reason": "is a pipe or a device, no file"})
                         continue
                     for picture in self.devices.names_in(path) if device else (path,):
                         sizes.append(status.st_size)
                         times.append(status.st_mtime_ns)
                         yield picture
 
-        return Names(found(), size=sizes, time=times)
+        names, self._strange = Names(found(), size=sizes, time=times), strange
+        return names
 
     def forget(self) -> None:
         self.__dict__.pop("files", None)
@@ -75,7 +77,9 @@ class Folder(Source):
         return self._devices.shown(path) if self._devices else None
 
     def unreadable(self) -> list[dict]:
-        return self._strange + (self._devices.bad if self._devices else [])
+        if self._strange is None:
+            len(self.files)
+        return (self._strange or []) + (self._devices.bad if self._devices else [])
 
     def size(self, path: str) -> int:
         return int(self.files.beside["size"][self.files.row(path)])

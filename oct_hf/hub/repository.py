@@ -66,7 +66,7 @@ def write_repository(
     """
     with whole_folder(target) as partial:
         model.save_pretrained(partial)
-        (partial / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict(), indent=2) + "\n")
+        preprocessing.save(partial)
         predictions.write(partial / "predictions.parquet")
         write_split(partial / "split.csv", **split)
         if links is not None:

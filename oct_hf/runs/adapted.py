@@ -100,7 +100,7 @@ def adapt_model(
     }
     with whole_folder(out) as partial:
         network.model.to(memory_format=torch.contiguous_format).save_pretrained(partial)
-        write_json(partial / "preprocessor_config.json", predictor.preprocessing.to_dict())
+        predictor.preprocessing.save(partial)
         (partial / "README.md").write_text(_card(facts), encoding="utf-8")
         write_json(partial / FACTS, facts)
     return facts
@@ -110,7 +110,7 @@ def _read(predictor: Predictor, data: Path, most: int, seed: int) -> tuple[list[
     """Some B-scans of the model's size, uint8, in an order without a meaning; and how many can't be read."""
     source = open_source(data)
     images: list[np.ndarray] = []
-    unreadable = 0
+    unreadable = len(source.unreadable())
     for row in np.random.default_rng(seed).permutation(len(source.files)):
         if len(images) == most:
             break

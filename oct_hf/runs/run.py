@@ -226,7 +226,7 @@ def _push_best(hub, recipe, preprocessing, trainer, state) -> None:
     def save(target: Path) -> None:
         with trainer.averaged():
             trainer.accelerator.unwrap_model(trainer.model).save_pretrained(target)
-        write_json(target / "preprocessor_config.json", preprocessing.to_dict())
+        preprocessing.save(target)
 
     row = epoch_rows(state.log_history)[-1]
     hub.push(save, recipe.name, round(row["epoch"]), round(state.num_train_epochs), row)

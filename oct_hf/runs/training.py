@@ -173,7 +173,7 @@ def train(
     trained = known["status"] == "trained" and checkpoint and step_of(checkpoint) == known["training"]["steps"]
     callbacks = [EpochLines(folder / "log" / "epochs.csv"), stop]
     if recipe.train.snapshots:
-        callbacks.append(Snapshots(folder / SNAPSHOTS, recipe.train.snapshots, preprocessing.to_dict()))
+        callbacks.append(Snapshots(folder / SNAPSHOTS, recipe.train.snapshots, preprocessing))
     kind, more = OCTTrainer, {}
     if recipe.teacher and trained:
         facts["teacher"] = known["teacher"]

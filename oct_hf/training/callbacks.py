@@ -1,7 +1,6 @@
 """What watches a training: one line an epoch, a record of them, and a clean stop when asked."""
 
 import csv
-import json
 import signal
 import sys
 import threading
@@ -13,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerState
 
+from oct_hf.images import Preprocessing
 from oct_hf.training import processes
 
 SNAPSHOTS = "snapshots"  # a run's folder of them
@@ -82,10 +82,10 @@ class Snapshots(TrainerCallback):
     Args:
         folder: for them.
         cycles: equally long, of the whole training.
-        preprocessing: of the model's input, for its preprocessor_config.json.
+        preprocessing: of the model's input.
     """
 
-    def __init__(self, folder: Path, cycles: int, preprocessing: dict):
+    def __init__(self, folder: Path, cycles: int, preprocessing: Preprocessing):
         self.folder, self.cycles, self.preprocessing = folder, cycles, preprocessing
 
     def on_step_end(self, args, state, control, model: Any = None, **kwargs):
@@ -93,7 +93,7 @@ class Snapshots(TrainerCallback):
         if state.is_world_process_zero and state.global_step % length == 0:
             place = self.folder / str(state.global_step // length)
             model.save_pretrained(place)
-            (place / "preprocessor_config.json").write_text(json.dumps(self.preprocessing, indent=2) + "\n")
+            self.preprocessing.save(place)
 
 
 class StopOnSignal(TrainerCallback):

@@ -28,7 +28,7 @@ most = private()
 threading.Thread(target=watch, daemon=True).start()
 """
 B0 = """
-import json, sys
+import sys
 from pathlib import Path
 import torch
 from oct_hf import OCTForImageClassification, Preprocessing
@@ -41,7 +41,7 @@ labels = ["CNV", "DME", "DRUSEN", "NORMAL"]
 model = OCTForImageClassification.from_timm("tf_efficientnetv2_b0", labels, image_size=224).eval()
 model.save_pretrained(folder)
 preprocessing = Preprocessing.from_pretrained_cfg(model.config.pretrained_cfg)
-(folder / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict()))
+preprocessing.save(folder)
 write_onnx(model, folder / ONNX_FILE)
 write_gray_onnx(model, preprocessing, folder / GRAY_ONNX, folder / ONNX_FILE)
 write_gray_openvino(model, preprocessing, folder / GRAY_ONNX, folder / GRAY_OPENVINO)

@@ -1,5 +1,6 @@
-"""Archives as strangers make them: unsafe paths, lies about sizes, halves, odd names."""
+"""Sources as strangers make them: archives with unsafe paths, lies about sizes, halves, odd names; pipes."""
 
+import os
 import pickle
 import stat
 import tarfile
@@ -134,3 +135,14 @@ def test_an_archive_is_read_by_many_threads_and_after_pickling(kind, clinic, tmp
         assert data == (clinic / name).read_bytes()
     assert all(source.size(name) == (clinic / name).stat().st_size for name in source.files)
     assert len({source.stamp(name) for name in source.files}) == len(files)
+
+
+def test_what_cannot_be_listed_is_told_once_whenever_it_is_asked(png, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/a.png").write_bytes(png)
+    os.mkfifo(tmp_path / "pictures/pipe.png")
+    source = open_source(tmp_path / "pictures")
+    told = [{"file": "pipe.png", "reason": "is a pipe or a device, no file"}]
+    assert source.unreadable() == told  # before anybody asked what is there
+    source.forget()
+    assert list(source.files) == ["a.png"] and source.unreadable() == told

@@ -18,7 +18,7 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     made = OCTForImageClassification.from_timm("test_efficientnet", ["AMD", "DME", "NORMAL"], image_size=64)
     made.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(Preprocessing(64, 64).to_dict()))
+    Preprocessing(64, 64).save(folder)
     return folder
 
 

@@ -167,7 +167,7 @@ def test_a_saved_network_is_itself_again_and_a_warm_start(name, tmp_path):
         before = model(pixel_values=x).logits
     model.fold_temperature(2.0)
     model.save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(Preprocessing(SIZE, SIZE).to_dict()))
+    Preprocessing(SIZE, SIZE).save(tmp_path)
     again = Predictor(tmp_path, device="cpu")
     warm = OCTForImageClassification.from_timm(str(tmp_path), ["A", "B"], image_size=SIZE).eval()
     with torch.inference_mode():

@@ -25,7 +25,7 @@ def saved(tmp_path_factory):
         model.timm_model.classifier.weight.normal_(0, 20)
     model.save_pretrained(folder)
     preprocessing = Preprocessing.from_pretrained_cfg(model.config.pretrained_cfg)
-    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict()))
+    preprocessing.save(folder)
     return folder, model, preprocessing
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -80,6 +81,7 @@ def test_what_cannot_be_adapted_is_refused_and_leaves_nothing(finished_run, dark
     few = tmp_path / "few"
     few.mkdir()
     (few / "cut.png").write_bytes(b"\x89PNG")
+    os.mkfifo(few / "pipe.png")
     for path in sorted(dark.rglob("*.png"))[:15]:
         (few / path.name).write_bytes(path.read_bytes())
     with pytest.raises(DataError, match="15 B-scans can be read, and statistics need 16"):
@@ -89,7 +91,7 @@ def test_what_cannot_be_adapted_is_refused_and_leaves_nothing(finished_run, dark
     assert not (tmp_path / "out").exists()
     (few / "another.png").write_bytes(sorted(dark.rglob("*.png"))[20].read_bytes())
     code, out, said = run("adapt", finished_run, "--data", few, "--out", tmp_path / "out")
-    assert code == 0 and "16 B-scans" in out and "1 file(s) couldn't be read" in out and "oct-hf evaluate" in said
+    assert code == 0 and "16 B-scans" in out and "2 file(s) couldn't be read" in out and "oct-hf evaluate" in said
 
 
 def test_a_network_without_batch_normalisation_is_refused(tmp_path, dark):

@@ -24,7 +24,6 @@ from oct_hf.training.adversarial import AdversarialTrainer
 from oct_hf.training.recipe import Recipe
 from oct_hf.training.recipe_file import load_recipe
 from oct_hf.training.trainer import OCTTrainer
-from oct_hf.whole import write_json
 
 NAMES = list(LABELS)[:4]
 SLOW = pytest.mark.slow
@@ -113,7 +112,7 @@ def test_two_steps_of_a_recipe_and_what_they_write_loads(name, size, encoder, tm
     assert not torch.equal(model.timm_model.get_classifier().weight, head)
     folder = tmp_path / "model"
     model.save_pretrained(folder)
-    write_json(folder / "preprocessor_config.json", trainer.preprocessing.to_dict())
+    trainer.preprocessing.save(folder)
     image = draw("DME", 3).image
     again, here = Predictor(folder, device="cpu"), Predictor(model, trainer.preprocessing, device="cpu")
     pixels = [here.read(image)]
