@@ -21,7 +21,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from oct_hf.data.splits import fewer_patients, read_split_table, write_split
+from oct_hf.data.fewer import fewer_patients
+from oct_hf.data.splits import read_split_table, write_split
 from oct_hf.errors import OCTError, RunError
 from oct_hf.evaluation.label_errors import plant_errors, write_planted
 from oct_hf.evaluation.learning_curve import learning_curve

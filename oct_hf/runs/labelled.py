@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from oct_hf.data.corrections import correct_labels
 from oct_hf.data.encoded import Encoded
+from oct_hf.data.fewer import choose_labelled
 from oct_hf.data.leakage import Links, search, stand_in_patients, units
 from oct_hf.data.oct import prepare
 from oct_hf.data.pixels import multi_hot
@@ -17,7 +18,6 @@ from oct_hf.data.splits import (
     HELD_OUT,
     UNUSED,
     check_disjoint,
-    choose_labelled,
     pseudonyms,
     read_split,
     split_by_fold,
