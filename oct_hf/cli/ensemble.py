@@ -39,7 +39,8 @@ def ensemble(
     if as_json:
         print_json(run)
         return
-    print_result(run["results"]["test"], f"{run['name']} on the test side", run["data"]["grouped_by"], run["intervals"])
+    title, unit = f"{run['name']} on the test side", run["data"]["grouped_by"]
+    print_result(run["results"]["test"], title, unit, run["intervals"], run["calibration"]["after"]["test"])
     rows = [(one["name"], one["architecture"], score(one["balanced_accuracy"])) for one in run["ensemble"]["members"]]
     print_table("members on the same test side", ("member", "network", "balanced accuracy"), rows)
     tell(f"{folder / 'model'}  the repository: weights, card, predictions, split")

@@ -51,7 +51,8 @@ def evaluate(
         shown = {"at_prevalence": {"prevalence": prevalence, "points": points}} if points else {}
         print_json(found | shown)
         return
-    print_result(found["results"], f"{model} on {data or 'its own test predictions'}", spans=found["intervals"])
+    title = f"{model} on {data or 'its own test predictions'}"
+    print_result(found["results"], title, spans=found["intervals"], calibration=found["calibration"])
     if points:
         rows = [(*row[:2], *map(score, row[2:])) for row in points]
         columns = ("question", "target in validation", "sensitivity", "specificity", "PPV", "NPV")

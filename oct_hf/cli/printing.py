@@ -48,7 +48,10 @@ def score(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.3f}"
 
 
-def print_result(result: dict, title: str, unit: str = "patient", spans: dict | None = None) -> None:
+def print_result(
+    result: dict, title: str, unit: str = "patient", spans: dict | None = None, calibration: dict | None = None
+) -> None:
+    """What `Predictions.measure` gives, with its `intervals`; and of `describe_calibration` what noise alone makes."""
     from oct_hf.evaluation.oct_metrics import short_name
 
     names = list(result["per_class"])
@@ -62,6 +65,23 @@ def print_result(result: dict, title: str, unit: str = "patient", spans: dict | 
         found = (spans or {"metrics": {}})["metrics"].get(key, {})
         interval = f"  95 % interval {found['low']:.3f} to {found['high']:.3f}" if "low" in found else ""
         print(f"{short_name(key):<18} {score(result[key])}{interval}")
+    if perfect := (calibration or {}).get("ece_if_perfect"):
+        print(f"{'':<18} {perfect['mean']:.3f}  if calibrated perfectly, in 95 % of cases at most {perfect['q95']:.3f}")
+
+
+def print_joined(joined: dict | None, unit: str) -> None:
+    """How good whole eyes or patients are answered, of one run or of pooled folds; nothing where none is known."""
+    if joined is None:
+        return
+    found, spans = joined.get("test") or joined["results"], joined["intervals"]
+    rules = dict.fromkeys(joined.get("rules") or [joined["rule"]])
+    texts = []
+    for key, name in (("balanced_accuracy", "balanced accuracy"), ("auroc", "AUROC")):
+        span = spans.get(key, {})
+        interval = f" ({span['low']:.3f} to {span['high']:.3f})" if "low" in span else ""
+        texts.append(f"{name} {score(found[key])}{interval}")
+    count = joined["n"] if "n" in joined else joined["eyes"]["test"]
+    print(f"joined by {unit} ({', '.join(rules)}): {count} {unit}s, {', '.join(texts)}")
 
 
 def print_signs(signs: dict, title: str) -> None:

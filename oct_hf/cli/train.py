@@ -17,7 +17,17 @@ from oct_hf.cli.options import (
     overrides_of,
     prepare_for_other_hubs,
 )
-from oct_hf.cli.printing import print_disease, print_json, print_result, print_signs, print_table, say, score, tell
+from oct_hf.cli.printing import (
+    print_disease,
+    print_joined,
+    print_json,
+    print_result,
+    print_signs,
+    print_table,
+    say,
+    score,
+    tell,
+)
 from oct_hf.errors import OCTError
 
 
@@ -97,7 +107,10 @@ def finetune(
         print_disease(run["signs"])
     else:
         unit = run["data"]["grouped_by"]
-        print_result(run["results"]["test"], f"{run['name']} on the test side", unit, run["intervals"])
+        calibration = run["calibration"]["after"]["test"]
+        print_result(run["results"]["test"], f"{run['name']} on the test side", unit, run["intervals"], calibration)
+        print_joined(run["per_eye"], "eye")
+        print_joined(run["per_patient"], "patient")
     if run["data"]["left_out"]:
         say(f"left out: {run['data']['left_out']} files that can't be used or repeat others")
     _print_places(folder)
@@ -127,7 +140,10 @@ def _cross_validate(recipe, folder: Path, folds: int, seeds: str | None, overwri
         f"{found['name']} out of {folds} folds" + (f", seed {seed}" if numbers else ""),
         first["data"]["grouped_by"],
         first["intervals"],
+        first["calibration"],
     )
+    print_joined(first["per_eye"], "eye")
+    print_joined(first["per_patient"], "patient")
     columns = ("test side", *(f"fold {row['fold']}" for row in first["by_fold"]), "mean", "sd")
     _print_spread("by fold", columns, first["spread"], SCORES)
     if numbers:

@@ -111,12 +111,16 @@ def test_pooled_folders_are_compared_and_measured_again(two_folds, run, tmp_path
 
 
 def test_the_command_trains_what_is_missing_and_shows_folds_and_intervals(two_folds, quick, run, tmp_path):
-    _, folder = two_folds
+    facts, folder = two_folds
     (tmp_path / "quick.yaml").write_text(quick.to_yaml())
     before = (folder / "fold-1/model/model.safetensors").stat().st_mtime_ns
     code, out, err = run("finetune", tmp_path / "quick.yaml", "--folds", "2", "--out", folder)
     assert code == 0, err
     assert "16 B-scans, 8 patients" in out and "95 % interval" in out and "fold 1" in out and "sd" in out
+    joined, perfect = facts["by_seed"]["0"]["per_patient"], facts["by_seed"]["0"]["calibration"]["ece_if_perfect"]
+    assert f"joined by patient ({', '.join(dict.fromkeys(joined['rules']))}): 8 patients, balanced accuracy " in out
+    assert f"{joined['results']['balanced_accuracy']:.3f} (" in out and f"AUROC {joined['results']['auroc']:.3f}" in out
+    assert perfect is None or f"{perfect['mean']:.3f}  if calibrated perfectly" in out
     assert (folder / "fold-1/model/model.safetensors").stat().st_mtime_ns == before
     for arguments, text in (
         (("--folds", "3", "--out", folder), "already holds another run (it differs in split.folds"),
