@@ -249,13 +249,16 @@ def _curve(curve: dict, unit: str) -> list[str]:
     accuracy, area = curve["metrics"]["balanced_accuracy"], curve["metrics"]["auroc"]
     rows = zip(curve["patients"], accuracy["values"], area["values"], strict=True)
     shown = [f"| {count:.0f} | {_shown(first)} | {_shown(second)} |" for count, first, second in rows]
-    brought = f"{_span(accuracy['per_doubling'])} of balanced accuracy and {_span(area['per_doubling'])} of AUROC"
+    brought, last = (
+        f"{_span(accuracy[key])} of balanced accuracy and {_span(area[key])} of AUROC"
+        for key in ("per_doubling", "last_doubling")
+    )
     return [
         f"| {unit}s to train on | balanced accuracy | AUROC |",
         "|---|---|---|",
         *shown,
         "",
-        f"Each doubling of them brought {brought}.",
+        f"Each doubling of them brought {brought}; the last one {last}.",
     ]
 
 

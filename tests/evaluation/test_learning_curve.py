@@ -24,6 +24,8 @@ def test_a_doubling_brings_the_slope_of_a_line_through_the_values(good):
         slope = np.polyfit(np.log2([10, 20, 40]), values, 1)[0]
         assert row["per_doubling"]["value"] == pytest.approx(slope, abs=1e-6)
         assert 0 < row["per_doubling"]["low"] < slope < row["per_doubling"]["high"]
+        assert row["last_doubling"]["value"] == pytest.approx(values[2] - values[1], abs=1e-6)
+        assert row["last_doubling"]["low"] < row["last_doubling"]["value"] < row["last_doubling"]["high"]
     # Twice as far apart, half as much a doubling.
     further = learning_curve([10, 40, 160], kinds)["metrics"]["auroc"]["per_doubling"]
     assert 2 * further["value"] == pytest.approx(found["metrics"]["auroc"]["per_doubling"]["value"])
@@ -41,6 +43,8 @@ def test_a_flat_curve_has_nought_in_its_interval_and_each_point_its_own(good):
 def test_what_makes_no_curve_is_refused(good):
     with pytest.raises(DataError, match="two numbers of patients"):
         learning_curve([10, 10], [[good], [good]])
+    with pytest.raises(DataError, match="ascending"):
+        learning_curve([20, 10], [[good], [good]])
     with pytest.raises(DataError, match="same test images"):
         learning_curve([10, 20], [[good], [good.rows(np.arange(100))]])
     with pytest.raises(DataError, match="over one patient"):

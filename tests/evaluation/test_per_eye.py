@@ -36,6 +36,16 @@ def test_the_rule_that_fits_the_validation_eyes_is_chosen():
     assert found["validation"]["maximum"]["balanced_accuracy"] == found["test"]["balanced_accuracy"] == 1.0
 
 
+def test_one_eye_more_does_not_choose_a_rule_that_is_over_sure():
+    eyes = [(f"d{n}", "OD", "DME", [0.9] + [0.78] * 5) for n in range(5)] + [("d5", "OD", "DME", [0.9] + [0.3] * 5)]
+    eyes += [(f"n{n}", "OD", "NORMAL", [0.45] + [0.15] * 5) for n in range(6)]
+    both = [(side + group, eye, side, *rest) for side in ("validation", "test") for group, eye, *rest in eyes]
+    found = measure_eyes(predictions(both))
+    assert found["validation"]["maximum"]["balanced_accuracy"] > found["validation"]["mean"]["balanced_accuracy"]
+    assert found["validation"]["maximum"]["log_loss"] > found["validation"]["mean"]["log_loss"]
+    assert found["rule"] == "mean"
+
+
 def test_the_test_side_has_no_say():
     both = few_show_it()
     turned = dataclasses.replace(both, probabilities=both.probabilities.copy())
