@@ -56,9 +56,41 @@ def test_the_temperature_is_scikit_learns(too_sure):
         theirs = CalibratedClassifierCV(FrozenEstimator(AsGiven()), method="temperature")
         theirs.fit(logits, labels, sample_weight=weights)
         wanted = 1 / theirs.calibrated_classifiers_[0].calibrators[0].beta_
-        fitted = fit_temperature(logits, labels, given)
+        fitted = fit_temperature(logits, labels, given, spread=None)
         assert fitted.value == pytest.approx(wanted, rel=1e-5) and fitted.why is None
     assert fit_temperature(logits, labels).value == pytest.approx(too_sure, rel=0.15)
+
+
+def test_few_patients_hold_the_temperature_near_one_and_many_outweigh_that():
+    logits, labels, groups = drawn(2000, too_sure=4.0)
+    apart = []
+    for patients in (6, 30, 400):
+        rows = np.isin(groups, np.unique(groups)[:patients]) if patients < 400 else np.full(2000, True)
+        z, y, whose = logits[rows], labels[rows], groups[rows] if patients < 400 else np.arange(2000)
+        count = len(np.unique(whose))
+        weights = 1 / np.unique(whose, return_counts=True)[1][np.unique(whose, return_inverse=True)[1]]
+        grid = np.exp(np.linspace(-1, 2, 3001))
+        losses = [-weights @ np.log(softmax(z / t, 1)[np.arange(len(y)), y]) for t in grid]
+        wanted = grid[np.argmin(losses + (np.log(grid) / 0.5) ** 2 / 2)]
+        assert fit_temperature(z, y, whose).value == pytest.approx(wanted, rel=2e-3)
+        plain = fit_temperature(z, y, whose, spread=None).value
+        assert 1 < wanted < plain and count == (patients if patients < 400 else 2000)
+        apart.append(plain / wanted)
+    assert apart[0] > 1.5 and apart[0] > apart[1] > apart[2] and apart[2] < 1.02
+
+
+def test_on_a_dozen_patients_it_is_better_on_others_than_the_plain_minimum():
+    lost = {None: 0.0, "held": 0.0}
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        whose = np.repeat(np.arange(212), 5)  # B-scans of a patient are right or wrong together
+        z = rng.normal(0, 1.5, (212, 3))[whose] + rng.normal(0, 0.3, (1060, 3))
+        y = (softmax(z[::5], 1).cumsum(1) < rng.random((212, 1))).sum(1)[whose]
+        few = whose < 12
+        for name in lost:
+            found = fit_temperature(z[few], y[few], whose[few], *([None] if name is None else []))
+            lost[name] += sk.log_loss(y[~few], softmax(z[~few] / found.value, 1), labels=[0, 1, 2]) / 60
+    assert lost["held"] < lost[None] - 0.01
 
 
 def test_probabilities_serve_as_logits_and_one_over_t_undoes_t():
@@ -88,26 +120,33 @@ def test_every_patient_weighs_the_same():
 def test_when_all_answers_are_right_the_rule_of_succession_bounds_the_confidence():
     _, labels, _ = drawn(60)
     unsure = np.eye(3)[labels]
-    fitted = fit_temperature(unsure, labels)
+    fitted = fit_temperature(unsure, labels, spread=None)
     assert softmax(unsure / fitted.value, 1).max(1).mean() == pytest.approx(61 / 62)
     assert fitted.value < 1 and "all validation answers are right" in fitted.why
     patients = np.arange(60) % 10
-    fewer = fit_temperature(unsure, labels, patients)
+    fewer = fit_temperature(unsure, labels, patients, spread=None)
     assert softmax(unsure / fewer.value, 1).max(1).mean() == pytest.approx(11 / 12)
     sure = fit_temperature(unsure * 20, labels)
     assert sure.value == 1.0 and "all validation answers are right" in sure.why
-    hardly = fit_temperature(unsure * 1e-3, labels)
+    hardly = fit_temperature(unsure * 1e-3, labels, spread=None)
     assert hardly.value == 0.02 and hardly.why
+    for groups, bound, whose in ((None, fitted, "60 cases"), (patients, fewer, "10 patients")):
+        held = fit_temperature(unsure, labels, groups)
+        assert bound.value < held.value < 1 and held.why.endswith(f"sharpened as far as {whose} bear out")
+    assert fit_temperature(unsure * 20, labels).value == 1.0
 
 
 def test_answers_that_are_all_wrong_end_at_the_bound():
     _, labels, _ = drawn(60)
     wrong = np.eye(3)[(labels + 1) % 3] * 5
-    fitted = fit_temperature(wrong, labels)
+    fitted = fit_temperature(wrong, labels, spread=None)
     assert fitted.value == 50 and fitted.why == "the log loss still falls above T = 50, the bound of the search"
     hardly, hit = np.eye(3)[labels] * 1e-4, np.arange(60) == 0
     hardly[hit] = np.eye(3)[(labels[hit] + 1) % 3] * 1e-4
-    assert fit_temperature(hardly, labels).why == "the log loss still falls below T = 0.02, the bound of the search"
+    assert (
+        fit_temperature(hardly, labels, spread=None).why
+        == "the log loss still falls below T = 0.02, the bound of the search"
+    )
 
 
 @pytest.mark.parametrize(
@@ -131,7 +170,7 @@ def test_each_sigmoid_output_gets_its_own_temperature_by_binary_cross_entropy():
     true = rng.normal(0, 2, (3000, 2))
     labels = (rng.random(true.shape) < expit(true)).astype(float)
     labels[:500, 1] = np.nan
-    fitted = fit_temperatures(true * [3, 0.5], labels)
+    fitted = fit_temperatures(true * [3, 0.5], labels, spread=None)
     assert [t.value for t in fitted] == pytest.approx([3, 0.5], rel=0.1)
     assert [t.n for t in fitted] == [3000, 2500]
     z = 3 * true[:, 0]
