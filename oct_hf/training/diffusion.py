@@ -1,8 +1,9 @@
 """A diffusion generator of B-scans, one network for all classes: diffusers' UNet and schedulers, transformers' Trainer.
 
-Ho et al., "Denoising diffusion probabilistic models" (2020), with the cosine schedule of Nichol and Dhariwal (2021);
-sampled by DDIM (Song et al. 2021) with classifier-free guidance (Ho and Salimans 2022), for which a share of the labels
-is hidden in training. Noise and hidden labels come from seed and step, so a stopped training goes on as it would have.
+Ho et al., "Denoising diffusion probabilistic models" (2020), with the cosine schedule of Nichol and Dhariwal (2021) and
+velocities as what is predicted (Salimans and Ho 2022); sampled by DDIM (Song et al. 2021) with classifier-free guidance
+(Ho and Salimans 2022), for which a share of the labels is hidden in training. Noise and hidden labels come from seed
+and step, so a stopped training goes on as it would have.
 """
 
 import json
@@ -90,11 +91,13 @@ def build_unet(settings: DiffusionSettings, classes: int):
 
 def make_scheduler() -> Any:
     """The noise of training, from which sampling makes its own."""
-    return _diffusers().DDPMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2")
+    return _diffusers().DDPMScheduler(
+        num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"
+    )
 
 
 class _Denoiser(nn.Module):
-    """The UNet as the Trainer calls a model: noise predicted for noisy pictures `(N, 1, h, w)`."""
+    """The UNet as the Trainer calls a model: velocity predicted for noisy pictures `(N, 1, h, w)`."""
 
     def __init__(self, unet):
         super().__init__()
@@ -105,7 +108,7 @@ class _Denoiser(nn.Module):
 
 
 class DiffusionTrainer(WholeCheckpoints):
-    """Trains a UNet to tell the noise in noisy B-scans, of `Pixels` of its size.
+    """Trains a UNet to tell B-scan from noise, of `Pixels` of its size.
 
     Args:
         unet: of `build_unet`.
@@ -160,14 +163,19 @@ class DiffusionTrainer(WholeCheckpoints):
         return loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Mean squared error of the predicted noise: Ho et al., eq. 14."""
+        """Mean squared error of the predicted velocity, `sqrt(a) noise - sqrt(1 - a) clean`.
+
+        Salimans and Ho, "Progressive distillation for fast sampling of diffusion models" (ICLR 2022), appendix D. Of
+        almost pure noise a prediction of the noise says nothing of the picture, least how bright it is.
+        """
         clean = as_input(inputs["pixel_values"])
         noise = torch.randn_like(clean)
         times = torch.randint(self.scheduler.config.num_train_timesteps, (len(clean),), device=clean.device)
         hidden = torch.rand(len(clean), device=clean.device) < self.settings.hidden
         labels = torch.where(hidden, self.hidden_label, inputs["labels"])
         noisy = self.scheduler.add_noise(clean, noise, times)
-        loss = functional.mse_loss(model(noisy, times, labels).float(), noise)
+        velocity = self.scheduler.get_velocity(clean, noise, times)
+        loss = functional.mse_loss(model(noisy, times, labels).float(), velocity)
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -254,8 +262,8 @@ class DiffusionGenerator:
             some = torch.tensor(labels[start : start + batch_size])
             values = torch.stack([self._noise(seed, start + number) for number in range(len(some))]).to(self.device)
             for time in self.scheduler.timesteps:
-                noise = self._predicted(values, time, some.to(self.device), guidance)
-                values = self.scheduler.step(noise, time, values).prev_sample
+                velocity = self._predicted(values, time, some.to(self.device), guidance)
+                values = self.scheduler.step(velocity, time, values).prev_sample
             drawn.append(((values[:, 0].clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy())
         return np.concatenate(drawn)
 
