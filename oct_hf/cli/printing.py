@@ -48,6 +48,11 @@ def score(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.3f}"
 
 
+def spanned(value: float | None, span: dict) -> str:
+    """A score with its interval, where it has one."""
+    return score(value) + (f" ({span['low']:.3f} to {span['high']:.3f})" if "low" in span else "")
+
+
 def print_result(
     result: dict, title: str, unit: str = "patient", spans: dict | None = None, calibration: dict | None = None
 ) -> None:
@@ -71,26 +76,19 @@ def print_result(
 
 def print_joined(joined: dict | None, unit: str) -> None:
     """How good whole eyes or patients are answered, of one run or of pooled folds; nothing where none is known."""
+    from oct_hf.evaluation.oct_metrics import short_name
+
     if joined is None:
         return
     found, spans = joined.get("test") or joined["results"], joined["intervals"]
     rules = dict.fromkeys(joined.get("rules") or [joined["rule"]])
-    texts = []
-    for key, name in (("balanced_accuracy", "balanced accuracy"), ("auroc", "AUROC")):
-        span = spans.get(key, {})
-        interval = f" ({span['low']:.3f} to {span['high']:.3f})" if "low" in span else ""
-        texts.append(f"{name} {score(found[key])}{interval}")
+    texts = [f"{short_name(key)} {spanned(found[key], spans.get(key, {}))}" for key in ("balanced_accuracy", "auroc")]
     count = joined["n"] if "n" in joined else joined["eyes"]["test"]
     print(f"joined by {unit} ({', '.join(rules)}): {count} {unit}s, {', '.join(texts)}")
 
 
 def print_signs(signs: dict, title: str) -> None:
     """What `evaluation.signs` found of each sign: on the test side, or on other data."""
-
-    def spanned(value: float | None, span: dict) -> str:
-        interval = f" ({span['low']:.3f} to {span['high']:.3f})" if "low" in span else ""
-        return score(value) + interval
-
     rows = []
     for name, one in signs.items():
         results, calibration = one["results"], one["calibration"]

@@ -28,7 +28,7 @@ def choose_labelled(
     Raises:
         DataError: a class has fewer images.
     """
-    keys = [hashlib.blake2b(f"{seed} {value}".encode(), digest_size=16).digest() for value in hashes]
+    keys = [_place(seed, value) for value in hashes]
     turn = dict.fromkeys(zip(labels, patients, strict=True), 0)
     placed: list[tuple[int, bytes, int]] = []
     for row in sorted(range(len(hashes)), key=keys.__getitem__):
@@ -66,7 +66,12 @@ def fewer_patients(
     kept: set[str] = set()
     for label in {labels[row] for row in training}:
         own = {patients[row] for row in training if labels[row] == label}
-        drawn = sorted(own, key=lambda name: hashlib.blake2b(f"{seed} {name}".encode(), digest_size=16).digest())
+        drawn = sorted(own, key=lambda name: _place(seed, name))
         kept.update(drawn[: max(1, round(share * len(own)))])
     gone = [side == "train" and patient not in kept for patient, side in zip(patients, sides, strict=True)]
     return np.where(gone, UNUSED, np.asarray(sides))
+
+
+def _place(seed: int, value: str) -> bytes:
+    """Where a value comes in the order that a seed draws, whatever else there is."""
+    return hashlib.blake2b(f"{seed} {value}".encode(), digest_size=16).digest()

@@ -7,11 +7,11 @@ separate intervals that overlap say little. A model's answers are exchanged for 
 import itertools
 
 import numpy as np
-from scipy import stats
 
 from oct_hf.errors import DataError
 from oct_hf.evaluation import oct_metrics
 from oct_hf.evaluation.intervals import draws
+from oct_hf.evaluation.paired import reach_of
 from oct_hf.evaluation.predictions import Predictions
 from oct_hf.evaluation.resampled import BLOCK, ByPatient
 
@@ -66,7 +66,7 @@ def compare(
     drawn = _differences(both, ((w, np.zeros_like(w)) for w in draws(count, resamples, seed)))
     exact = count < 62 and 2**count <= permutations
     swapped = _differences(both, ((1 - z, z) for z in _swaps(count, None if exact else permutations, seed)))
-    reach = stats.t.ppf((1 + level) / 2, count - 1) * np.sqrt(count / (count - 1))
+    reach = reach_of(count, level)
     metrics = {
         name: _row(name, measured[0][name], measured[1][name], drawn[name], swapped[name], reach, exact)
         for name in COMPARED
